@@ -1,0 +1,21 @@
+"""Which samples should this epoch train on? Dynamic data pruning as a Gymnasium environment."""
+
+from importlib.metadata import version
+
+import gymnasium
+
+from prune_env.env import PruneEnv
+from prune_env.selection import select
+
+__all__ = ["PruneEnv", "select"]
+__version__ = version("prune-env")
+
+for _name, _dataset in {
+    "Digits": "digits",
+    "CIFAR10": "cifar10",
+    "CIFAR100": "cifar100",
+    "TinyImageNet": "tiny_imagenet",
+    "ImageFolder": "imagefolder",
+}.items():
+    # no max_episode_steps: the end of the budget is the end of training, and terminates
+    gymnasium.register(f"prune_env/{_name}-v0", entry_point="prune_env.env:PruneEnv", kwargs={"dataset": _dataset})

@@ -1,0 +1,84 @@
+"""Compute, counted in passes through the network: prices, the ledger of a run, and seconds beside it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+# A forward and backward pass of one sample costs 3, a forward alone 1: counts stay integers, sums exact.
+TRAIN_COST = 3
+SCORE_COST = 1
+
+
+@dataclass
+class Ledger:
+    """What a run has put through the network, against a hard budget.
+
+    One unit is the forward and backward pass of all N training samples; a forward pass alone is a third.
+    Validation is counted and never charged.
+
+    Args:
+        n: number of training samples N.
+        budget: units that may be spent.
+    """
+
+    n: int
+    budget: float
+    train: int = 0  # samples, forward and backward
+    score: int = 0  # samples, forward only, for an agent's sake
+    evaluate: int = 0  # samples, forward only, validation: free
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "score": 0.0, "evaluate": 0.0})
+
+    @property
+    def total(self) -> int:
+        """The budget in units of 1 / (3 N)."""
+        return int(self.budget * self.n * TRAIN_COST + 1e-6)  # 0.7 * 10 * 3 is 20.999…
+
+    @property
+    def used(self) -> int:
+        """What is charged so far, in units of 1 / (3 N)."""
+        return TRAIN_COST * self.train + SCORE_COST * self.score
+
+    @property
+    def spent(self) -> float:
+        """What is charged so far, in full-epoch equivalents."""
+        return self.used / (TRAIN_COST * self.n)
+
+    @property
+    def share(self) -> float:
+        """Share of the budget that is used, in [0, 1]."""
+        return self.used / self.total
+
+    @property
+    def affordable(self) -> int:
+        """How many more samples can be trained on."""
+        return (self.total - self.used) // TRAIN_COST
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+
+class Stopwatch:
+    """Times stretches of device work without waiting for them: read it once they have ended.
+
+    On CUDA a mark is an event in the stream, elsewhere the clock's time.
+    """
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+        self._marks: list = []
+
+    def mark(self) -> None:
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def stretches(self) -> list[float]:
+        """Seconds between consecutive marks; on CUDA only after a synchronisation."""
+        pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
+        return [a.elapsed_time(b) / 1e3 if self._cuda else b - a for a, b in pairs]

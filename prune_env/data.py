@@ -1,0 +1,228 @@
+"""The task: uint8 images of a training part and a validation part, on one device, with knobs that vary it."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prune_env import datasets
+
+VALIDATION_SEED = 0  # fixed: every task of a data set is judged on the same images
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Samples resident on one device."""
+
+    images: Tensor  # (n, C, H, W) uint8
+    labels: Tensor  # (n,) int64, what training sees
+    classes: tuple[str, ...]
+    source: Tensor  # (n,) int64, row of the official split that this sample is (a copy of)
+    wrong: Tensor  # (n,) bool, label replaced by label_noise
+    augment: bool  # whether random crop and flip suit these images
+    digest: str = ""  # sha256 over images and labels as held; computed when not given
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", _digest(self.images, self.labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (k, C, H, W) uint8 and labels (k,) int64 of the samples `indices` (k,) int64."""
+        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+    @functools.cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each channel, (C,) float32 each, in grey levels of 0 to 255."""
+        sums = torch.zeros(2, self.images.shape[1], dtype=torch.float64, device=self.images.device)
+        for images in self.images.split(4096):
+            pixels = images.double()
+            sums += torch.stack([pixels.sum(dim=(0, 2, 3)), pixels.square().sum(dim=(0, 2, 3))])
+        mean, square = sums / (self.images.numel() / self.images.shape[1])
+        deviation = (square - mean.square()).clamp(min=1.0).sqrt()  # images without contrast stay finite
+        return mean.float(), deviation.float()
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same samples on `device`."""
+        tensors = {name: getattr(self, name).to(device) for name in ("images", "labels", "source", "wrong")}
+        return dataclasses.replace(self, **tensors)
+
+
+def load(
+    dataset: str,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    imbalance: float = 1.0,
+    duplicates: float = 0.0,
+    task_seed: int = 0,
+) -> tuple[Data, Data]:
+    """Training and validation part of a data set's official training split, on the CPU.
+
+    Validation is carved first and is the same for every task. The training part then goes through the knobs
+    in this order, each drawing from its own generator seeded by `task_seed`:
+
+    - `imbalance`: ratio >= 1 of the largest to the smallest class, falling exponentially with the class;
+    - `train_size`: number of samples, classes keeping their shares;
+    - `duplicates`: share of the training set that repeats other samples of it;
+    - `label_noise`: share of the labels replaced by another class.
+
+    Samples stay in the official order; a duplicate stands in the place of the sample that it replaces.
+    Raises ValueError for a knob out of range, and what `datasets.read` raises.
+    """
+    _check_knobs(train_size, label_noise, imbalance, duplicates, task_seed)
+    samples = datasets.read(dataset, "train", root, download, image_size)
+    labels, classes, origin = samples.labels, len(samples.classes), datasets.get(dataset)
+    held_out = validation_rows(labels, classes, origin.validation_share)
+    rows = np.setdiff1d(np.arange(len(labels)), held_out)
+
+    rngs = [np.random.default_rng((task_seed, knob)) for knob in (1, 2, 3, 4)]
+    rows = rows[imbalanced_rows(labels[rows], classes, imbalance, rngs[0])]
+    if train_size is not None:
+        rows = rows[stratified_rows(labels[rows], classes, train_size, rngs[1])]
+    rows = with_duplicates(rows, duplicates, rngs[2])
+    noisy, wrong = with_label_noise(labels[rows], classes, label_noise, rngs[3])
+
+    train = _hold(samples, rows, noisy, wrong, augment=origin.augment)
+    clean = np.zeros(len(held_out), bool)
+    return train, _hold(samples, held_out, labels[held_out], clean, augment=False)
+
+
+def load_test(
+    dataset: str, *, root: str | Path | None = None, download: bool = False, image_size: int | None = None
+) -> Data:
+    """The official test split, on the CPU: for the last line of an evaluation, never for an environment."""
+    samples = datasets.read(dataset, "test", root, download, image_size)
+    rows = np.arange(len(samples.labels))
+    return _hold(samples, rows, samples.labels, np.zeros(len(rows), bool), augment=False)
+
+
+def validation_rows(labels: np.ndarray, classes: int, share: float) -> np.ndarray:
+    """Sorted rows of a stratified `share` of samples with `labels` (n,); always the same ones.
+
+    Raises ValueError for a class with a single sample: training would be left without it.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    if counts.min() < 2:
+        raise ValueError(f"class {counts.argmin()} has {counts.min()} training images: two or more are needed")
+    sizes = apportion(max(1, round(share * len(labels))), counts)
+    return draw_per_class(labels, sizes, np.random.default_rng(VALIDATION_SEED))
+
+
+def imbalanced_rows(labels: np.ndarray, classes: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Sorted rows that leave class c with n_max · ratio^(−c / (C−1)) samples; ratio 1 leaves all as they are.
+
+    n_max is the largest for which every class has that many. Raises ValueError if a class would be empty.
+    """
+    if ratio == 1:
+        return np.arange(len(labels))
+    counts = np.bincount(labels, minlength=classes)
+    profile = ratio ** -np.linspace(0, 1, classes)
+    sizes = np.rint(profile * (counts / profile).min()).astype(np.int64)
+    if sizes.min() < 1:
+        raise ValueError(f"imbalance={ratio} leaves class {sizes.argmin()} empty: use {sizes.max()} or less")
+    return draw_per_class(labels, sizes, rng)
+
+
+def stratified_rows(labels: np.ndarray, classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted rows of exactly `size` samples in which classes keep their shares, none below one sample.
+
+    Raises ValueError for more samples than there are, or fewer than classes.
+    """
+    if not classes <= size <= len(labels):
+        raise ValueError(f"train_size={size} must lie between {classes}, one a class, and {len(labels)}, all there are")
+    sizes = apportion(size, np.bincount(labels, minlength=classes))
+    for empty in np.flatnonzero(sizes == 0):
+        sizes[sizes.argmax()] -= 1
+        sizes[empty] = 1
+    return draw_per_class(labels, sizes, rng)
+
+
+def with_duplicates(rows: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """`rows` (n,) with round(share · n) replaced, in place, by uniform draws among those that stay."""
+    order = rng.permutation(len(rows))
+    copies = round(share * len(rows))
+    replaced, kept = order[:copies], order[copies:]
+    if len(kept) == 0:
+        raise ValueError(f"duplicates={share} leaves none of {len(rows)} samples to copy: it must be lower")
+    result = rows.copy()
+    result[replaced] = rows[rng.choice(kept, copies)]
+    return result
+
+
+def with_label_noise(
+    labels: np.ndarray, classes: int, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`labels` (n,) with round(share · n) replaced by a uniformly drawn other class, and which (n,) bool.
+
+    Raises ValueError if there is no other class.
+    """
+    if share > 0 and classes < 2:
+        raise ValueError(f"label_noise={share} needs another class: the data set has {classes}")
+    chosen = rng.permutation(len(labels))[: round(share * len(labels))]
+    wrong = np.zeros(len(labels), bool)
+    wrong[chosen] = True
+    shift = rng.integers(1, max(classes, 2), len(labels))
+    return np.where(wrong, (labels + shift) % classes, labels), wrong
+
+
+def apportion(total: int, counts: np.ndarray) -> np.ndarray:
+    """Split `total` in proportion to `counts` (C,): (C,) int64, largest remainders first, then lower classes."""
+    shares, remainders = np.divmod(total * counts.astype(np.int64), counts.sum())
+    shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
+    return shares
+
+
+def draw_per_class(labels: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sorted rows holding `sizes[c]` uniformly drawn samples of each class c."""
+    order = np.lexsort((rng.random(len(labels)), labels))  # class by class, shuffled inside a class
+    ordered = labels[order]
+    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)  # place inside the class, 0 first
+    return np.sort(order[rank < sizes[ordered]])
+
+
+def _check_knobs(
+    train_size: int | None, label_noise: float, imbalance: float, duplicates: float, task_seed: int
+) -> None:
+    # Comparisons are written so that NaN fails them.
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise={label_noise} must be a share between 0 and 1")
+    if not 1 <= imbalance < math.inf:
+        raise ValueError(f"imbalance={imbalance} must be a finite ratio of 1 or more")
+    if not 0 <= duplicates < 1:
+        raise ValueError(f"duplicates={duplicates} must be a share of at least 0 and below 1")
+    if train_size is not None and not isinstance(train_size, int | np.integer):
+        raise ValueError(f"train_size={train_size} must be a whole number of samples or None")
+    if not isinstance(task_seed, int | np.integer) or task_seed < 0:
+        raise ValueError(f"task_seed={task_seed} must be a whole number of 0 or more")
+
+
+def _hold(samples: datasets.Samples, rows: np.ndarray, labels: np.ndarray, wrong: np.ndarray, augment: bool) -> Data:
+    """Gather `rows` into memory of their own, from which nothing else of the split can be reached."""
+    index = torch.from_numpy(rows)
+    return Data(
+        images=torch.from_numpy(samples.images).index_select(0, index),
+        labels=torch.from_numpy(labels).clone(),
+        classes=samples.classes,
+        source=index.clone(),
+        wrong=torch.from_numpy(wrong),
+        augment=augment,
+    )
+
+
+def _digest(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in (images, labels):
+        digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()

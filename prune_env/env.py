@@ -1,0 +1,255 @@
+"""The Gymnasium face of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from prune_env import data, render, selection, stats
+from prune_env.recipes import Recipe, tuned
+from prune_env.trainer import Trainer
+
+DEFAULT_MODEL = {"digits": "mlp"}  # every other source: convnet
+
+
+class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
+    """Which samples should this epoch train on?
+
+    ## Description
+    An image classifier is trained under a hard budget of compute. At each step the agent sees what training
+    has revealed about every sample and chooses a weighted subset, on which the classifier is trained once.
+    N is the number of training samples, C the number of classes.
+
+    ## Action Space
+    `Dict(weight=Box(0, 10, (N,)), mixup=Box(0, 0.5, (N,)))`, float32. `weight[i]` multiplies the loss of
+    sample i, and 0 drops it; a batch's loss is `sum(w_i l_i) / batch_size`, never renormalised. `mixup[i]` is
+    the share of a partner image, drawn uniformly from the dropped samples (from the kept ones if none is
+    dropped), that is blended into sample i, its label too. `prune_env.select` builds actions.
+
+    ## Observation Space
+    `Dict`; the first eleven are (N,) float32.
+
+    | entry | meaning |
+    |---|---|
+    | `loss` | last seen cross-entropy, unsmoothed, of the image unmixed; log C before the first visit |
+    | `loss_mean`, `loss_var` | exponential moving mean and variance of `loss` |
+    | `confidence` | predicted probability of the label |
+    | `margin` | that minus the largest other probability |
+    | `entropy` | of the prediction, divided by log C |
+    | `el2n` | Euclidean distance of the prediction from the one-hot label (arXiv 2107.07075) |
+    | `correct` | whether the last prediction was right |
+    | `forgets` | transitions from right to wrong (arXiv 1812.05159) |
+    | `visits` | times trained on |
+    | `age` | full-epoch equivalents of compute since last measured; 0 is this step |
+    | `label` | (N,) int64, class index |
+    | `spent`, `budget` | (1,) float32, share of the budget used; the budget in full-epoch equivalents |
+    | `val_accuracy` | (1,) float32, after the last step |
+    | `train_accuracy` | (1,) float32, over the samples measured in the last step |
+
+    Mixed visits count as visits, and are not measured.
+
+    ## Rewards
+    `(val_accuracy - previous val_accuracy) / budget - price * spent`, `spent` being this step's compute in
+    full-epoch equivalents. Without a price the sum over an episode is the accuracy gained per unit of compute.
+
+    ## Starting State
+    A freshly initialised classifier; its validation accuracy is observed before the first step. Equal seeds
+    share initial weights, order and augmentation whatever is selected.
+
+    ## Episode End
+    `terminated` when less than one batch of the budget is left, when the action drops every sample (the agent
+    stops early), or when training diverges (`info["diverged"]`). Never `truncated`. A step that would overrun
+    the budget trains on a random part of its selection that just fits.
+
+    ## Compute
+    One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
+    `info` has counted work only; seconds are in `env.unwrapped.trainer.ledger.seconds`.
+
+    ## Arguments
+    Everything but `budget` has a default. `None` stands for the value that suits the data set and model.
+
+    - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet` or `imagefolder`; the id sets it.
+    - `budget`: full-epoch equivalents of compute.
+    - `price`: taken from the reward for each full-epoch equivalent.
+    - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
+      the side they are resized to.
+    - `train_size`, `label_noise`, `imbalance`, `duplicates`, `task_seed`: make another task of the data; see
+      `prune_env.data.load`. Validation and test stay as they are.
+    - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`: see
+      `prune_env.recipes.Recipe`.
+    - `device`: `auto` (CUDA where there is one), or any name torch knows.
+    - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
+
+    ## Version History
+    - v0: initial version.
+    """
+
+    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}  # noqa: RUF012  (Gymnasium's way)
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        budget: float = 10.0,
+        *,
+        price: float = 0.0,
+        root: str | None = None,
+        download: bool = False,
+        image_size: int | None = None,
+        train_size: int | None = None,
+        label_noise: float = 0.0,
+        imbalance: float = 1.0,
+        duplicates: float = 0.0,
+        task_seed: int = 0,
+        model: str | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        momentum: float = 0.9,
+        weight_decay: float | None = None,
+        warmup: float = 0.1,
+        label_smoothing: float = 0.0,
+        ema: float = 0.8,
+        precision: str = "auto",
+        device: str = "auto",
+        render_mode: str | None = None,
+    ):
+        if not 0.0 < budget < math.inf:
+            raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
+        if not 0.0 <= price < math.inf:
+            raise ValueError(f"price is {price}; it must be 0 or a positive number")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode is {render_mode!r}; it must be None, 'rgb_array' or 'ansi'")
+        self.budget = float(budget)
+        self.price = float(price)
+        self.render_mode = render_mode
+
+        model = model or DEFAULT_MODEL.get(dataset, "convnet")
+        given = {"batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+        chosen = tuned(dataset, model, self.budget)
+        chosen |= {name: value for name, value in given.items() if value is not None}
+        self.recipe = Recipe(
+            model=model,
+            momentum=momentum,
+            warmup=warmup,
+            label_smoothing=label_smoothing,
+            ema=ema,
+            precision=precision,
+            **chosen,
+        )
+        target = _device(device)
+        train, val = data.load(
+            dataset,
+            root=root,
+            download=download,
+            image_size=image_size,
+            train_size=train_size,
+            label_noise=label_noise,
+            imbalance=imbalance,
+            duplicates=duplicates,
+            task_seed=task_seed,
+        )
+        self.train_data, self.val_data = train.to(target), val.to(target)
+        self._labels = train.labels.cpu().numpy()
+        self.trainer: Trainer | None = None
+        self.history = render.History()
+        self._finished = False
+
+        n = len(train)
+        per_action: dict[str, spaces.Space[Any]] = {
+            name: spaces.Box(0.0, bound, (n,), np.float32) for name, bound in selection.BOUNDS.items()
+        }
+        per_sample = {**stats.BOUNDS, "age": (0.0, self.budget)}
+        figures = {"spent": 1.0, "budget": self.budget, "val_accuracy": 1.0, "train_accuracy": 1.0}
+        seen: dict[str, spaces.Space[Any]] = {"label": spaces.Box(0, len(train.classes) - 1, (n,), np.int64)}
+        seen |= {name: spaces.Box(*bounds, (n,), np.float32) for name, bounds in per_sample.items()}
+        seen |= {name: spaces.Box(0.0, bound, (1,), np.float32) for name, bound in figures.items()}
+        self.action_space = spaces.Dict(per_action)
+        self.observation_space = spaces.Dict(seen)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray], dict[str, Any]]:
+        """Start training anew.
+
+        Args:
+            seed: of the run; without one the next run follows from the last seed.
+            options: none exist.
+
+        Raises:
+            ValueError: `options` are given.
+        """
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"reset options {sorted(options)} are not known; there are none")
+        run_seed = int(self.np_random.integers(2**32))
+        self.trainer = Trainer(self.train_data, self.val_data, self.recipe, self.budget, run_seed)
+        self.history = render.History()
+        self._finished = False
+        self.history.record(0.0, self.trainer.val_accuracy)
+        return self._observe(), {"val_accuracy": self.trainer.val_accuracy}
+
+    def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
+        """Train once on what `action` selects.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
+            TypeError, ValueError: the action is not valid, see `selection.check`; nothing has changed then.
+        """
+        if self.trainer is None or self._finished:
+            raise gym.error.ResetNeeded("the budget of this run is spent, or none was started: call reset()")
+        chosen = selection.check(action, len(self.train_data))
+        if self.render_mode is not None:
+            difficulty = self.trainer.stats.observe(0.0)["loss_mean"]
+            self.history.choose(difficulty, chosen["weight"])
+        result = self.trainer.run_epoch(self.trainer.select(chosen))
+        self._finished = result.finished
+        if self.render_mode is not None:
+            self.history.record(self.trainer.ledger.spent, result.val_accuracy)
+        observation = self._observe()
+        reward = result.gained / self.budget - self.price * result.spent
+        info = asdict(result) | {
+            "kept": np.count_nonzero(chosen["weight"]) / len(self.train_data),
+            "coverage": np.count_nonzero(observation["visits"]) / len(self.train_data),
+            "total_spent": self.trainer.ledger.spent,
+        }
+        return observation, reward, result.finished, False, info
+
+    def _observe(self) -> dict[str, NDArray]:
+        assert self.trainer is not None
+        return {**self.trainer.observe(), "label": self._labels.copy()}
+
+    def render(self) -> NDArray[np.uint8] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The run so far: (H, W, 3) uint8 for `rgb_array`, text for `ansi`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first `reset`.
+        """
+        if self.trainer is None:
+            raise gym.error.ResetNeeded("there is no run to show yet: call reset()")
+        if self.render_mode == "rgb_array":
+            return render.frame(self.history, self.train_data, self.budget)
+        if self.render_mode == "ansi":
+            return render.text(self.history, self.budget)
+        gym.logger.warn('render() needs gym.make(..., render_mode="rgb_array"), or "ansi"')
+        return None
+
+    def close(self) -> None:
+        """Let go of the run; `reset` would start another."""
+        self.trainer = None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {name!r}, which torch cannot use here: {error}") from error
+    return device

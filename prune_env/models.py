@@ -1,0 +1,178 @@
+"""Student networks by name, with weights drawn from a generator of their own."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import StochasticDepth
+
+NAMES = ("mlp", "convnet", "resnet9", "resnet18", "torchvision:NAME")
+
+
+class Seeded(TorchDispatchMode):
+    """Inside, every random operation draws from `generator`, and the global one is neither read nor written.
+
+    Layers initialise themselves, and dropout draws its masks, through the global generator only.
+    """
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self.generator = generator
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.native_dropout.default:  # fused on CUDA, where it takes no generator
+            return self._dropout(*args, **kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return func.overloadpacket(*args, **{**kwargs, "generator": self.generator})
+        return func(*args, **kwargs)
+
+    def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+        if train is False:
+            return x, torch.ones_like(x, dtype=torch.bool)
+        keep = torch.empty_like(x).bernoulli_(1.0 - p, generator=self.generator)
+        return x * keep / max(1.0 - p, 1e-12), keep.bool()
+
+
+def build(name: str, channels: int, size: int, classes: int, seed: int) -> nn.Module:
+    """A freshly initialised network on the CPU, in float32.
+
+    Args:
+        name: `mlp`, `convnet`, `resnet9` or `resnet18` (CIFAR stem); the first three take their widths after
+            a colon, as in `mlp:128-64` or `convnet:64-256-256`. `torchvision:NAME` is any classifier of
+            torchvision without its pretrained weights.
+        channels: of the images.
+        size: height and width of the images.
+        classes: number of outputs C.
+        seed: of the weights.
+
+    Returns:
+        a module from (B, channels, size, size) to (B, C).
+
+    Raises:
+        ValueError: an unknown name, or widths that do not fit it.
+    """
+    family, _, rest = name.partition(":")
+    with Seeded(torch.Generator().manual_seed(seed)):
+        if family == "mlp":
+            return mlp(channels * size * size, classes, _widths(name, rest, (64,)))
+        if family == "convnet":
+            return convnet(channels, classes, _widths(name, rest, (16, 64, 64), count=3))
+        if family == "resnet9":
+            return resnet9(channels, classes, _widths(name, rest, (64, 128, 256, 512), count=4))
+        if name == "resnet18":
+            return resnet18(channels, classes)
+        if family == "torchvision":
+            return _torchvision(name, rest, channels, classes)
+    raise ValueError(f"model {name!r} is not known; there are {', '.join(NAMES)}")
+
+
+def _widths(name: str, text: str, default: tuple[int, ...], count: int | None = None) -> tuple[int, ...]:
+    if not text:
+        return default
+    parts = text.split("-")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) != (count or len(parts)):
+        example = f"{name.partition(':')[0]}:{'-'.join(map(str, default))}"
+        raise ValueError(f"model {name!r} has the widths {text!r}; write them as in {example!r}")
+    return tuple(map(int, parts))
+
+
+def mlp(features: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
+    """Fully connected, ReLU, no normalisation."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in widths:
+        layers += [nn.Linear(features, width), nn.ReLU()]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, classes))
+
+
+def convnet(channels: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
+    """Three blocks of two convolutions, shaped like airbench's (arXiv 2404.00498), 64-256-256 being its size."""
+    layers: list[nn.Module] = []
+    before = channels
+    for width in widths:
+        layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(width, width, 3, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        before = width
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class Residual(nn.Module):
+    """relu(short(x) + long(x))."""
+
+    def __init__(self, long: nn.Module, short: nn.Module):
+        super().__init__()
+        self.long = long
+        self.short = short
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.short(x) + self.long(x))
+
+
+def _block(inputs: int, outputs: int, stride: int) -> Residual:
+    long = nn.Sequential(_conv(inputs, outputs, stride), nn.ReLU(inplace=True), _conv(outputs, outputs))
+    same = inputs == outputs and stride == 1
+    return Residual(long, nn.Identity() if same else _conv(inputs, outputs, stride, kernel=1))
+
+
+def resnet9(channels: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
+    """The DAWNBench network: a stem, three pooled stages, the first and last with a residual block."""
+    stem, first, second, third = widths
+
+    def stage(inputs: int, outputs: int) -> list[nn.Module]:
+        return [*_conv(inputs, outputs), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+
+    return nn.Sequential(
+        *_conv(channels, stem),
+        nn.ReLU(inplace=True),
+        *stage(stem, first),
+        _block(first, first, 1),
+        *stage(first, second),
+        *stage(second, third),
+        _block(third, third, 1),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(third, classes),
+    )
+
+
+def resnet18(channels: int, classes: int) -> nn.Module:
+    """ResNet-18 (arXiv 1512.03385) with the 3x3 stem for 32-pixel images that the pruning papers use."""
+    blocks: list[nn.Module] = []
+    before = 64
+    for width in (64, 128, 256, 512):
+        blocks += [_block(before, width, stride=1 if width == before else 2), _block(width, width, 1)]
+        before = width
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)]
+    return nn.Sequential(*_conv(channels, 64), nn.ReLU(inplace=True), *blocks, *head)
+
+
+def _torchvision(name: str, rest: str, channels: int, classes: int) -> nn.Module:
+    if rest not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(f"model {name!r}: torchvision.models has no classifier called {rest!r}")
+    if channels != 3:
+        raise ValueError(f"model {name!r} takes images of 3 channels; these have {channels}")
+    # these two would return auxiliary outputs beside the logits
+    extra = {"aux_logits": False, "init_weights": True} if rest in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(rest, weights=None, num_classes=classes, **extra)
+
+
+def is_random(model: nn.Module) -> bool:
+    """Whether a training pass draws random numbers (dropout, stochastic depth)."""
+    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, StochasticDepth)
+    return any(isinstance(module, kinds) and module.p > 0.0 for module in model.modules())
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether channels-last images and bfloat16 are worth it."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())

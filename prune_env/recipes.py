@@ -1,0 +1,85 @@
+"""How a student is trained: one record, and the values tuned for each data set and network."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from importlib import resources
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about training but the data, the budget and the seed.
+
+    The learning rate rises linearly over `warmup`, a share of the budget, then falls linearly to 0 at its end.
+
+    Args:
+        model: name of the network, see `models.build`.
+        batch_size: rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when it is short.
+        lr: peak learning rate of SGD with Nesterov momentum.
+        momentum: in [0, 1).
+        weight_decay: on all parameters; it is scaled by the learning rate and decays with it.
+        warmup: share of the budget, in [0, 1).
+        label_smoothing: in [0, 1); of the training loss, never of the statistics.
+        ema: weight of the newest loss in the running mean and variance, in (0, 1].
+        precision: `float32`, `bfloat16` (autocast) or `auto`: bfloat16 for convolutional students where the
+            device computes in it.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    model: str
+    batch_size: int
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    ema: float = 0.8
+    precision: str = "auto"
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size != int(self.batch_size):
+            raise ValueError(f"batch_size is {self.batch_size}; it must be a whole number of at least 1")
+        if not 0.0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}; it must be a positive number")
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or a positive number")
+        for name in ("momentum", "warmup", "label_smoothing"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if not 0.0 < self.ema <= 1.0:
+            raise ValueError(f"ema is {self.ema}; the weight of the newest loss must lie in (0, 1]")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at `progress`, the fraction of the budget that is spent, in [0, 1]."""
+        if progress < self.warmup:
+            return self.lr * progress / self.warmup
+        return self.lr * max(0.0, 1.0 - progress) / (1.0 - self.warmup)
+
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def tuned(dataset: str, model: str, budget: float) -> dict:
+    """Batch size, weight decay and learning rate for a task: keyword arguments of `Recipe`.
+
+    The rates in recipes.json were tuned for full training on validation, by `python -m train.tune`; the one of
+    the nearest budget, in ratio, is taken. A data set that was not tuned takes the values under "*".
+
+    Args:
+        dataset: name of the source.
+        model: name of the network; widths after a colon do not count.
+        budget: full-epoch equivalents.
+    """
+    table = json.loads(resources.files("prune_env").joinpath("recipes.json").read_text())
+    family = model.partition(":")[0]
+    entry = table.get(dataset, {}).get(family) or table["*"].get(family)
+    if entry is None:
+        raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
+    nearest = min(entry["lr"], key=lambda tuned_at: abs(math.log(float(tuned_at) / budget)))
+    return {**entry, "lr": entry["lr"][nearest]}

@@ -1,0 +1,139 @@
+"""Which samples a step trains on: from an agent's action to the rows that are batched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+MAX_WEIGHT = 10.0  # upper bound W of `weight`: room for 1 / (1 - r) at r = 0.9
+MAX_MIXUP = 0.5  # a larger share would make the partner the main image
+BOUNDS = {"weight": MAX_WEIGHT, "mixup": MAX_MIXUP}
+
+Action = dict[str, NDArray[np.float32]]
+
+
+def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None = None) -> Action:
+    """Build a valid action from a mask, from weights, or from indices.
+
+    Args:
+        weight: (N,) bool mask; or (N,) float loss weights in [0, 10], 0 drops the sample; or (k,) distinct
+            integer indices of the samples to keep, each with weight 1.
+        mixup: (N,) float in [0, 0.5] or one number for all, the share of a partner image; none by default.
+        n: number of training samples N. Needed with indices, which do not tell it, and checked otherwise.
+
+    Returns:
+        {"weight": (N,) float32, "mixup": (N,) float32}.
+
+    Raises:
+        ValueError: indices without `n`, out of range or repeated; a wrong shape; a value out of bounds.
+        TypeError: an array that is neither bool, integer nor float.
+    """
+    weight = np.asarray(weight)
+    if weight.size == 0 and weight.ndim == 1 and n is not None:
+        weight = weight.astype(np.int64)  # `select([], n=n)` keeps nothing; numpy calls an empty list float
+    if weight.ndim != 1:
+        raise ValueError(f"weight has shape {weight.shape}; it must have one axis: a mask, weights or indices")
+    if np.issubdtype(weight.dtype, np.integer):
+        weight = _mask(weight, n)
+    if n is not None and len(weight) != n:
+        raise ValueError(f"weight has {len(weight)} entries; n says {n} samples")
+    shares = np.broadcast_to(np.float32(0.0) if mixup is None else np.asarray(mixup), weight.shape)
+    return check({"weight": weight, "mixup": shares}, len(weight))
+
+
+def _mask(indices: NDArray[np.integer], n: int | None) -> NDArray[np.bool_]:
+    if n is None:
+        raise ValueError("integers are read as indices: say how many samples there are, select(indices, n=N)")
+    if np.any((indices < 0) | (indices >= n)):
+        wrong = indices[(indices < 0) | (indices >= n)][0]
+        raise ValueError(f"index {wrong} is not among the {n} samples; indices run from 0 to {n - 1}")
+    mask = np.zeros(n, dtype=np.bool_)
+    mask[indices] = True
+    if np.count_nonzero(mask) != len(indices):
+        raise ValueError("an index is repeated; a sample is trained on at most once in a step")
+    return mask
+
+
+def check(action: object, n: int) -> Action:
+    """Return `action` as float32 copies, or say what is wrong with it.
+
+    Args:
+        action: what an agent returned: {"weight": (n,), "mixup": (n,)}, any real dtype.
+        n: number of training samples.
+
+    Raises:
+        TypeError: not a mapping of two real arrays.
+        ValueError: wrong keys, a wrong shape, or a value that is NaN, negative or above the bound.
+    """
+    if not isinstance(action, Mapping):
+        raise TypeError(f"the action is a {type(action).__name__}; {_REMEDY}")
+    if set(action) != set(BOUNDS):
+        raise ValueError(f"the action has the keys {sorted(map(str, action))}; {_REMEDY}")
+    return {key: _check_entry(key, action[key], n, bound) for key, bound in BOUNDS.items()}
+
+
+_REMEDY = 'it must be {"weight": (N,), "mixup": (N,)}, which prune_env.select(weight, mixup) builds'
+
+
+def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.float32]:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"action[{key!r}] has dtype {array.dtype}; it must hold real numbers")
+    if array.shape != (n,):
+        raise ValueError(f"action[{key!r}] has shape {array.shape}; it must be ({n},), one number a sample")
+    array = array.astype(np.float32)
+    # min and max carry a NaN through, and a comparison with NaN is false
+    if n and not (array.min() >= 0.0 and array.max() <= bound):
+        at = int(np.flatnonzero(~((array >= 0.0) & (array <= bound)))[0])
+        raise ValueError(f"action[{key!r}][{at}] is {array[at]}; it must lie in [0, {bound}]")
+    return array
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The k rows one step trains on, in the order in which they are batched. All arrays have shape (k,)."""
+
+    indices: NDArray[np.int64]  # distinct samples
+    weights: NDArray[np.float32]  # > 0, multiplies the loss
+    partners: NDArray[np.int64]  # sample blended in; the sample itself where it is not mixed
+    shares: NDArray[np.float32]  # share of the partner, in [0, 0.5]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def mixed(self) -> int:
+        """Number of rows that are blended with a partner."""
+        return int(np.count_nonzero(self.shares))
+
+    def head(self, k: int) -> Selection:
+        """The first k rows: a random part, since the order is random."""
+        return Selection(self.indices[:k], self.weights[:k], self.partners[:k], self.shares[:k])
+
+    @classmethod
+    def from_action(cls, action: Action, rng: np.random.Generator) -> Selection:
+        """Shuffle what a checked action keeps, and draw the partners.
+
+        Every sample draws its place and its partner's whether it is kept or not, so that with equal
+        generators two agents see the samples that both keep in the same order.
+
+        Args:
+            action: as returned by `check` or `select`; (N,) each.
+            rng: this step's generator; advanced by 2 N draws.
+        """
+        weight, mixup = action["weight"], action["mixup"]
+        place = rng.random(len(weight))
+        partner = rng.random(len(weight))
+        kept = np.flatnonzero(weight)
+        kept = kept[np.argsort(place[kept])]
+        shares = mixup[kept]
+        partners = kept.copy()
+        mixed = np.flatnonzero(shares)
+        if len(mixed):
+            pool = np.flatnonzero(weight == 0)
+            pool = pool if len(pool) else np.sort(kept)
+            partners[mixed] = pool[(partner[kept[mixed]] * len(pool)).astype(np.int64)]
+        return cls(kept, weight[kept], partners, shares)

@@ -1,0 +1,132 @@
+"""What training has revealed about every sample: one (N, F) table on the device."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+COLUMNS = (
+    "loss",
+    "loss_mean",
+    "loss_var",
+    "confidence",
+    "margin",
+    "entropy",
+    "el2n",
+    "correct",
+    "forgets",
+    "visits",
+    "age",  # the table holds the compute spent when last measured instead, -1 for never
+)
+_MEAN, _VAR, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
+    COLUMNS.index(name) for name in ("loss_mean", "loss_var", "correct", "forgets", "visits", "age")
+)
+MAX_LOSS = 100.0
+MAX_COUNT = 2.0**24  # the largest count float32 holds exactly
+
+# Entries of the observation, with their finite bounds; age is bounded by the budget.
+BOUNDS = {
+    "loss": (0.0, MAX_LOSS),
+    "loss_mean": (0.0, MAX_LOSS),
+    "loss_var": (0.0, MAX_LOSS**2),
+    "confidence": (0.0, 1.0),
+    "margin": (-1.0, 1.0),
+    "entropy": (0.0, 1.0),
+    "el2n": (0.0, math.sqrt(2.0)),
+    "correct": (0.0, 1.0),
+    "forgets": (0.0, MAX_COUNT),
+    "visits": (0.0, MAX_COUNT),
+}
+
+
+class Stats:
+    """Statistics of N samples, updated from the logits of the training pass itself.
+
+    Before its first measured visit a sample stands as a uniform prediction would leave it: loss log C,
+    confidence 1 / C, margin 0, entropy 1. The running mean and variance start with the first measured loss u
+    (mean u, variance 0); from then on v <- (1 - a) v + a (u - m)^2 with the old m, m <- (1 - a) m + a u
+    (Raju et al., arXiv 2111.12621).
+
+    Args:
+        n: number of samples N.
+        classes: number of classes C.
+        ema: a, the weight of the newest loss, in (0, 1].
+        device: where the table lives; 44 bytes a sample.
+    """
+
+    def __init__(self, n: int, classes: int, ema: float, device: torch.device):
+        self.ema = ema
+        start = dict.fromkeys(COLUMNS, 0.0)
+        start |= {"loss": math.log(classes), "loss_mean": math.log(classes), "entropy": 1.0}
+        start |= {"age": -1.0, "confidence": 1.0 / classes, "el2n": math.sqrt(1.0 - 1.0 / classes)}
+        row = torch.tensor([start[name] for name in COLUMNS], device=device)  # (F,)
+        self.table = row.repeat(n, 1)  # (N, F) float32
+
+    def update(self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float) -> Tensor:
+        """Enter one visit of each of B distinct samples.
+
+        Mixed rows count as visits and leave everything else as it was. So do rows whose logits are not
+        finite: they are counted, never measured.
+
+        Args:
+            indices: (B,) int64, distinct.
+            logits: (B, C) float32, of the training pass.
+            labels: (B,) int64.
+            clean: (B,) bool, false where the row was blended with a partner.
+            spent: full-epoch equivalents of compute, to stand as the time of the measurement.
+
+        Returns:
+            (3,) float32: how many rows had finite logits, how many of these were clean and thus measured,
+            and how many of those were predicted right.
+        """
+        old = self.table.index_select(0, indices)  # (B, F)
+        label = labels[:, None]  # (B, 1)
+        z = (logits - logits.amax(dim=1, keepdim=True)).clamp(min=-MAX_LOSS)  # (B, C)
+        e = z.exp()
+        total = e.sum(dim=1, keepdim=True)  # (B, 1)
+        p = e / total
+        log_total = total.log()[:, 0]
+        loss = log_total - z.gather(1, label)[:, 0]
+        own = p.gather(1, label)  # (B, 1)
+        confidence = own[:, 0]
+        margin = confidence - p.scatter(1, label, -1.0).amax(dim=1)
+        entropy = (log_total - (p * z).sum(dim=1)) / math.log(p.shape[1])
+        el2n = p.scatter(1, label, own - 1.0).norm(dim=1)
+        correct = (logits.argmax(dim=1) == labels).float()
+
+        first = old[:, _MEASURED] < 0.0
+        deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
+        mean = torch.where(first, loss, old[:, _MEAN] + self.ema * deviation)
+        var = (1.0 - self.ema) * old[:, _VAR] + self.ema * deviation.square()
+        forgets = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - correct)
+        visits = old[:, _VISITS] + 1.0
+        now = torch.full_like(loss, spent)
+        new = [loss, mean, var, confidence, margin, entropy, el2n, correct, forgets, visits, now]
+
+        finite = torch.isfinite(logits).all(dim=1)
+        measured = clean & finite
+        row = torch.where(measured[:, None], torch.stack(new, dim=1), old)  # (B, F)
+        row[:, _VISITS] = visits
+        self.table.index_copy_(0, indices, row)
+        return torch.stack([finite, measured, measured & (correct > 0.0)]).float().sum(dim=1)
+
+    def visits(self, indices: Tensor) -> Tensor:
+        """How often each of (B,) samples was trained on, (B,) int64."""
+        return self.table[indices, _VISITS].long()
+
+    def observe(self, spent: float) -> dict[str, NDArray[np.float32]]:
+        """Copies of all statistics on the host, (N,) float32 each, clipped to their bounds.
+
+        Args:
+            spent: full-epoch equivalents of compute so far, from which ages are counted.
+        """
+        columns = self.table.t().cpu().numpy()
+        seen = {name: np.array(columns[COLUMNS.index(name)]) for name in COLUMNS}
+        seen["age"] = np.float32(spent) - np.maximum(seen["age"], np.float32(0.0))
+        for name, (low, high) in BOUNDS.items():
+            np.clip(seen[name], low, high, out=seen[name])
+        return seen

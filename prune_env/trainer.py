@@ -1,0 +1,312 @@
+"""One student in training: model, optimiser, data and statistics on one device, under a budget."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from prune_env import augment, models
+from prune_env.compute import TRAIN_COST, Ledger, Stopwatch
+from prune_env.data import Data
+from prune_env.recipes import Recipe
+from prune_env.selection import Action, Selection
+from prune_env.stats import MAX_LOSS, Stats
+
+EVALUATION_BATCH = 512
+PENDING_LOGITS = 2**24  # numbers kept until the statistics are updated: 64 MiB
+_WEIGHTS, _ORDER, _AUGMENTATION, _MASKS = range(4)  # one stream of random numbers for each purpose
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one step did; counted, never timed."""
+
+    trained: int  # samples
+    mixed: int  # of these, blended with a partner
+    cut: bool  # whether the budget allowed a part of the selection only
+    spent: float  # full-epoch equivalents
+    train_accuracy: float  # over the samples measured; the last known if none was
+    val_accuracy: float
+    val_loss: float  # mean cross-entropy, clipped to MAX_LOSS
+    gained: float  # validation accuracy minus the one before
+    lr: float  # after the step
+    diverged: bool  # logits were not finite, in training or validation
+    finished: bool  # nothing can follow: no batch left, nothing selected, or diverged
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Predictions on a whole split. A row whose logits are not finite counts as wrong."""
+
+    accuracy: float
+    loss: float  # mean cross-entropy, clipped to MAX_LOSS
+    class_accuracy: tuple[float, ...]  # (C,), NaN for a class without samples
+    finite: bool
+
+
+class Trainer:
+    """Trains one student on the subsets it is given until the budget is spent.
+
+    Args:
+        train: training part, resident on the device.
+        val: validation part, likewise.
+        recipe: how to train.
+        budget: full-epoch equivalents of compute.
+        seed: of weights, order and augmentation; runs with equal seeds share all three.
+
+    Raises:
+        ValueError: fewer than two classes, or a budget of less than one batch.
+    """
+
+    def __init__(self, train: Data, val: Data, recipe: Recipe, budget: float, seed: int):
+        n, channels, size, _ = train.images.shape
+        classes = len(train.classes)
+        if classes < 2:
+            raise ValueError(f"the data has {classes} class; there is nothing to learn below two")
+        self.train_data = train
+        self.val_data = val
+        self.recipe = recipe
+        self.seed = seed
+        self.device = train.images.device
+        self.batch_size = min(recipe.batch_size, n)
+        self.ledger = Ledger(n, budget)
+        if self.ledger.affordable < self.batch_size:
+            raise ValueError(
+                f"budget is {budget}, {self.ledger.affordable} of {n} samples; "
+                f"it must allow one batch of {self.batch_size}"
+            )
+        self.stats = Stats(n, classes, recipe.ema, self.device)
+        self.step = 0
+        self.train_accuracy = 0.0
+
+        model = models.build(recipe.model, channels, size, classes, self._seed(_WEIGHTS))
+        self.bf16 = recipe.precision == "bfloat16" or (
+            recipe.precision == "auto" and models.is_convolutional(model) and _has_bf16(self.device)
+        )
+        self.format = torch.channels_last if models.is_convolutional(model) else torch.contiguous_format
+        self.model = model.to(self.device).to(memory_format=self.format)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0.0,
+            fused=True,
+        )
+        self.masks: torch.Generator | None = None  # of dropout, in networks that have it
+        if models.is_random(self.model):
+            self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
+        mean, std = train.moments
+        self._augmentation = self._seed(_AUGMENTATION)
+        self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
+
+        self.val_accuracy = self.evaluate(val).accuracy
+
+    def _seed(self, purpose: int) -> int:
+        return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
+
+    def select(self, action: Action) -> Selection:
+        """The rows a checked action keeps, in this step's order."""
+        return Selection.from_action(action, np.random.default_rng([self.seed, _ORDER, self.step]))
+
+    def run_epoch(self, selection: Selection) -> EpochResult:
+        """Train once on each selected sample, as far as the budget goes, then validate.
+
+        The host waits for the device once, after validation.
+        """
+        k = min(len(selection), self.ledger.affordable)
+        left = self.ledger.affordable - k
+        used = self.ledger.used
+        self.ledger.train += k
+        # The rate reaches 0 with the last batch that can be afforded, even if a part of a batch stays unspent.
+        horizon = self.ledger.total if left >= self.batch_size else max(self.ledger.used, 1)
+
+        watch = Stopwatch(self.device)
+        watch.mark()
+        trained = self._train(selection.head(k), used, horizon) if k else torch.zeros(3, device=self.device)
+        watch.mark()
+        validated = self._evaluate(self.val_data)
+        watch.mark()
+        finite, measured, right, *validation = torch.cat([trained, validated]).tolist()
+        for name, seconds in zip(("train", "evaluate"), watch.stretches(), strict=True):
+            self.ledger.seconds[name] += seconds
+        self.ledger.evaluate += len(self.val_data)
+
+        evaluation = _evaluation(validation, self.val_data)
+        diverged = finite < k or not evaluation.finite
+        gained = evaluation.accuracy - self.val_accuracy
+        self.val_accuracy = evaluation.accuracy
+        self.train_accuracy = right / measured if measured else self.train_accuracy
+        self.step += 1
+        return EpochResult(
+            trained=k,
+            mixed=selection.head(k).mixed,
+            cut=k < len(selection),
+            spent=k / self.ledger.n,
+            train_accuracy=self.train_accuracy,
+            val_accuracy=evaluation.accuracy,
+            val_loss=evaluation.loss,
+            gained=gained,
+            lr=self.recipe.rate(self.ledger.used / horizon),
+            diverged=diverged,
+            finished=k == 0 or left < self.batch_size or diverged,
+        )
+
+    def _train(self, selection: Selection, used: int, horizon: int) -> Tensor:
+        """One pass over the selection; (3,) float32 counts of `Stats.update`, on the device.
+
+        `used` was charged before the pass; the learning rate falls to 0 at `horizon`.
+        """
+        k, size = len(selection), self.batch_size
+        indices = torch.from_numpy(selection.indices).to(self.device)  # (k,)
+        weights = torch.from_numpy(selection.weights).to(self.device) / size  # (k,)
+        shares = torch.from_numpy(selection.shares).to(self.device)  # (k,)
+        partners = torch.from_numpy(selection.partners).to(self.device).split(size) if selection.mixed else None
+        clean = shares == 0.0
+        counts = torch.zeros(3, device=self.device)
+        pending: list[Tensor] = []  # logits of the rows from `first` on
+        first = last = 0
+        self.model.train()
+        for batch, (rows, weight) in enumerate(zip(indices.split(size), weights.split(size), strict=True)):
+            last += len(rows)
+            middle = used + TRAIN_COST * (last - len(rows) / 2)  # charged when half of this batch is
+            self.optimizer.param_groups[0]["lr"] = self.recipe.rate(middle / horizon)
+            images, labels = self._batch(rows)
+            if partners is None:
+                logits = self._forward(images)
+                loss = self._loss(logits, labels)
+            else:
+                other_images, other_labels = self._batch(partners[batch])
+                share = shares[last - len(rows) : last]
+                logits = self._forward(augment.blend(images, other_images, share))
+                loss = torch.lerp(self._loss(logits, labels), self._loss(logits, other_labels), share)
+            loss.backward(weight)  # the gradient of sum(w_i l_i) / batch_size
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            pending.append(logits.detach())
+            if last == k or (last - first) * logits.shape[1] >= PENDING_LOGITS:
+                seen = indices[first:last]
+                labels = self.train_data.labels[seen]
+                counts += self.stats.update(seen, torch.cat(pending), labels, clean[first:last], self.ledger.spent)
+                pending, first = [], last
+        return counts
+
+    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised, augmented images (B, C, H, W) float32 and labels (B,) int64 of (B,) samples."""
+        images, labels = self.train_data.batch(indices)
+        images = self._normalize(images)
+        if self.train_data.augment:
+            visits = self.stats.visits(indices)
+            images = augment.crop_flip(images, self._augmentation, indices, visits)
+        return images, labels
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) * self.scale
+
+    def _forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) float32 to logits (B, classes) float32."""
+        images = images.contiguous(memory_format=self.format)
+        masks = models.Seeded(self.masks) if self.masks is not None and self.model.training else nullcontext()
+        half = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        with masks, half:
+            return self.model(images).float()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B,) float32 training loss, before weights."""
+        smoothing = self.recipe.label_smoothing
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+    def evaluate(self, data: Data) -> Evaluation:
+        """Predict a whole split in evaluation mode. Free, and counted with validation."""
+        self.ledger.evaluate += len(data)
+        return _evaluation(self._evaluate(data).tolist(), data)
+
+    @torch.no_grad()
+    def _evaluate(self, data: Data) -> Tensor:
+        """(2 + 2 C,) float32 on the device: loss summed, finite rows, rows and right ones by class."""
+        self.model.eval()
+        classes = len(data.classes)
+        sums = torch.zeros(2, device=self.device)
+        by_class = torch.zeros(2, classes, device=self.device)
+        every = torch.arange(len(data), device=self.device)
+        for rows in every.split(EVALUATION_BATCH):
+            images, labels = data.batch(rows)
+            logits = self._forward(self._normalize(images))
+            finite = torch.isfinite(logits).all(dim=1)
+            right = (logits.argmax(dim=1) == labels) & finite
+            loss = F.cross_entropy(logits, labels, reduction="none").nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS)
+            sums += torch.stack([loss.sum(), finite.sum()])
+            by_class.index_add_(1, labels, torch.stack([torch.ones_like(loss), right.float()]))
+        return torch.cat([sums, by_class.flatten()])
+
+    def observe(self) -> dict[str, NDArray]:
+        """The observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""
+        figures = {
+            "spent": self.ledger.share,
+            "budget": self.ledger.budget,
+            "val_accuracy": self.val_accuracy,
+            "train_accuracy": self.train_accuracy,
+        }
+        statistics = self.stats.observe(self.ledger.spent)
+        return {**statistics, **{name: np.array([x], np.float32) for name, x in figures.items()}}
+
+    def state_dict(self) -> dict:
+        """Everything a run needs to go on: model, optimiser, statistics, ledger, generator, figures."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "statistics": self.stats.table,
+            "ledger": self.ledger.state_dict(),
+            "masks": None if self.masks is None else self.masks.get_state(),
+            "seed": self.seed,
+            "step": self.step,
+            "val_accuracy": self.val_accuracy,
+            "train_accuracy": self.train_accuracy,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict()` of a trainer of the same data, recipe, budget and seed.
+
+        Raises:
+            ValueError: the state belongs to another number of samples, budget, seed or network.
+        """
+        theirs = {**state["ledger"], "seed": state["seed"]}
+        for name, own in (("n", self.ledger.n), ("budget", self.ledger.budget), ("seed", self.seed)):
+            if theirs[name] != own:
+                raise ValueError(f"the state has {name}={theirs[name]}; this run has {own}")
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"the state is not of a {self.recipe.model!r}: {error}") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.stats.table.copy_(state["statistics"])
+        self.ledger = Ledger(**state["ledger"])
+        if self.masks is not None:
+            self.masks.set_state(state["masks"])
+        self.step = state["step"]
+        self.val_accuracy = state["val_accuracy"]
+        self.train_accuracy = state["train_accuracy"]
+
+
+def _evaluation(sums: list[float], data: Data) -> Evaluation:
+    classes = len(data.classes)
+    loss, finite = sums[:2]
+    count, right = sums[2 : 2 + classes], sums[2 + classes :]
+    return Evaluation(
+        accuracy=sum(right) / len(data),
+        loss=loss / len(data),
+        class_accuracy=tuple(r / c if c else float("nan") for r, c in zip(right, count, strict=True)),
+        finite=finite == len(data),
+    )
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
