@@ -148,10 +148,9 @@ def _draw_curve(image: Image.Image, draw: ImageDraw.ImageDraw, history: History,
 def _draw_strip(image: Image.Image, draw: ImageDraw.ImageDraw, history: History, budget: float) -> None:
     left, top, right, bottom = STRIP
     draw.rectangle((left, top, right - 1, bottom - 1), fill=EMPTY)
-    if history.kept_by_rank:
-        edges = np.array(history.spent)
-        at = np.linspace(0, budget, right - left + 1)
-        at = at[: 1 + np.count_nonzero((at[:-1] + at[1:]) / 2 < edges[-1])]  # columns at least half spent
+    edges, at = np.array(history.spent), np.linspace(0, budget, right - left + 1)
+    at = at[: 1 + np.count_nonzero((at[:-1] + at[1:]) / 2 < edges[-1])]  # columns at least half spent
+    if len(at) > 1:
         shares = np.stack([_means(row, edges, at) for row in np.stack(history.kept_by_rank, axis=1)])  # (BINS, w)
         colours = _shade(np.repeat(shares[::-1], (bottom - top) // BINS, axis=0))
         image.paste(Image.fromarray(colours), (left, top))

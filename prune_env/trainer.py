@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prune_env import augment, models
@@ -83,6 +83,7 @@ class Trainer:
             )
         self.stats = Stats(n, classes, recipe.ema, self.device)
         self.step = 0
+        self.batches = 0
         self.train_accuracy = 0.0
 
         model = models.build(recipe.model, channels, size, classes, self._seed(_WEIGHTS))
@@ -103,6 +104,8 @@ class Trainer:
         if models.is_random(self.model):
             self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
         mean, std = train.moments
+        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
         self._augmentation = self._seed(_AUGMENTATION)
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
 
@@ -177,6 +180,7 @@ class Trainer:
             last += len(rows)
             middle = used + TRAIN_COST * (last - len(rows) / 2)  # charged when half of this batch is
             self.optimizer.param_groups[0]["lr"] = self.recipe.rate(middle / horizon)
+            self._settle_norms()
             images, labels = self._batch(rows)
             if partners is None:
                 logits = self._forward(images)
@@ -196,6 +200,12 @@ class Trainer:
                 counts += self.stats.update(seen, torch.cat(pending), labels, clean[first:last], self.ledger.spent)
                 pending, first = [], last
         return counts
+
+    def _settle_norms(self) -> None:
+        """Average the first batches' statistics evenly, lest their initial values outlast a small budget."""
+        self.batches += 1
+        for norm, momentum in self._norms:
+            norm.momentum = max(momentum, 1.0 / self.batches)
 
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised, augmented images (B, C, H, W) float32 and labels (B,) int64 of (B,) samples."""
@@ -266,6 +276,7 @@ class Trainer:
             "masks": None if self.masks is None else self.masks.get_state(),
             "seed": self.seed,
             "step": self.step,
+            "batches": self.batches,
             "val_accuracy": self.val_accuracy,
             "train_accuracy": self.train_accuracy,
         }
@@ -290,6 +301,7 @@ class Trainer:
         if self.masks is not None:
             self.masks.set_state(state["masks"])
         self.step = state["step"]
+        self.batches = state["batches"]
         self.val_accuracy = state["val_accuracy"]
         self.train_accuracy = state["train_accuracy"]
 

@@ -1,0 +1,43 @@
+"""Any tree of images, one folder a class: root/train/<class>/... and root/test/<class>/... (or root/val)."""
+
+from pathlib import Path
+
+import numpy as np
+
+from prune_env.datasets.decode import class_folders, decode, image_files
+from prune_env.datasets.source import Samples, Source, Split, missing
+
+LAYOUT = "train/<class>/*.jpg (or .png, ...; deeper folders are fine) and test/<class>/ or val/<class>/"
+
+
+def find(root: Path, split: str, size: int) -> Split:
+    """Labels are positions among the sorted names of the class folders in train. `test` goes before `val`.
+
+    Raises ValueError for a tree without classes, a class without images, or a test class that train lacks.
+    """
+    classes = tuple(class_folders(_existing(root / "train")))
+    if not classes:
+        raise ValueError(f"{root / 'train'} holds no class folders; expected below root: {LAYOUT}")
+    if split == "train":
+        folder, present = root / "train", list(classes)
+    else:
+        folder = _existing(root / "test" if (root / "test").exists() or not (root / "val").exists() else root / "val")
+        present = class_folders(folder)
+        if unknown := sorted(set(present) - set(classes)):
+            raise ValueError(f"{folder} holds classes that {root / 'train'} lacks: {', '.join(unknown)}")
+        if not present:
+            raise ValueError(f"{folder} holds no class folders; expected below root: {LAYOUT}")
+    per_class = [image_files(folder / name) for name in present]
+    paths = [path for files in per_class for path in files]
+    labels = np.repeat([classes.index(name) for name in present], [len(files) for files in per_class])
+    # The train folder itself is listed because test labels depend on its classes: its time changes with them.
+    return Split(lambda: Samples(decode(paths, size), labels, classes), [root / "train", *paths])
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise missing("imagefolder", folder, LAYOUT, downloadable=False)
+    return folder
+
+
+IMAGEFOLDER = Source(find, fetch=None, image_size=32, resizable=True, validation_share=0.1, augment=True)

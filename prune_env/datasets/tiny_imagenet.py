@@ -1,0 +1,77 @@
+"""Tiny-ImageNet (Le and Yang 2015) in its official folders, with any number of its classes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from prune_env.datasets.decode import decode, image_files
+from prune_env.datasets.download import download, unzip
+from prune_env.datasets.source import Samples, Source, Split, missing
+
+FOLDER = "tiny-imagenet-200"
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+LAYOUT = (
+    f"{FOLDER}/wnids.txt, {FOLDER}/train/<wnid>/images/*.JPEG, {FOLDER}/val/val_annotations.txt, "
+    f"{FOLDER}/val/images/*.JPEG; root may also be {FOLDER} itself"
+)
+
+
+def find(root: Path, split: str, size: int) -> Split:
+    """The official validation images are the test split, as the official test images have no labels.
+
+    A label is the position in wnids.txt. Raises ValueError for a tree that contradicts itself.
+    """
+    folder = _folder(root)
+    listing = folder / "wnids.txt"
+    if not listing.exists():
+        raise missing("tiny_imagenet", listing, LAYOUT, downloadable=True)
+    wnids = tuple(listing.read_text().split())
+    if not wnids or len(set(wnids)) < len(wnids):
+        raise ValueError(f"{listing} must name each class once, one a line; it has {len(wnids)} entries")
+    index, paths, labels = _train(folder, wnids) if split == "train" else _test(folder, wnids)
+    return Split(lambda: Samples(decode(paths, size), labels, wnids), [listing, *index, *paths])
+
+
+def _folder(root: Path) -> Path:
+    return root if (root / "wnids.txt").exists() else root / FOLDER
+
+
+def _train(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path], np.ndarray]:
+    per_class = []
+    for wnid in wnids:
+        images = folder / "train" / wnid / "images"
+        if not images.is_dir():
+            raise FileNotFoundError(f"{folder / 'wnids.txt'} names the class {wnid}, but {images} does not exist")
+        per_class.append(image_files(images))
+    labels = np.repeat(np.arange(len(wnids)), [len(paths) for paths in per_class])
+    return [], [path for paths in per_class for path in paths], labels
+
+
+def _test(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path], np.ndarray]:
+    annotations = folder / "val" / "val_annotations.txt"
+    if not annotations.exists():
+        raise missing("tiny_imagenet", annotations, LAYOUT, downloadable=True)
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    paths, labels = [], []
+    for number, line in enumerate(annotations.read_text().splitlines(), start=1):
+        name, wnid, *_ = [*line.split("\t"), ""]  # name, wnid, then a bounding box
+        path = folder / "val" / "images" / name
+        if wnid not in label_of:
+            raise ValueError(f"{annotations}, line {number}: class {wnid!r} is not in wnids.txt")
+        if not path.is_file():
+            raise FileNotFoundError(f"{annotations}, line {number}: {path} does not exist")
+        paths.append(path)
+        labels.append(label_of[wnid])
+    if not paths:
+        raise ValueError(f"{annotations} is empty: it must name the images of the test split")
+    return [annotations], paths, np.array(labels, np.int64)
+
+
+def fetch(root: Path) -> None:
+    if not (_folder(root) / "wnids.txt").exists():
+        download(URL, root / f"{FOLDER}.zip", MD5)
+        unzip(root / f"{FOLDER}.zip", root / FOLDER)
+
+
+TINY_IMAGENET = Source(find, fetch, image_size=64, resizable=True, validation_share=0.1, augment=True)

@@ -1,0 +1,94 @@
+"""Small fake data sets on disk, in the layouts of the real ones, with pixels known exactly."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images (n, 3, H, W) uint8, labels (n,) int64
+
+
+def random_images(count: int, size: int, seed: int) -> np.ndarray:
+    """Noise, (count, 3, size, size) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), np.uint8)
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Lossless whatever the file is called: Pillow goes by the content. `image` is (3, H, W) uint8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(path, "PNG")
+
+
+def imagefolder(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 10, size: int = 32, test: str = "test"
+) -> dict[str, Arrays]:
+    """`root`/train and `root`/`test`; returns the arrays of "train" and "test" in the order they are read."""
+    labels = np.repeat(np.arange(len(classes)), per_class)
+    splits = {}
+    for seed, (split, folder) in enumerate({"train": "train", "test": test}.items()):
+        images = random_images(len(labels), size, seed)
+        for row, label in enumerate(labels):
+            write_png(root / folder / classes[label] / f"{row:05d}.png", images[row])
+        splits[split] = images, labels
+    return splits
+
+
+def tiny_imagenet(
+    root: Path, classes: tuple[str, ...] = ("n02", "n01", "n03"), per_class: int = 10, size: int = 64
+) -> dict[str, Arrays]:
+    """`root`/tiny-imagenet-200 with `per_class` training and test images a class; test images are interleaved."""
+    folder = root / "tiny-imagenet-200"
+    labels = np.repeat(np.arange(len(classes)), per_class)
+    train, test = random_images(len(labels), size, 2), random_images(len(labels), size, 3)
+    for row, label in enumerate(labels):
+        write_png(folder / "train" / classes[label] / "images" / f"{classes[label]}_{row:05d}.JPEG", train[row])
+    test_labels = np.tile(np.arange(len(classes)), per_class)
+    lines = []
+    for row, label in enumerate(test_labels):
+        write_png(folder / "val" / "images" / f"val_{row}.JPEG", test[row])
+        lines.append(f"val_{row}.JPEG\t{classes[label]}\t0\t0\t62\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    (folder / "wnids.txt").write_text("\n".join(classes) + "\n")
+    return {"train": (train, labels), "test": (test, test_labels)}
+
+
+def cifar10(root: Path, monkeypatch, per_batch: int = 20) -> dict[str, Arrays]:
+    """`root`/cifar-10-batches-py of five batches and a test batch; torchvision is told their checksums."""
+    return _cifar(CIFAR10, "labels", 10, root, monkeypatch, per_batch)
+
+
+def cifar100(root: Path, monkeypatch, per_batch: int = 200) -> dict[str, Arrays]:
+    """`root`/cifar-100-python with one training batch and a test batch; torchvision is told their checksums."""
+    return _cifar(CIFAR100, "fine_labels", 100, root, monkeypatch, per_batch)
+
+
+def _cifar(
+    dataset: type[CIFAR10], key: str, classes: int, root: Path, monkeypatch, per_batch: int
+) -> dict[str, Arrays]:
+    folder = root / dataset.base_folder
+    folder.mkdir(parents=True)
+
+    def write(name: str, content: dict) -> str:
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    splits = {}
+    for seed, split in enumerate(("train", "test"), start=4):
+        names = [name for name, _ in getattr(dataset, f"{split}_list")]
+        images = random_images(len(names) * per_batch, 32, seed)
+        labels = np.arange(len(images)) % classes
+        checksums = []
+        for number, name in enumerate(names):
+            rows = slice(number * per_batch, (number + 1) * per_batch)
+            batch = {"data": images[rows].reshape(per_batch, -1), key: labels[rows].tolist()}
+            checksums.append([name, write(name, batch)])
+        monkeypatch.setattr(dataset, f"{split}_list", checksums)
+        splits[split] = images, labels
+    meta = dataset.meta
+    md5 = write(meta["filename"], {meta["key"]: [f"class {number}" for number in range(classes)]})
+    monkeypatch.setattr(dataset, "meta", {**meta, "md5": md5})
+    return splits
