@@ -1,0 +1,152 @@
+"""Agents: rules that say which samples the next step trains on.
+
+An agent is a callable `agent(observation, rng) -> action`, numpy in and out; `prune_env.select` builds the
+action. One that keeps state has `reset()`, called at the start of each episode. A line names and sets one:
+`ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent`, `my_module:MyAgent:keep=0.3`, `my_module:function`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from agents import parts
+from agents.bandits import UCB, UCB1, EpsilonGreedy
+from agents.baselines import Full, Random, StaticRandom
+from agents.difficulty import LossTopK, Middle
+from agents.infobatch import InfoBatch
+from agents.parts import Agent
+from agents.swdpp import SwDPP
+
+AGENTS: dict[str, type] = {
+    "full": Full,
+    "random": Random,
+    "static_random": StaticRandom,
+    "epsilon_greedy": EpsilonGreedy,
+    "ucb": UCB,
+    "ucb1": UCB1,
+    "swdpp": SwDPP,
+    "infobatch": InfoBatch,
+    "loss_topk": LossTopK,
+    "middle": Middle,
+}
+
+
+def make(spec: str) -> Agent:
+    """Build the agent that `spec` describes.
+
+    Args:
+        spec: `name[:option=value,...]` with a name in AGENTS, or `module:attribute[:option=value,...]` where
+            the attribute is a class, or a function that is the agent itself and takes no options. Values are
+            Python literals.
+
+    Raises:
+        ValueError: an unknown name or option, a value that is no literal or out of range, a module that
+            cannot be imported or has no such attribute.
+    """
+    name, options = _split(spec)
+    found = _find(spec, name)
+    settings = _parse(spec, options)
+    if not isinstance(found, type):
+        if settings:
+            raise ValueError(f"agent {spec!r}: {name} is not a class, so it takes no options")
+        return found
+    signature = inspect.signature(found)
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        plain = [str(option.replace(annotation=option.empty)) for option in signature.parameters.values()]
+        known = ", ".join(plain) or "none"
+        raise ValueError(f"agent {spec!r}: {error}; the options of {name} are: {known}") from None
+    return found(**settings)
+
+
+def spec_with_keep(spec: str, keep: float) -> str:
+    """`spec` with `keep` set to this share if its agent takes one and `spec` does not set it; else `spec`.
+
+    Raises:
+        ValueError: as for `make`, but for values that only the agent checks.
+    """
+    name, options = _split(spec)
+    found = _find(spec, name)
+    takes_keep = isinstance(found, type) and "keep" in inspect.signature(found).parameters
+    if not takes_keep or "keep" in _parse(spec, options):
+        return spec
+    return f"{name}:keep={keep}" + (f",{options}" if options else "")
+
+
+def source_digest(spec: str) -> str:
+    """SHA-256 (hex) of the agent's code: the file of the module that `spec` names, and agents/parts.py.
+
+    What a module of yours imports from elsewhere is not looked at.
+
+    Raises:
+        ValueError: an unknown agent, as for `make`, or a module without a source file.
+    """
+    name, _ = _split(spec)
+    found = _find(spec, name)
+    module = sys.modules[found.__module__ if name in AGENTS else name.partition(":")[0]]
+    digest = hashlib.sha256()
+    for file in (module.__file__, parts.__file__):
+        if file is None:
+            raise ValueError(f"agent {spec!r}: module {module.__name__} has no source file")
+        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """Name and options of a spec: "ucb:c=2" -> "ucb", "c=2"; "a.b:C:c=2" -> "a.b:C", "c=2"."""
+    head, _, rest = spec.partition(":")
+    attribute, _, options = rest.partition(":")
+    if head in AGENTS:
+        return head, rest
+    if head == "learned":
+        raise ValueError(f"agent {spec!r}: learned policies cannot be loaded yet")
+    if attribute.isidentifier() and all(part.isidentifier() for part in head.split(".")):
+        return f"{head}:{attribute}", options
+    raise ValueError(
+        f"unknown agent {spec!r}; there are {', '.join(AGENTS)}, "
+        "and your own are called module:Class or module:function"
+    )
+
+
+def _find(spec: str, name: str) -> Any:
+    """The class or function that a name from `_split` stands for."""
+    if name in AGENTS:
+        return AGENTS[name]
+    module, _, attribute = name.partition(":")
+    try:
+        imported = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"agent {spec!r}: module {module!r} cannot be imported: {error}") from error
+    if not hasattr(imported, attribute):
+        raise ValueError(f"agent {spec!r}: module {module!r} has no {attribute!r}")
+    found = getattr(imported, attribute)
+    if not callable(found):
+        raise ValueError(f"agent {spec!r}: {name} is {found!r}, neither a class nor a function")
+    return found
+
+
+def _parse(spec: str, options: str) -> dict[str, Any]:
+    """Options as keyword arguments: "keep=0.3,c=2" -> {"keep": 0.3, "c": 2}."""
+    try:
+        call = ast.parse(f"agent({options})", mode="eval").body
+    except SyntaxError:
+        call = None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise ValueError(f"agent {spec!r}: {options!r} is not of the form option=value,option=value")
+    settings: dict[str, Any] = {}
+    for option in call.keywords:
+        if option.arg is None or option.arg in settings:
+            raise ValueError(f"agent {spec!r}: {ast.unparse(option)} is not an option of its own")
+        try:
+            settings[option.arg] = ast.literal_eval(option.value)
+        except (ValueError, TypeError):
+            message = f"agent {spec!r}: the value in {ast.unparse(option)} is no Python literal; quote strings"
+            raise ValueError(message) from None
+    return settings

@@ -1,0 +1,101 @@
+"""Rules that look at nothing: all the data, a random part of it, always the same part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.parts import Action, Mask, Observation, check, how_many, uniform
+from prune_env import select
+
+
+@dataclass(kw_only=True)
+class Full:
+    """Every sample, weight 1.
+
+    At a smaller budget this is "train shorter with the schedule compressed": the baseline to beat.
+    """
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        return select(np.ones(len(observation["loss"]), dtype=np.bool_))
+
+
+@dataclass(kw_only=True)
+class Random:
+    """RS2 (Okanovic et al., arXiv 2305.18424): consecutive slices of one permutation.
+
+    Step t keeps the next round(kN) samples of a random permutation. When fewer are left, the slice takes them
+    and is filled up from a new permutation, in which the samples that are in the slice already keep their
+    places for later. So a step always has round(kN) distinct samples, and each permutation is used up
+    exactly once.
+
+    Args:
+        keep: share k kept in a step, in (0, 1].
+        fresh: draw round(kN) fresh samples in every step instead: "uniform dynamic" of Raju et al.,
+            arXiv 2111.12621.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    keep: float = 0.5
+    fresh: bool = False
+    _left: NDArray[np.int64] = field(init=False, repr=False, compare=False)  # rest of the permutation
+    _n: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check("keep", self.keep, "(0, 1]")
+        check("fresh", self.fresh, bool)
+        self.reset()
+
+    def reset(self) -> None:
+        self._left, self._n = np.empty(0, dtype=np.int64), 0
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        n = len(observation["loss"])
+        k = how_many(self.keep, n)
+        if self.fresh:
+            return select(uniform(n, k, rng))
+        if n != self._n:  # another data set: its samples are others
+            self.reset()
+            self._n = n
+        mask = np.zeros(n, dtype=np.bool_)
+        mask[self._left[:k]] = True
+        self._left = self._left[k:]
+        missing = k - np.count_nonzero(mask)
+        if missing:
+            order = rng.permutation(n)
+            first = np.flatnonzero(~mask[order])[:missing]
+            mask[order[first]] = True
+            self._left = np.delete(order, first)
+        return select(mask)
+
+
+@dataclass(kw_only=True)
+class StaticRandom:
+    """One random subset of round(kN) samples for the whole run.
+
+    Args:
+        keep: share k of the samples, in (0, 1].
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    keep: float = 0.5
+    _mask: Mask = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check("keep", self.keep, "(0, 1]")
+        self.reset()
+
+    def reset(self) -> None:
+        self._mask = np.empty(0, dtype=np.bool_)
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        n = len(observation["loss"])
+        if n != len(self._mask):  # the first step, or another data set
+            self._mask = uniform(n, how_many(self.keep, n), rng)
+        return select(self._mask)

@@ -1,0 +1,103 @@
+"""The parts that the rules are made of: how many, the hardest, a uniform draw, a draw by probability, ranks.
+
+N is the number of samples and k the number to keep. Everything is O(N) except `ranks`, which sorts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+Observation = Mapping[str, np.ndarray]
+Action = dict[str, NDArray[np.float32]]  # weight (N,), mixup (N,)
+Agent = Callable[[Observation, np.random.Generator], Action]
+Mask = NDArray[np.bool_]
+
+
+def check(name: str, value: object, allowed: str | type[bool]) -> None:
+    """Check a hyper-parameter.
+
+    Args:
+        name: what the message calls it.
+        value: its value.
+        allowed: `bool`, or an interval as mathematics writes it, e.g. "(0, 1]".
+
+    Raises:
+        ValueError: the value is not a number in the interval (or not True or False).
+    """
+    if isinstance(allowed, type):
+        if not isinstance(value, allowed):
+            raise ValueError(f"{name} must be True or False, not {value!r}")
+        return
+    low, high = map(float, allowed[1:-1].split(","))
+    inside = (
+        isinstance(value, (int, float, np.integer, np.floating))
+        and not isinstance(value, bool)
+        and low <= value <= high
+        and not (value == low and allowed[0] == "(")
+        and not (value == high and allowed[-1] == ")")
+    )
+    if not inside:
+        raise ValueError(f"{name} must be a number in {allowed}, not {value!r}")
+
+
+def how_many(keep: float, n: int) -> int:
+    """Number of samples that a share `keep` in (0, 1] of n stands for: max(1, round(keep n))."""
+    return max(1, round(keep * n))
+
+
+def in_last(observation: Observation, share: float) -> bool:
+    """Whether the last `share` of the budget has begun."""
+    return float(observation["spent"][0]) >= 1 - share - 1e-6  # spent is float32: 0.9 arrives as 0.89999998
+
+
+def hardest(scores: NDArray[np.floating], k: int, rng: np.random.Generator) -> Mask:
+    """Mask of the k largest of `scores` (N,), 0 <= k <= N; equals at the border are drawn uniformly."""
+    mask = np.zeros(len(scores), dtype=np.bool_)
+    if k == 0:
+        return mask
+    border = np.partition(scores, len(scores) - k)[len(scores) - k]
+    mask = scores > border
+    equals = np.flatnonzero(scores == border)
+    mask[rng.choice(equals, k - np.count_nonzero(mask), replace=False, shuffle=False)] = True
+    return mask
+
+
+def uniform(n: int, k: int, rng: np.random.Generator) -> Mask:
+    """Mask of k of n samples, each subset of that size equally likely."""
+    return hardest(rng.random(n, dtype=np.float32), k, rng)  # a third of the time that rng.choice takes
+
+
+def fill(mask: Mask, k: int, rng: np.random.Generator) -> Mask:
+    """`mask` (N,) and as many of the other samples, drawn uniformly, as make it k."""
+    key = rng.random(len(mask), dtype=np.float32)
+    key[mask] = 2.0  # above every draw from [0, 1)
+    return hardest(key, k, rng)
+
+
+def systematic(pi: NDArray[np.float64], k: int, rng: np.random.Generator) -> Mask:
+    """Mask of exactly k distinct samples; sample i is in it with probability exactly pi_i.
+
+    The samples are laid end to end in random order, each as long as its pi, and those are drawn on which one
+    of the points u, u+1, ..., u+k-1 falls, u ~ U[0, 1). The random order leaves no pair tied together.
+
+    Args:
+        pi: (N,) inclusion probabilities in [0, 1] that sum to k.
+        k: number of samples.
+        rng: the agent's generator.
+    """
+    mask = pi > 1 - 1e-9  # taken outright: a step over any other then stays below 1 despite rounding
+    order = rng.permutation(np.flatnonzero(~mask))
+    left = k - np.count_nonzero(mask)
+    points = np.minimum(np.ceil(np.cumsum(pi[order]) - rng.random()), left)  # points before each one's end
+    points[-1:] = left  # where rounding of the sum lost the last point
+    mask[order[np.diff(points, prepend=0.0) > 0]] = True
+    return mask
+
+
+def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Ranks of `values` (N,) spread over (0, 1): (average 1-based rank − ½) / N, so the mean is ½."""
+    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
+    return ((np.cumsum(size) - size / 2) / len(values))[group]
