@@ -122,17 +122,17 @@ class Selection:
 
         Args:
             action: as returned by `check` or `select`; (N,) each.
-            rng: this step's generator; advanced by 2 N draws.
+            rng: this step's generator; advanced by N draws, and by N more if anything is mixed.
         """
         weight, mixup = action["weight"], action["mixup"]
         place = rng.random(len(weight))
-        partner = rng.random(len(weight))
         kept = np.flatnonzero(weight)
         kept = kept[np.argsort(place[kept])]
         shares = mixup[kept]
         partners = kept.copy()
         mixed = np.flatnonzero(shares)
         if len(mixed):
+            partner = rng.random(len(weight))
             pool = np.flatnonzero(weight == 0)
             pool = pool if len(pool) else np.sort(kept)
             partners[mixed] = pool[(partner[kept[mixed]] * len(pool)).astype(np.int64)]

@@ -104,7 +104,7 @@ class Trainer:
         if models.is_random(self.model):
             self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
         mean, std = train.moments
-        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
         self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
         self._augmentation = self._seed(_AUGMENTATION)
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
@@ -173,14 +173,14 @@ class Trainer:
         partners = torch.from_numpy(selection.partners).to(self.device).split(size) if selection.mixed else None
         clean = shares == 0.0
         counts = torch.zeros(3, device=self.device)
-        pending: list[Tensor] = []  # logits of the rows from `first` on
+        pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
         for batch, (rows, weight) in enumerate(zip(indices.split(size), weights.split(size), strict=True)):
             last += len(rows)
             middle = used + TRAIN_COST * (last - len(rows) / 2)  # charged when half of this batch is
             self.optimizer.param_groups[0]["lr"] = self.recipe.rate(middle / horizon)
-            self._settle_norms()
+            self._settle_norms(len(rows))
             images, labels = self._batch(rows)
             if partners is None:
                 logits = self._forward(images)
@@ -193,19 +193,22 @@ class Trainer:
             loss.backward(weight)  # the gradient of sum(w_i l_i) / batch_size
             self.optimizer.step()
             self.optimizer.zero_grad()
-            pending.append(logits.detach())
+            pending.append((logits.detach(), labels))
             if last == k or (last - first) * logits.shape[1] >= PENDING_LOGITS:
-                seen = indices[first:last]
-                labels = self.train_data.labels[seen]
-                counts += self.stats.update(seen, torch.cat(pending), labels, clean[first:last], self.ledger.spent)
+                seen, truth = (torch.cat(parts) for parts in zip(*pending, strict=True))
+                counts += self.stats.update(indices[first:last], seen, truth, clean[first:last], self.ledger.spent)
                 pending, first = [], last
         return counts
 
-    def _settle_norms(self) -> None:
-        """Average the first batches' statistics evenly, lest their initial values outlast a small budget."""
+    def _settle_norms(self, rows: int) -> None:
+        """Average the first batches' statistics evenly, lest their initial values outlast a small budget.
+
+        A single row has no statistics: it is normalised with the running ones.
+        """
         self.batches += 1
         for norm, momentum in self._norms:
             norm.momentum = max(momentum, 1.0 / self.batches)
+            norm.training = rows > 1
 
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised, augmented images (B, C, H, W) float32 and labels (B,) int64 of (B,) samples."""

@@ -18,7 +18,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import track
@@ -26,6 +25,7 @@ from rich.table import Table
 
 import prune_env
 from prune_env import files
+from train import workers
 
 
 @dataclass
@@ -56,7 +56,6 @@ class Args:
 
 def full_training(env_id: str, settings: dict[str, Any], seed: int) -> tuple[float, str]:
     """Validation accuracy at the end of full training, in [0, 1] (0 if it diverged), and the model's name."""
-    torch.set_num_threads(1)
     env = gym.make(env_id, disable_env_checker=True, **settings)
     observation, info = env.reset(seed=seed)
     everything = prune_env.select(np.ones(len(observation["loss"]), dtype=np.bool_))
@@ -92,7 +91,7 @@ def main(args: Args) -> None:
     accuracy: dict[tuple[float, float], list[float]] = {}
     model = ""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(args.workers, mp_context=context, initializer=workers.start) as pool:
         futures = [
             pool.submit(full_training, args.env, {**fixed, "budget": budget, "lr": lr}, seed)
             for budget, lr, seed in cells

@@ -1,21 +1,20 @@
 """The data sets: one small file per source, read the same way."""
 
+import importlib
 import os
 from pathlib import Path
 
 from prune_env.datasets.cache import cached
-from prune_env.datasets.cifar import CIFAR_10, CIFAR_100
-from prune_env.datasets.digits import DIGITS
-from prune_env.datasets.imagefolder import IMAGEFOLDER
-from prune_env.datasets.source import Samples, Source
-from prune_env.datasets.tiny_imagenet import TINY_IMAGENET
+from prune_env.datasets.source import Samples, Source, Split
 
-SOURCES: dict[str, Source] = {
-    "digits": DIGITS,
-    "cifar10": CIFAR_10,
-    "cifar100": CIFAR_100,
-    "tiny_imagenet": TINY_IMAGENET,
-    "imagefolder": IMAGEFOLDER,
+# Module and name of each source; a module is imported when it is asked for, since torchvision's readers take
+# more than a second, in every process.
+SOURCES = {
+    "digits": ("digits", "DIGITS"),
+    "cifar10": ("cifar", "CIFAR_10"),
+    "cifar100": ("cifar", "CIFAR_100"),
+    "tiny_imagenet": ("tiny_imagenet", "TINY_IMAGENET"),
+    "imagefolder": ("imagefolder", "IMAGEFOLDER"),
 }
 
 
@@ -23,11 +22,16 @@ def get(name: str) -> Source:
     """The source called `name`. Raises ValueError, listing the names, if there is none."""
     if name not in SOURCES:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SOURCES)}")
-    return SOURCES[name]
+    module, attribute = SOURCES[name]
+    return getattr(importlib.import_module(f"prune_env.datasets.{module}"), attribute)
 
 
-def read(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
-    """One official split ("train" or "test") of the data set `name`, from the cache where possible.
+def find(
+    name: str, split: str, root: str | Path | None, download: bool, image_size: int | None
+) -> tuple[Split, Path, str]:
+    """One official split ("train" or "test") of the data set `name`: where it is, without opening an image.
+
+    Returns the split, the root it was found below, and a name for its decoded copy.
 
     Raises ValueError for an unknown name or an image size it cannot have, FileNotFoundError when the data set
     is neither below `root` (by default $PRUNE_ENV_DATA, else ~/.cache/prune_env/data) nor to be downloaded.
@@ -40,7 +44,12 @@ def read(name: str, split: str, root: str | Path | None, download: bool, image_s
     where = Path(root or os.environ.get("PRUNE_ENV_DATA") or "~/.cache/prune_env/data").expanduser().absolute()
     if download and source.fetch is not None:
         source.fetch(where)
-    found = source.find(where, split, size)
+    return source.find(where, split, size), where, f"{name}-{split}-{size}"
+
+
+def read(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
+    """The decoded samples of a split, from the cache where possible. Arguments and errors as for `find`."""
+    found, where, label = find(name, split, root, download, image_size)
     if not found.files:  # embedded in the package: nothing to gain from a cache
         return found.read()
-    return cached(found, where, f"{name}-{split}-{size}")
+    return cached(found, where, label)

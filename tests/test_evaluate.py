@@ -1,0 +1,417 @@
+"""`python -m train.evaluate`: the program as it is run, and the parts of a record."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import agents
+import prune_env
+from prune_env import data
+from train import curves, evaluate, provenance, results, table, workers
+from train.episode import Run, class_balance, gini, play
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--train-size", "100", "--budget", "1.5", "--seeds", "2")
+SPECS = ("full", "random:keep=0.5", "first_half:FirstHalf")
+FIRST_HALF = """
+import numpy as np
+from prune_env import select
+
+class FirstHalf:
+    def __call__(self, observation, rng):
+        n = len(observation["loss"])
+        return select(np.arange(n // 2), n=n)
+"""
+TIMES = ("seconds",)
+
+
+@dataclasses.dataclass
+class Done:
+    """A finished command: its folder of modules, its results, and what it printed."""
+
+    home: Path
+    folder: Path
+    arguments: list[str]
+    stdout: str
+    records: list[dict]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The command with three agents and two workers, run from a folder that holds one of the agents."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "first_half.py").write_text(FIRST_HALF)
+    out = home / "results"
+    arguments = ["--agents", "full", "random", "first_half:FirstHalf", *SMALL, "--name", "small", "--out", str(out)]
+    command = [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "2"]
+    ended = subprocess.run(command, cwd=home, env=_environment(), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    return Done(home, out / "small", arguments, ended.stdout, _records(out / "small"))
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def _records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def _numbers(record: dict) -> dict:
+    """A record without what differs when it is made again: times, and what depends on the command."""
+    outcome = {name: value for name, value in record["results"].items() if name not in TIMES}
+    return {**{name: record[name] for name in ("key", "agent", "seed", "configuration", "curve")}, "results": outcome}
+
+
+def _by_key(records: list[dict]) -> dict[str, dict]:
+    return {record["key"]: _numbers(record) for record in records}
+
+
+def _runs(*specs: str, seeds: int = 2) -> list[Run]:
+    settings = {"train_size": 100, "budget": 1.5, "device": "auto"}
+    return [Run("prune_env/Digits-v0", settings, spec, seed) for seed in range(seeds) for spec in specs]
+
+
+def test_prints_a_table_and_writes_every_file(done: Done):
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= table.WIDTH
+    assert all(any(spec in line for line in lines) for spec in SPECS)
+    assert "Few seeds: 2" in done.stdout
+    assert done.stdout == (done.folder / "table.txt").read_text()
+    assert sorted(path.name for path in done.folder.iterdir()) == [
+        "accuracy.png",
+        "curves.csv",
+        "results.jsonl",
+        "table.txt",
+        "tensorboard",
+    ]
+    height, width, _ = imread(done.folder / "accuracy.png").shape
+    assert width > height > 300
+
+
+def test_a_second_command_runs_nothing(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(done.home))
+    monkeypatch.setattr(workers, "outcomes", None)
+    shutil.copytree(done.folder, tmp_path / "small")
+    assert evaluate.main([*done.arguments, "--out", str(tmp_path)]) == 0
+    for name in ("results.jsonl", "table.txt", "curves.csv"):
+        assert (tmp_path / "small" / name).read_bytes() == (done.folder / name).read_bytes()
+
+
+def test_numbers_do_not_depend_on_the_workers(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, capsys: pytest.CaptureFixture[str]
+):
+    """Two workers, one worker going on after a kill that tore a line, and a plain loop: the same bit for bit."""
+    monkeypatch.syspath_prepend(str(done.home))
+    torn = tmp_path / "small" / "results.jsonl"
+    torn.parent.mkdir()
+    lines = (done.folder / "results.jsonl").read_bytes().splitlines(keepends=True)
+    torn.write_bytes(lines[0] + lines[1][:200])
+    assert evaluate.main([*done.arguments, "--out", str(tmp_path), "--workers", "1"]) == 0
+    error = capsys.readouterr().err
+    assert "1 unreadable line(s) dropped" in error
+    assert "6 runs, 1 of them done before" in error
+    assert torn.read_bytes().startswith(lines[0])
+    assert _by_key(_records(torn.parent)) == _by_key(done.records)
+
+    sequence = [play(run, run.make_env()) for run in _runs(*SPECS)]
+    assert _by_key(json.loads(json.dumps(sequence))) == _by_key(done.records)
+
+
+def test_failing_agents_fail_alone_and_edited_ones_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "moody.py"
+    wrong = "import sys\n\ndef raises(observation, rng):\n    {}\n\ndef confused(observation, rng):\n    return 3\n"
+    module.write_text(wrong.format('sys.exit("no idea")'))
+    arguments = ["--agents", "full", "moody:raises", "moody:confused", *SMALL, "--workers", "1"]
+    arguments += ["--name", "moody", "--out", str(tmp_path)]
+    assert evaluate.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "4 run(s) failed, of moody:raises, moody:confused" in printed.err
+    assert "moody:raises failed: SystemExit: no idea" in printed.err
+    assert "full" in printed.out
+    assert {record["agent"] for record in _records(tmp_path / "moody")} == {"full"}
+    failures = [json.loads(line) for line in (tmp_path / "moody" / "failures.jsonl").read_text().splitlines()]
+    assert [failure["run"]["agent"] for failure in failures] == ["moody:raises", "moody:confused"] * 2
+    assert 'sys.exit("no idea")' in failures[0]["traceback"]
+    assert "the action is a int" in failures[1]["error"]
+
+    repaired = "\n\nfrom agents import make\n\nraises = confused = make('full')\n"
+    module.write_text(wrong.format("pass") + repaired)
+    assert evaluate.main(arguments) == 0
+    assert "6 runs, 2 of them done before" in capsys.readouterr().err
+    assert not (tmp_path / "moody" / "failures.jsonl").exists()
+    before = {record["agent"]: record for record in _records(tmp_path / "moody")}
+    assert before["moody:raises"]["results"]["test_accuracy"] == before["full"]["results"]["test_accuracy"]
+    module.write_text(wrong.format("pass") + repaired + "# edited\n")
+    keys = {run.key(run.make_env()) for run in _runs("moody:raises", seeds=1)}
+    assert before["moody:raises"]["key"] not in keys
+
+
+def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
+    (tmp_path / "slow.py").write_text(f"import time\n{FIRST_HALF.replace('n = len', 'time.sleep(0.1); n = len')}")
+    arguments = ["--agents", "slow:FirstHalf", *SMALL[:4], "--seeds", "500", "--name", "slow", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
+        results_file = tmp_path / "slow" / "results.jsonl"
+        deadline = time.monotonic() + 60
+        while not results_file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    found, unreadable = results.read(results_file)
+    assert 0 < len(found) < 500
+    assert unreadable == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "prune_env/Nothing-v0"], "Nothing"),
+        (["--env", "CartPole-v1"], "'CartPole-v1' is not one of prune_env's"),
+        (["--env", "prune_env/ImageFolder-v0", "--root", "nowhere"], "nowhere"),
+        (["--agents", "full", "fool"], "unknown agent 'fool'"),
+        (["--agents", "full", "random:kept=0.5"], "kept"),
+        (["--agents", "no_such_module:Agent"], "no_such_module"),
+        (["--agents"], "--agents needs at least one value"),
+        (["--keep", "1.5"], "1.5"),
+        (["--budget", "0.001"], "budget is 0.001"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--model", "perceptron"], "perceptron"),
+        (["--label-noise", "2"], "label_noise"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_arguments_end_at_once(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_record_tells_where_it_comes_from(done: Done):
+    train, val = data.load("digits", train_size=100)
+    test = data.load_test("digits")
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    for record in done.records:
+        found = record["provenance"]
+        assert found["version"] == prune_env.__version__
+        assert found["commit"] == (commit.stdout.strip() if commit.returncode == 0 else None)
+        assert isinstance(found["dirty"], bool) or found["commit"] is None
+        assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+        assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
+        assert found["gymnasium"] == gym.__version__
+        assert found["command"].startswith("python -m train.evaluate --agents full random first_half:FirstHalf")
+        assert found["threads"] == 1
+        assert found["bf16"] is False
+        assert found["device"].startswith("cuda" if torch.cuda.is_available() else "cpu")
+        assert abs(time.time() - np.datetime64(found["time"][:19]).astype("datetime64[s]").astype(int)) < 3600
+        assert found["data"] == {"train": train.digest, "val": val.digest, "test": test.digest}
+        if record["agent"] == "full":
+            assert found["agent_digest"] == agents.source_digest("full")
+        recipe = dataclasses.asdict(_runs("full")[0].make_env().unwrapped.recipe)  # pyright: ignore[reportAttributeAccessIssue]
+        assert record["configuration"]["recipe"] == recipe
+        assert record["configuration"]["settings"] == {"train_size": 100, "budget": 1.5, "device": "auto"}
+        assert (record["budget"], record["configuration"]["env"]) == (1.5, "prune_env/Digits-v0")
+
+
+def test_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # a hook that runs the tests sets them, and git below would write elsewhere
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+
+    def state() -> tuple:
+        found = provenance.of_code(tmp_path)
+        return found["commit"], found["dirty"]
+
+    assert state() == (None, None)
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert state() == (None, None)  # no commit yet
+    (tmp_path / "file").write_text("1")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "file", "--no-verify"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert state() == (head, False)
+    (tmp_path / "file").write_text("2")
+    assert state() == (head, True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert state() == (head, True)
+    (tmp_path / "below").mkdir()
+    assert provenance.of_code(tmp_path / "below")["commit"] is None  # inside somebody else's checkout
+
+
+def test_curves_agree_with_the_records(done: Done):
+    with open(done.folder / "curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == sum(record["results"]["steps"] for record in done.records)
+    for record in done.records:
+        own = [r for r in rows if (r["agent"], int(r["seed"])) == (record["agent"], record["seed"])]
+        outcome = record["results"]
+        assert float(own[-1]["val_accuracy"]) == outcome["val_accuracy"]
+        assert float(own[-1]["spent"]) == outcome["spent"]["total"] == outcome["spent"]["train"]
+        assert float(own[-1]["coverage"]) == outcome["coverage"]
+        assert float(own[-1]["lr"]) == 0.0
+        assert np.mean([float(row["kept"]) for row in own]) == pytest.approx(outcome["kept"])
+
+        events = EventAccumulator(str(done.folder / "tensorboard" / curves.run_name(record))).Reload()
+        assert sorted(events.Tags()["scalars"]) == sorted([*curves.SCALARS, "test_accuracy"])
+        points = events.Scalars("val_accuracy")
+        assert [p.step for p in points] == [round(1000 * float(row["spent"])) for row in own]
+        assert [p.value for p in points] == pytest.approx([float(row["val_accuracy"]) for row in own])
+        assert events.Scalars("test_accuracy")[0].value == pytest.approx(outcome["test_accuracy"])
+
+
+def test_diagnostics_of_a_known_rule(done: Done):
+    """The first half of the samples, three times: budget 1.5 over half the data."""
+    train, val = data.load("digits", train_size=100)
+    labels, validated = train.labels.numpy(), len(val)
+    shares = np.bincount(labels[:50], minlength=10) / np.bincount(labels, minlength=10)
+    for record in done.records:
+        outcome = record["results"]
+        if record["agent"] != "first_half:FirstHalf":
+            continue
+        assert (outcome["steps"], outcome["kept"], outcome["coverage"]) == (3, 0.5, 0.5)
+        assert outcome["visits_gini"] == pytest.approx(0.5)
+        assert outcome["class_balance"]["smallest"] == pytest.approx(2 * shares.min())
+        assert outcome["class_balance"]["largest"] == pytest.approx(2 * shares.max())
+        assert outcome["age"] == pytest.approx(0.5 * 0.0 + 0.5 * 1.5)
+        assert outcome["spent"] == pytest.approx(
+            {"train": 1.5, "score": 0.0, "evaluate": 4 * validated / 300, "total": 1.5}
+        )
+        assert not outcome["diverged"]
+        assert 0 < outcome["seconds"]["select"] < outcome["seconds"]["total"]
+
+
+def test_the_test_split_is_opened_once_a_run_after_its_end(monkeypatch: pytest.MonkeyPatch):
+    run = _runs("full")[0]
+    env = run.make_env()
+    plain = env.unwrapped
+    assert isinstance(plain, prune_env.PruneEnv)
+    opened = []
+
+    def load_test(*args, **kwargs):
+        assert plain.trainer is not None
+        opened.append(plain.trainer.ledger.spent)
+        return original(*args, **kwargs)
+
+    original = data.load_test
+    monkeypatch.setattr(data, "load_test", load_test)
+    play(run, env)
+    assert opened == [1.5]
+
+
+def test_nothing_else_opens_the_test_split():
+    sources = [path for folder in ("prune_env", "agents", "train") for path in (ROOT / folder).rglob("*.py")]
+    callers = {path.relative_to(ROOT).as_posix() for path in sources if "load_test" in path.read_text()}
+    assert callers == {"prune_env/data.py", "train/episode.py"}
+
+
+def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "lazy.py").write_text(
+        "import numpy as np\nfrom prune_env import select\n\n"
+        "def nothing(observation, rng):\n    return select(np.zeros(len(observation['loss'])))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (run,) = _runs("lazy:nothing", seeds=1)
+    record = play(run, run.make_env())
+    json.dumps(record, allow_nan=False)
+    outcome = record["results"]
+    assert (outcome["steps"], outcome["coverage"], outcome["visits_gini"]) == (1, 0.0, 0.0)
+    assert outcome["class_balance"] == {"smallest": 1.0, "largest": 1.0}
+
+
+def test_a_key_changes_with_everything_that_matters():
+    base = Run("prune_env/Digits-v0", {"budget": 1.5, "device": "cpu"}, "random:keep=0.5", 0)
+    others = [
+        base,
+        dataclasses.replace(base, seed=1),
+        dataclasses.replace(base, agent="random:keep=0.4"),
+        *(
+            dataclasses.replace(base, settings={**base.settings, **change})
+            for change in ({"budget": 2.0}, {"lr": 0.05}, {"label_noise": 0.1}, {"model": "mlp:16"}, {"ema": 0.5})
+        ),
+    ]
+    assert len({run.key(run.make_env()) for run in others}) == len(others)
+    moved = dataclasses.replace(base, settings={**base.settings, "root": "elsewhere"})
+    assert moved.key(moved.make_env()) == base.key(base.make_env())
+
+
+def test_gini_of_known_counts():
+    n = 50
+    assert gini(np.full(n, 3.0)) == pytest.approx(0.0)
+    assert gini(np.eye(n)[7]) == pytest.approx(1 - 1 / n)
+    assert gini(np.random.default_rng(0).permutation(n)) == pytest.approx((n + 1) / (3 * n))
+    assert gini(np.zeros(n)) == 0.0
+
+
+def test_class_balance_of_known_counts():
+    labels = np.array([0, 0, 0, 2, 2, 2, 2, 2, 2])  # class 1 has no samples
+    assert class_balance(np.ones(9), labels) == {"smallest": 1.0, "largest": 1.0}
+    found = class_balance(np.array([3, 3, 3, 0, 0, 0, 0, 0, 0]), labels)
+    assert found == pytest.approx({"smallest": 0.0, "largest": 3.0})
+
+
+def test_results_file_drops_what_it_cannot_read(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    assert results.read(path) == ({}, 0)
+    for key in "ab":
+        results.append(path, {"key": key})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])  # only the end of the last line is missing
+    assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 0)
+    assert path.read_bytes() == whole
+    path.write_bytes(b'{"key": "c"\n' + whole + b'{"key": "d')
+    assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 2)
+    assert path.read_bytes() == whole
+    with pytest.raises(ValueError, match="JSON"):
+        results.append(path, {"key": "nan", "x": float("nan")})
+    assert path.read_bytes() == whole
+
+
+def test_rows_pair_by_seed():
+    def record(agent: str, seed: int, accuracy: float) -> dict:
+        seconds = {"total": 1.0, "select": 0.1}
+        outcome = {"test_accuracy": accuracy, "kept": 0.5, "coverage": 1.0, "spent": {"total": 1.0}, "seconds": seconds}
+        return {"agent": agent, "seed": seed, "budget": 1.0, "results": outcome}
+
+    full = [record("full", seed, accuracy) for seed, accuracy in enumerate((0.90, 0.80, 0.70))]
+    other = [record("other", seed, accuracy) for seed, accuracy in ((2, 0.71), (0, 0.91), (7, 0.99))]
+    first, second = table.rows({"other": other, "full": full})
+    assert (first.agent, first.difference, first.accuracy) == ("full", None, pytest.approx(80.0))
+    assert second.difference == pytest.approx(1.0)  # of seeds 0 and 2; seed 7 has no partner
+    assert second.difference_interval == pytest.approx((1.0, 1.0))
+    (alone,) = table.rows({"other": other[:1]})
+    assert (alone.difference, alone.difference_interval, alone.seeds) == (None, None, 1)

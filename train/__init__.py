@@ -1,0 +1,1 @@
+"""Programs that run from the checkout: `python -m train.evaluate`."""

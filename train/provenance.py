@@ -1,0 +1,64 @@
+"""Where a result comes from: code, libraries, machine, time."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+
+import gymnasium
+import numpy
+import torch
+
+import prune_env
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:
+    """Versions of the package and of what it runs on, and the state of the checkout at `root`.
+
+    `commit` and `dirty` (files that differ from the commit, or are unknown to it) are None where `root` is not
+    the top of a git checkout that has a commit.
+    """
+    commit = _git(root, "rev-parse", "HEAD")
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if commit is None or top is None or Path(top).resolve() != root.resolve():
+        commit = dirty = None
+    else:
+        dirty = bool(_git(root, "status", "--porcelain"))
+    return {
+        "version": prune_env.__version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "gymnasium": gymnasium.__version__,
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # inside a git hook GIT_DIR and its like would answer for another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or nothing to ask it about
+        return None
+    return done.stdout.strip()
+
+
+def of_process(device: torch.device) -> dict[str, str | int]:
+    """What this process computes on, and the time (UTC)."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"  # what rounding depends on
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
