@@ -1,0 +1,26 @@
+"""One thread: the machines that run the tests are shared, and sums then come in one order."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
+    """Decoded images of the tests' own trees do not go into the user's cache."""
+    before = os.environ.get("PRUNE_ENV_CACHE")
+    os.environ["PRUNE_ENV_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["PRUNE_ENV_CACHE"]
+    else:
+        os.environ["PRUNE_ENV_CACHE"] = before
+
+
+@pytest.fixture
+def repository() -> Path:
+    return Path(__file__).parents[1]

@@ -1,0 +1,249 @@
+"""Training on a pretended CUDA device, where a tensor on the wrong side fails, and the host's waits counted.
+
+Tensors are fake: they have shapes and devices and no numbers, so whatever needs a number raises.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prune_env import models
+from prune_env.data import Data
+from prune_env.recipes import Recipe
+from prune_env.selection import Selection, select
+from prune_env.trainer import Evaluation, Trainer
+from tests.reference import toy
+
+aten = torch.ops.aten
+
+
+def data(n: int, device: str = "cuda") -> Data:
+    images = torch.zeros(n, 3, 16, 16, dtype=torch.uint8, device=device)
+    labels = torch.zeros(n, dtype=torch.int64, device=device)
+    return Data(images, labels, ("a", "b", "c"), labels, labels.bool(), augment=True, digest="none")
+
+
+def selection(n: int, mixed: bool) -> Selection:
+    rows = np.arange(n)
+    shares = np.full(n, 0.25 if mixed else 0, np.float32)
+    return Selection(rows, np.full(n, 1.5, np.float32), rows[::-1].copy() if mixed else rows, shares)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """Trainers can be built on the pretended device: what cannot be done there is done in another way."""
+    build = models.build
+
+    def build_there(*args) -> nn.Module:
+        model = build(*args)  # `Module.to` cannot move fake tensors
+        for module in model.modules():
+            for name, p in module._parameters.items():
+                if p is not None:
+                    module._parameters[name] = nn.Parameter(torch.empty(p.shape, device="cuda"))
+            for name, b in module._buffers.items():
+                if b is not None:
+                    module._buffers[name] = torch.empty(b.shape, device="cuda", dtype=b.dtype)
+        model.to = lambda *args, **kwargs: model
+        return model
+
+    def backward(loss: torch.Tensor, gradient: torch.Tensor | None = None, **kwargs) -> None:
+        """Autograd's engine needs a driver. A gradient has the device of its parameter in any case."""
+        assert loss.requires_grad
+        if gradient is not None:
+            _ = loss + gradient  # raises on another device or shape
+            assert gradient.shape == loss.shape
+        for p in trainers[-1].model.parameters():
+            p.grad = torch.empty_like(p)
+
+    def evaluate(self: Trainer, data: Data) -> Evaluation:
+        """Without numbers there is no accuracy."""
+        trainers.append(self)
+        self.optimizer.param_groups[0]["fused"] = False  # the fused kernel has no pretended version
+        self.optimizer.param_groups[0]["foreach"] = False
+        assert self._evaluate(data).device.type == "cuda"
+        return Evaluation(0.5, 1.0, (0.5,), True)
+
+    trainers: list[Trainer] = []
+    monkeypatch.setattr(models, "build", build_there)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.Tensor, "backward", backward)
+        monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+    with FakeTensorMode():
+        yield lambda n=20, model="convnet:3-4-5", precision="float32", smoothing=0.1: Trainer(
+            data(n), data(6), Recipe(model, 8, 0.1, precision=precision, label_smoothing=smoothing), 50.0, 0
+        )
+
+
+def train(student: Trainer, mixed: bool = True, k: int | None = None) -> torch.Tensor:
+    rows = selection(k or student.ledger.n, mixed)
+    student.ledger.train += len(rows)
+    return student._train(rows, 0, student.ledger.total)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["mlp:5", "convnet:3-4-5", "resnet9:2-2-2-2"])
+def test_training_and_validation_stay_on_the_device(cuda, model, precision, mixed):
+    student = cuda(model=model, precision=precision)
+    assert {p.device.type for p in student.model.parameters()} == {"cuda"}
+    kinds: set[torch.dtype] = set()
+    last = [module for module in student.model.modules() if isinstance(module, nn.Linear)][-1]
+    last.register_forward_hook(lambda module, args, out: kinds.add(out.dtype))
+    counts = train(student, mixed)
+    assert kinds == {getattr(torch, precision)}
+    assert (counts.device.type, counts.shape) == ("cuda", (3,))
+    assert student._evaluate(student.val_data).device.type == "cuda"
+    assert student.stats.table.device.type == "cuda"
+    assert all(state["momentum_buffer"].device.type == "cuda" for state in student.optimizer.state.values())
+
+
+def misplace(student: Trainer, what: str) -> None:
+    cpu = torch.device("cpu")
+    if what == "moments":
+        student.mean = torch.zeros(3, 1, 1, device=cpu)
+    elif what == "statistics":
+        student.stats.table = torch.zeros(20, 11, device=cpu)
+    elif what == "training labels":
+        student.train_data = Data(
+            student.train_data.images,
+            torch.zeros(20, dtype=torch.int64),
+            ("a", "b", "c"),
+            student.train_data.source,
+            student.train_data.wrong,
+            augment=True,
+            digest="none",
+        )
+    elif what == "training images":
+        student.train_data = data(20, "cpu")
+    elif what == "a weight":
+        layer = next(module for module in student.model.modules() if isinstance(module, nn.Conv2d))
+        layer.weight = nn.Parameter(torch.zeros(layer.weight.shape, device=cpu))
+    elif what == "the selection":
+        student.device = cpu
+
+
+@pytest.mark.parametrize(
+    "what", ["moments", "statistics", "training labels", "training images", "a weight", "the selection"]
+)
+def test_a_tensor_on_the_wrong_side_fails(cuda, what):
+    student = cuda()
+    train(student)
+    misplace(student, what)
+    with pytest.raises((RuntimeError, ValueError), match="device"):
+        train(student)
+
+
+class Transfers(TorchDispatchMode):
+    """Counts copies between host and device."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = self.down = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func in (aten._to_copy.default, aten.copy_.default):
+            source = args[1] if func is aten.copy_.default else args[0]
+            assert isinstance(source, torch.Tensor)
+            assert isinstance(out, torch.Tensor)
+            self.up += (source.device.type, out.device.type) == ("cpu", "cuda")
+            self.down += (source.device.type, out.device.type) == ("cuda", "cpu")
+        return out
+
+
+def test_the_number_of_transfers_does_not_grow_with_the_batches(cuda):
+    student = cuda(n=80)
+    counted = []
+    for k in (8, 16, 79):
+        with Transfers() as transfers:
+            train(student, k=k)
+        assert transfers.down == 0  # each would wait for the device, and so would a number read from it
+        counted.append(transfers.up)
+    assert counted[0] == counted[1] == counted[2] <= 4
+    with Transfers() as transfers:
+        student._evaluate(student.val_data)
+    assert (transfers.up, transfers.down) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x.tolist(),
+        lambda x: x.masked_select(x > 0),
+        lambda x: float(x.mean()),
+    ],
+    ids=["item", "bool", "index by a mask", "nonzero", "tolist", "masked_select", "float"],
+)
+def test_waiting_for_the_pretended_device_fails(cuda, wait):
+    student = cuda()
+    loss = student._loss
+
+    def waiting(logits, labels):
+        wait(logits.detach())
+        return loss(logits, labels)
+
+    train(student)
+    student._loss = waiting
+    with pytest.raises((RuntimeError, ValueError)):
+        train(student)
+
+
+WAITING = {
+    "item", "tolist", "cpu", "numpy", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "allclose",
+    "__bool__", "__int__", "__float__", "__index__", "__array__", "__contains__", "argwhere",
+}  # fmt: skip
+
+
+class Waits(TorchFunctionMode):
+    """Names the calls for which the host would wait for a device, on real tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        boolean = name == "__getitem__" and any(getattr(x, "dtype", None) is torch.bool for x in as_tuple(args[1]))
+        if name in WAITING or boolean or (name == "where" and len(args) == 1):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def as_tuple(x) -> tuple:
+    return x if isinstance(x, tuple) else (x,)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.25])
+@pytest.mark.parametrize(
+    ("model", "channels", "size"),
+    [("mlp:5", 1, 8), ("convnet:3-4-5", 3, 16), ("torchvision:mobilenet_v3_small", 3, 32)],
+)
+def test_an_epoch_waits_for_the_device_once(model, channels, size, mixup):
+    train, val = toy(24, 3, channels, size, augment=size > 8), toy(6, 3, channels, size)
+    student = Trainer(train, val, Recipe(model, 4, 0.01), 3.0, 0)
+    chosen = student.select(select(np.ones(24, bool), mixup))
+    with Waits() as waits:
+        student.run_epoch(chosen)
+    assert waits.names == ["tolist"]
+
+
+def test_waits_are_noticed():
+    x = torch.ones(3)
+    with Waits() as waits:
+        x.sum().item()
+        bool(x[0] > 0)
+        x[x > 0]
+        x.cpu()
+        float(x[0])
+        torch.where(x > 0)
+    assert waits.names == ["item", "__bool__", "__getitem__", "cpu", "__float__", "where"]
