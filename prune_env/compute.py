@@ -34,7 +34,7 @@ class Ledger:
     @property
     def total(self) -> int:
         """The budget in units of 1 / (3 N)."""
-        return int(self.budget * self.n * TRAIN_COST + 1e-6)  # 0.7 * 10 * 3 is 20.999…
+        return int(self.budget * self.n * TRAIN_COST + 1e-6)  # 4.1 * 30 * 3 is 368.99…
 
     @property
     def used(self) -> int:
@@ -55,6 +55,13 @@ class Ledger:
     def affordable(self) -> int:
         """How many more samples can be trained on."""
         return (self.total - self.used) // TRAIN_COST
+
+    def require_batch(self, rows: int) -> None:
+        """Raises ValueError, naming the budget, unless it still allows a batch of `rows` samples."""
+        if self.affordable < rows:
+            raise ValueError(
+                f"budget is {self.budget}, {self.affordable} of {self.n} samples; it must allow a batch of {rows}"
+            )
 
     def state_dict(self) -> dict:
         return asdict(self)

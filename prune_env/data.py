@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prune_env import datasets
+from prune_env.checks import real, whole
 
 VALIDATION_SEED = 0  # fixed: every task of a data set is judged on the same images
 
@@ -79,7 +80,7 @@ def load(
     - `label_noise`: share of the labels replaced by another class.
 
     Samples stay in the official order; a duplicate stands in the place of the sample that it replaces.
-    Raises ValueError for a knob out of range, and what `datasets.read` raises.
+    Raises TypeError or ValueError for a knob of another type or out of range, and what `datasets.read` raises.
     """
     _check_knobs(train_size, label_noise, imbalance, duplicates, task_seed)
     samples = datasets.read(dataset, "train", root, download, image_size)
@@ -196,16 +197,16 @@ def _check_knobs(
     train_size: int | None, label_noise: float, imbalance: float, duplicates: float, task_seed: int
 ) -> None:
     # Comparisons are written so that NaN fails them.
-    if not 0 <= label_noise <= 1:
+    if not 0 <= real("label_noise", label_noise) <= 1:
         raise ValueError(f"label_noise={label_noise} must be a share between 0 and 1")
-    if not 1 <= imbalance < math.inf:
+    if not 1 <= real("imbalance", imbalance) < math.inf:
         raise ValueError(f"imbalance={imbalance} must be a finite ratio of 1 or more")
-    if not 0 <= duplicates < 1:
+    if not 0 <= real("duplicates", duplicates) < 1:
         raise ValueError(f"duplicates={duplicates} must be a share of at least 0 and below 1")
-    if train_size is not None and not isinstance(train_size, int | np.integer):
-        raise ValueError(f"train_size={train_size} must be a whole number of samples or None")
-    if not isinstance(task_seed, int | np.integer) or task_seed < 0:
-        raise ValueError(f"task_seed={task_seed} must be a whole number of 0 or more")
+    if train_size is not None:
+        whole("train_size", train_size)
+    if whole("task_seed", task_seed) < 0:
+        raise ValueError(f"task_seed={task_seed} must be 0 or more")
 
 
 def _hold(samples: datasets.Samples, rows: np.ndarray, labels: np.ndarray, wrong: np.ndarray, augment: bool) -> Data:

@@ -12,7 +12,9 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from prune_env import data, render, selection, stats
+from prune_env import data, models, render, selection, stats
+from prune_env.checks import real, text
+from prune_env.compute import Ledger
 from prune_env.recipes import Recipe, tuned
 from prune_env.trainer import Trainer
 
@@ -61,7 +63,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     ## Starting State
     A freshly initialised classifier; its validation accuracy is observed before the first step. Equal seeds
-    share initial weights, order and augmentation whatever is selected.
+    share initial weights, order and augmentation whatever is selected. Equal seeds and actions give equal
+    numbers, bit for bit on a CPU with the same number of threads.
 
     ## Episode End
     `terminated` when less than one batch of the budget is left, when the action drops every sample (the agent
@@ -119,9 +122,9 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         device: str = "auto",
         render_mode: str | None = None,
     ):
-        if not 0.0 < budget < math.inf:
+        if not 0.0 < real("budget", budget) < math.inf:
             raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
-        if not 0.0 <= price < math.inf:
+        if not 0.0 <= real("price", price) < math.inf:
             raise ValueError(f"price is {price}; it must be 0 or a positive number")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode is {render_mode!r}; it must be None, 'rgb_array' or 'ansi'")
@@ -129,7 +132,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.price = float(price)
         self.render_mode = render_mode
 
-        model = model or DEFAULT_MODEL.get(dataset, "convnet")
+        model = text("model", model or DEFAULT_MODEL.get(dataset, "convnet"))
         given = {"batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
         chosen = tuned(dataset, model, self.budget)
         chosen |= {name: value for name, value in given.items() if value is not None}
@@ -160,7 +163,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.history = render.History()
         self._finished = False
 
-        n = len(train)
+        n, channels, size, _ = train.images.shape
+        Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
+        models.build(model, channels, size, len(train.classes), seed=0)  # what does not fit raises now, not at reset
+
         per_action: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(0.0, bound, (n,), np.float32) for name, bound in selection.BOUNDS.items()
         }
@@ -184,9 +190,9 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         Raises:
             ValueError: `options` are given.
         """
-        super().reset(seed=seed)
         if options:
             raise ValueError(f"reset options {sorted(options)} are not known; there are none")
+        super().reset(seed=seed)
         run_seed = int(self.np_random.integers(2**32))
         self.trainer = Trainer(self.train_data, self.val_data, self.recipe, self.budget, run_seed)
         self.history = render.History()
@@ -248,8 +254,8 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        device = torch.device(text("device", name))
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device is {name!r}, which torch cannot use here: {error}") from error
     return device

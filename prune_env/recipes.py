@@ -7,12 +7,15 @@ import math
 from dataclasses import dataclass
 from importlib import resources
 
+from prune_env.checks import real, text, whole
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything about training but the data, the budget and the seed.
 
     The learning rate rises linearly over `warmup`, a share of the budget, then falls linearly to 0 at its end.
+    A batch takes the rate of its middle.
 
     Args:
         model: name of the network, see `models.build`.
@@ -27,7 +30,7 @@ class Recipe:
             device computes in it.
 
     Raises:
-        ValueError: a value out of its range.
+        TypeError, ValueError: a value of another type, or out of its range.
     """
 
     model: str
@@ -41,16 +44,17 @@ class Recipe:
     precision: str = "auto"
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.batch_size != int(self.batch_size):
-            raise ValueError(f"batch_size is {self.batch_size}; it must be a whole number of at least 1")
-        if not 0.0 < self.lr < math.inf:
+        text("model", self.model)
+        if whole("batch_size", self.batch_size) < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not 0.0 < real("lr", self.lr) < math.inf:
             raise ValueError(f"lr is {self.lr}; it must be a positive number")
-        if not 0.0 <= self.weight_decay < math.inf:
+        if not 0.0 <= real("weight_decay", self.weight_decay) < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or a positive number")
         for name in ("momentum", "warmup", "label_smoothing"):
-            if not 0.0 <= getattr(self, name) < 1.0:
+            if not 0.0 <= real(name, getattr(self, name)) < 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if not 0.0 < self.ema <= 1.0:
+        if not 0.0 < real("ema", self.ema) <= 1.0:
             raise ValueError(f"ema is {self.ema}; the weight of the newest loss must lie in (0, 1]")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")

@@ -31,16 +31,19 @@ def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None =
         ValueError: indices without `n`, out of range or repeated; a wrong shape; a value out of bounds.
         TypeError: an array that is neither bool, integer nor float.
     """
-    weight = np.asarray(weight)
-    if weight.size == 0 and weight.ndim == 1 and n is not None:
-        weight = weight.astype(np.int64)  # `select([], n=n)` keeps nothing; numpy calls an empty list float
+    given = np.asarray(weight)
+    if given.size == 0 and isinstance(weight, list):
+        given = given.astype(np.int64)  # no indices; numpy takes an empty list for floats
+    weight = given
     if weight.ndim != 1:
         raise ValueError(f"weight has shape {weight.shape}; it must have one axis: a mask, weights or indices")
     if np.issubdtype(weight.dtype, np.integer):
         weight = _mask(weight, n)
     if n is not None and len(weight) != n:
         raise ValueError(f"weight has {len(weight)} entries; n says {n} samples")
-    shares = np.broadcast_to(np.float32(0.0) if mixup is None else np.asarray(mixup), weight.shape)
+    shares = np.asarray(0.0 if mixup is None else mixup)
+    if shares.ndim == 0:
+        shares = np.broadcast_to(shares, weight.shape)
     return check({"weight": weight, "mixup": shares}, len(weight))
 
 
@@ -79,12 +82,16 @@ _REMEDY = 'it must be {"weight": (N,), "mixup": (N,)}, which prune_env.select(we
 
 
 def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.float32]:
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of unequal lengths
+        raise ValueError(f"action[{key!r}] is no array: {error}") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"action[{key!r}] has dtype {array.dtype}; it must hold real numbers")
     if array.shape != (n,):
         raise ValueError(f"action[{key!r}] has shape {array.shape}; it must be ({n},), one number a sample")
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        array = array.astype(np.float32)
     # min and max carry a NaN through, and a comparison with NaN is false
     if n and not (array.min() >= 0.0 and array.max() <= bound):
         at = int(np.flatnonzero(~((array >= 0.0) & (array <= bound)))[0])

@@ -90,7 +90,7 @@ class Stats:
         total = e.sum(dim=1, keepdim=True)  # (B, 1)
         p = e / total
         log_total = total.log()[:, 0]
-        loss = log_total - z.gather(1, label)[:, 0]
+        loss = (log_total - z.gather(1, label)[:, 0]).clamp(max=MAX_LOSS)
         own = p.gather(1, label)  # (B, 1)
         confidence = own[:, 0]
         margin = confidence - p.scatter(1, label, -1.0).amax(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -76,11 +77,7 @@ class Trainer:
         self.device = train.images.device
         self.batch_size = min(recipe.batch_size, n)
         self.ledger = Ledger(n, budget)
-        if self.ledger.affordable < self.batch_size:
-            raise ValueError(
-                f"budget is {budget}, {self.ledger.affordable} of {n} samples; "
-                f"it must allow one batch of {self.batch_size}"
-            )
+        self.ledger.require_batch(self.batch_size)
         self.stats = Stats(n, classes, recipe.ema, self.device)
         self.step = 0
         self.batches = 0
@@ -166,17 +163,17 @@ class Trainer:
 
         `used` was charged before the pass; the learning rate falls to 0 at `horizon`.
         """
-        k, size = len(selection), self.batch_size
+        k, sizes = len(selection), self._sizes(len(selection))
         indices = torch.from_numpy(selection.indices).to(self.device)  # (k,)
-        weights = torch.from_numpy(selection.weights).to(self.device) / size  # (k,)
+        weights = torch.from_numpy(selection.weights).to(self.device) / self.batch_size  # (k,)
         shares = torch.from_numpy(selection.shares).to(self.device)  # (k,)
-        partners = torch.from_numpy(selection.partners).to(self.device).split(size) if selection.mixed else None
+        partners = torch.from_numpy(selection.partners).to(self.device).split(sizes) if selection.mixed else None
         clean = shares == 0.0
         counts = torch.zeros(3, device=self.device)
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
-        for batch, (rows, weight) in enumerate(zip(indices.split(size), weights.split(size), strict=True)):
+        for batch, (rows, weight) in enumerate(zip(indices.split(sizes), weights.split(sizes), strict=True)):
             last += len(rows)
             middle = used + TRAIN_COST * (last - len(rows) / 2)  # charged when half of this batch is
             self.optimizer.param_groups[0]["lr"] = self.recipe.rate(middle / horizon)
@@ -200,15 +197,25 @@ class Trainer:
                 pending, first = [], last
         return counts
 
+    def _sizes(self, k: int) -> list[int]:
+        """Rows of each batch: full ones, then the rest. With batch norm a lone row joins the batch before it."""
+        full, rest = divmod(k, self.batch_size)
+        sizes = [self.batch_size] * full
+        if rest == 1 and full and self._norms:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
+
     def _settle_norms(self, rows: int) -> None:
         """Average the first batches' statistics evenly, lest their initial values outlast a small budget.
 
-        A single row has no statistics: it is normalised with the running ones.
+        A step of one row has no statistics: it is normalised with the running ones.
         """
-        self.batches += 1
+        self.batches += rows > 1
         for norm, momentum in self._norms:
-            norm.momentum = max(momentum, 1.0 / self.batches)
             norm.training = rows > 1
+            norm.momentum = max(momentum, 1.0 / max(self.batches, 1))
 
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised, augmented images (B, C, H, W) float32 and labels (B,) int64 of (B,) samples."""
@@ -270,7 +277,10 @@ class Trainer:
         return {**statistics, **{name: np.array([x], np.float32) for name, x in figures.items()}}
 
     def state_dict(self) -> dict:
-        """Everything a run needs to go on: model, optimiser, statistics, ledger, generator, figures."""
+        """Everything a run needs to go on: model, optimiser, statistics, ledger, generator, figures.
+
+        The tensors are the live ones, as in torch: copy or save what is to outlast the next step.
+        """
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -290,6 +300,7 @@ class Trainer:
         Raises:
             ValueError: the state belongs to another number of samples, budget, seed or network.
         """
+        state = copy.deepcopy(state)  # torch's optimiser would go on in the tensors that it is given
         theirs = {**state["ledger"], "seed": state["seed"]}
         for name, own in (("n", self.ledger.n), ("budget", self.ledger.budget), ("seed", self.seed)):
             if theirs[name] != own:

@@ -173,15 +173,18 @@ def plain_epoch(
     images: Tensor,
     labels: Tensor,
     rows: list[tuple[int, float, int, float]],
+    sizes: list[int],
     batch_size: int,
     rates: list[float],
     smoothing: float = 0.0,
 ) -> None:
-    """Train on rows of (sample, weight, partner, share), each batch's loss being sum(w l) / batch_size.
+    """Train on rows of (sample, weight, partner, share) in batches of `sizes`, each one's loss sum(w l) / batch_size.
 
     Batch norm goes by its running statistics where a batch is a single row, which has none of its own.
     """
-    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    remaining = iter(rows)
+    batches = [[next(remaining) for _ in range(size)] for size in sizes]
+    assert not list(remaining)
     for batch, rate in zip(batches, rates, strict=True):
         for module in model.modules():
             module.train(len(batch) > 1 or not isinstance(module, nn.BatchNorm2d))

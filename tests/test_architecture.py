@@ -11,16 +11,17 @@ ROOT = Path(__file__).parents[1]
 # module of prune_env -> modules of prune_env that it may import; a new module has to be placed here
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"env", "selection"},
-    "env": {"data", "models", "recipes", "render", "selection", "stats", "trainer"},
+    "env": {"checks", "compute", "data", "models", "recipes", "render", "selection", "stats", "trainer"},
     "trainer": {"augment", "compute", "data", "models", "recipes", "selection", "stats"},
     "render": {"data"},
-    "data": {"datasets"},
-    "datasets": {"datasets", "files"},
+    "data": {"checks", "datasets"},
+    "datasets": {"checks", "datasets", "files"},
     "augment": set(),
+    "checks": set(),
     "compute": set(),
     "files": set(),
     "models": set(),
-    "recipes": set(),
+    "recipes": {"checks"},
     "selection": set(),
     "stats": set(),
 }

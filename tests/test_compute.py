@@ -25,7 +25,7 @@ def test_a_pass_counted_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("budget", "n", "samples"), [(0.7, 10, 7), (0.1, 30, 3), (140 * 0.7, 1000, 98_000), (1.0, 7, 7)]
+    ("budget", "n", "samples"), [(0.7, 10, 7), (4.1, 30, 123), (0.29, 100, 29), (140 * 0.7, 1000, 98_000), (1.0, 7, 7)]
 )
 def test_rounding_of_the_budget_loses_no_sample(budget, n, samples):
     assert Ledger(n, budget).affordable == samples

@@ -332,19 +332,34 @@ WRONG_ARGUMENTS = [
     ("precision", "float64"),
     ("device", "gpu"),
     ("render_mode", "pdf"),
+    ("budget", "10"),
+    ("budget", True),
+    ("price", None),
+    ("model", 3),
+    ("model", "mlp:a"),
+    ("model", "resnet18:5"),
+    ("model", "torchvision:nope"),
+    ("batch_size", 32.0),
+    ("batch_size", "32"),
+    ("batch_size", math.nan),
+    ("lr", "a"),
+    ("device", 0),
+    ("device", "meta"),
+    ("root", 5),
+    ("label_noise", "0.1"),
 ]
 CALLED = {"dataset": "data set"}
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_ARGUMENTS)
 def test_a_wrong_argument_raises_one_error_that_names_it(name, value):
-    with pytest.raises(ValueError, match=rf"{CALLED.get(name, name)}.*{re.escape(str(value))}"):
+    with pytest.raises((ValueError, TypeError), match=rf"{CALLED.get(name, name)}.*{re.escape(str(value))}"):
         PruneEnv(**{**TASK, name: value})
 
 
 def test_a_budget_below_one_batch_is_named():
     with pytest.raises(ValueError, match=r"budget is 0\.1.*16"):
-        PruneEnv(**{**TASK, "budget": 0.1}).reset(seed=0)
+        PruneEnv(**{**TASK, "budget": 0.1})
 
 
 def test_a_missing_data_set_says_where_it_was_looked_for(tmp_path):
@@ -352,10 +367,14 @@ def test_a_missing_data_set_says_where_it_was_looked_for(tmp_path):
         gym.make("prune_env/CIFAR10-v0", root=str(tmp_path))
 
 
-def test_reset_takes_no_options():
-    env = make()
+def test_reset_takes_no_options_and_a_wrong_call_reseeds_nothing():
+    env, calm = make(), make()
+    for each in (env, calm):
+        each.reset(seed=0)
     with pytest.raises(ValueError, match="colour"):
-        env.reset(seed=0, options={"colour": "red"})
+        env.reset(seed=9, options={"colour": "red"})
+    assert env.reset()[1] == calm.reset()[1]
+    assert student(env).seed == student(calm).seed
 
 
 # ---------------------------------------------------------------- seeds

@@ -47,6 +47,8 @@ def test_select_builds_actions(args, kwargs, weight, mixup):
 @pytest.mark.parametrize(
     ("args", "kwargs", "words"),
     [
+        ([np.zeros(0, bool)], {"n": 3}, "0 entries"),
+        ([np.ones(5, bool), np.zeros(3)], {}, r"mixup.*\(3,\).*\(5,\)"),
         ([[0, 1]], {}, "n=N"),
         ([[0, 3]], {"n": 3}, "index 3"),
         ([[0, -1]], {"n": 3}, "index -1"),
@@ -109,6 +111,8 @@ WRONG_ACTIONS = {
     "mixup NaN": ({"weight": OK[0], "mixup": f32([0, 0, np.nan, 0])}, r"mixup.*\[2\].*nan"),
     "mixup negative": ({"weight": OK[0], "mixup": f32([0, -1, 0, 0])}, r"mixup.*\[1\].*-1"),
     "mixup above": ({"weight": OK[0], "mixup": f32([0, 0, 0, 0.75])}, r"mixup.*\[3\].*0\.75.*0\.5"),
+    "ragged": ({"weight": [[1.0], [1.0, 2.0], 1.0, 1.0], "mixup": OK[1]}, "weight"),
+    "beyond float32": ({"weight": np.array([1, 1, 1e300, 1]), "mixup": OK[1]}, r"weight.*\[2\].*10"),
     "all NaN": ({"weight": np.full(4, np.nan), "mixup": OK[1]}, r"weight.*\[0\].*nan"),
 }
 

@@ -92,6 +92,16 @@ def test_statistics_of_one_visit_counted_by_hand():
     assert (seen["correct"], seen["visits"], seen["age"]) == (0, 1, 0)
 
 
+@pytest.mark.parametrize("logits", [[-1e4, 0.0, 0.0], [-3e38, 3e38, 3e38], [0.0, 0.0, 200.0]])
+def test_what_enters_the_running_mean_is_clipped_too(logits):
+    table = Stats(1, 3, 0.5, CPU)
+    visit(table, logits, label=0)  # a loss of 100, wherever it would be
+    visit(table, [500.0, 0.0, 0.0], label=0)  # a loss of 0
+    seen = table.observe(1.0)
+    assert seen["loss_mean"][0] == pytest.approx(50.0, abs=1e-4)
+    assert seen["loss_var"][0] == pytest.approx(0.5 * 100.0**2, rel=1e-5)
+
+
 def test_running_mean_and_variance_counted_by_hand():
     table = Stats(1, 2, 0.25, CPU)
     losses = [0.5, 1.5, 3.0]

@@ -4,6 +4,7 @@ import importlib
 import os
 from pathlib import Path
 
+from prune_env.checks import whole
 from prune_env.datasets.cache import cached
 from prune_env.datasets.source import Samples, Source, Split
 
@@ -38,9 +39,11 @@ def find(
     """
     source = get(name)
     size = source.image_size if image_size is None else image_size
-    if not isinstance(size, int) or size < 1 or (size != source.image_size and not source.resizable):
+    if whole("image_size", size) < 1 or (size != source.image_size and not source.resizable):
         allowed = "a positive whole number of pixels" if source.resizable else f"{source.image_size} (its only size)"
         raise ValueError(f"image_size={image_size} for {name!r}: it must be {allowed}")
+    if root is not None and not isinstance(root, str | os.PathLike):
+        raise TypeError(f"root is {root!r}; it must be a path")
     where = Path(root or os.environ.get("PRUNE_ENV_DATA") or "~/.cache/prune_env/data").expanduser().absolute()
     if download and source.fetch is not None:
         source.fetch(where)
