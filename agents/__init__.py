@@ -8,6 +8,7 @@ action. One that keeps state has `reset()`, called at the start of each episode.
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import importlib
 import inspect
@@ -55,7 +56,7 @@ def make(spec: str) -> Agent:
     if not isinstance(found, type):
         if settings:
             raise ValueError(f"agent {spec!r}: {name} is not a class, so it takes no options")
-        return found
+        return copy.deepcopy(found)  # an instance may keep state, which must not pass from run to run
     signature = inspect.signature(found)
     try:
         signature.bind(**settings)
@@ -128,7 +129,7 @@ def _find(spec: str, name: str) -> Any:
         raise ValueError(f"agent {spec!r}: module {module!r} has no {attribute!r}")
     found = getattr(imported, attribute)
     if not callable(found):
-        raise ValueError(f"agent {spec!r}: {name} is {found!r}, neither a class nor a function")
+        raise ValueError(f"agent {spec!r}: {name} is {found!r}, which cannot be called")
     return found
 
 

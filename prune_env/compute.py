@@ -60,7 +60,8 @@ class Ledger:
         """Raises ValueError, naming the budget, unless it still allows a batch of `rows` samples."""
         if self.affordable < rows:
             raise ValueError(
-                f"budget is {self.budget}, {self.affordable} of {self.n} samples; it must allow a batch of {rows}"
+                f"budget is {self.budget}, {self.affordable} of {self.n} samples; it must allow a batch of {rows}: "
+                "raise the budget or lower batch_size"
             )
 
     def state_dict(self) -> dict:

@@ -43,13 +43,14 @@ class Data:
     @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel, (C,) float32 each, in grey levels of 0 to 255."""
-        sums = torch.zeros(2, self.images.shape[1], dtype=torch.float64, device=self.images.device)
+        device = self.images.device
+        sums = torch.zeros(2, self.images.shape[1], dtype=torch.int64, device=device)
         for images in self.images.split(4096):
-            pixels = images.double()
+            pixels = images.long()
             sums += torch.stack([pixels.sum(dim=(0, 2, 3)), pixels.square().sum(dim=(0, 2, 3))])
-        mean, square = sums / (self.images.numel() / self.images.shape[1])
+        mean, square = sums.cpu().double() / (self.images.numel() / self.images.shape[1])
         deviation = (square - mean.square()).clamp(min=1.0).sqrt()  # images without contrast stay finite
-        return mean.float(), deviation.float()
+        return mean.float().to(device), deviation.float().to(device)
 
     def to(self, device: torch.device | str) -> "Data":
         """The same samples on `device`."""
@@ -85,7 +86,9 @@ def load(
     _check_knobs(train_size, label_noise, imbalance, duplicates, task_seed)
     samples = datasets.read(dataset, "train", root, download, image_size)
     labels, classes, origin = samples.labels, len(samples.classes), datasets.get(dataset)
-    held_out = validation_rows(labels, classes, origin.validation_share)
+    if classes < 2:
+        raise ValueError(f"data set {dataset!r} has the classes {samples.classes}; there is nothing to learn below two")
+    held_out = validation_rows(labels, samples.classes, origin.validation_share)
     rows = np.setdiff1d(np.arange(len(labels)), held_out)
 
     rngs = [np.random.default_rng((task_seed, knob)) for knob in (1, 2, 3, 4)]
@@ -109,14 +112,15 @@ def load_test(
     return _hold(samples, rows, samples.labels, np.zeros(len(rows), bool), augment=False)
 
 
-def validation_rows(labels: np.ndarray, classes: int, share: float) -> np.ndarray:
+def validation_rows(labels: np.ndarray, classes: tuple[str, ...], share: float) -> np.ndarray:
     """Sorted rows of a stratified `share` of samples with `labels` (n,); always the same ones.
 
     Raises ValueError for a class with a single sample: training would be left without it.
     """
-    counts = np.bincount(labels, minlength=classes)
+    counts = np.bincount(labels, minlength=len(classes))
     if counts.min() < 2:
-        raise ValueError(f"class {counts.argmin()} has {counts.min()} training images: two or more are needed")
+        name = classes[counts.argmin()]
+        raise ValueError(f"class {name!r} has {counts.min()} training images: two or more are needed")
     sizes = apportion(max(1, round(share * len(labels))), counts)
     return draw_per_class(labels, sizes, np.random.default_rng(VALIDATION_SEED))
 

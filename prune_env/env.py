@@ -19,6 +19,7 @@ from prune_env.recipes import Recipe, tuned
 from prune_env.trainer import Trainer
 
 DEFAULT_MODEL = {"digits": "mlp"}  # every other source: convnet
+MAX_BUDGET = 1e6  # full-epoch equivalents: a finite bound for the observation
 
 
 class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
@@ -69,20 +70,23 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ## Episode End
     `terminated` when less than one batch of the budget is left, when the action drops every sample (the agent
     stops early), or when training diverges (`info["diverged"]`). Never `truncated`. A step that would overrun
-    the budget trains on a random part of its selection that just fits.
+    the budget trains on a random part of its selection that just fits. The learning rate has fallen to 0 at
+    the end of the budget; an agent that stops early stops before that.
 
     ## Compute
     One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
-    `info` has counted work only; seconds are in `env.unwrapped.trainer.ledger.seconds`.
+    `info` has counted work only: `spent` is this step's and `total_spent` the run's, in full-epoch equivalents;
+    `trained` and `mixed` are samples, `kept` and `coverage` (ever trained on) shares of N. Seconds are in
+    `env.unwrapped.trainer.ledger.seconds`.
 
     ## Arguments
-    Everything but `budget` has a default. `None` stands for the value that suits the data set and model.
+    `None` stands for the value that suits the data set and model. Plain Python values survive `EnvSpec.to_json`.
 
     - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet` or `imagefolder`; the id sets it.
     - `budget`: full-epoch equivalents of compute.
     - `price`: taken from the reward for each full-epoch equivalent.
     - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
-      the side they are resized to.
+      the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
     - `train_size`, `label_noise`, `imbalance`, `duplicates`, `task_seed`: make another task of the data; see
       `prune_env.data.load`. Validation and test stay as they are.
     - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`: see
@@ -122,8 +126,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         device: str = "auto",
         render_mode: str | None = None,
     ):
-        if not 0.0 < real("budget", budget) < math.inf:
-            raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
+        if not 0.0 < real("budget", budget) <= MAX_BUDGET:
+            raise ValueError(f"budget is {budget}; it must lie in (0, {MAX_BUDGET:g}], in full-epoch equivalents")
         if not 0.0 <= real("price", price) < math.inf:
             raise ValueError(f"price is {price}; it must be 0 or a positive number")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -132,7 +136,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.price = float(price)
         self.render_mode = render_mode
 
-        model = text("model", model or DEFAULT_MODEL.get(dataset, "convnet"))
+        model = text("model", model or DEFAULT_MODEL.get(text("dataset", dataset), "convnet"))
         given = {"batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
         chosen = tuned(dataset, model, self.budget)
         chosen |= {name: value for name, value in given.items() if value is not None}
@@ -165,7 +169,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
-        models.build(model, channels, size, len(train.classes), seed=0)  # what does not fit raises now, not at reset
+        models.check(model, channels, size, len(train.classes))  # what does not fit raises now, not at reset
 
         per_action: dict[str, spaces.Space[Any]] = {
             name: spaces.Box(0.0, bound, (n,), np.float32) for name, bound in selection.BOUNDS.items()
@@ -220,8 +224,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         observation = self._observe()
         reward = result.gained / self.budget - self.price * result.spent
         info = asdict(result) | {
-            "kept": np.count_nonzero(chosen["weight"]) / len(self.train_data),
-            "coverage": np.count_nonzero(observation["visits"]) / len(self.train_data),
+            "kept": float(np.mean(chosen["weight"] > 0)),
+            "coverage": float(np.mean(observation["visits"] > 0)),
             "total_spent": self.trainer.ledger.spent,
         }
         return observation, reward, result.finished, False, info

@@ -72,8 +72,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 def tuned(dataset: str, model: str, budget: float) -> dict:
     """Batch size, weight decay and learning rate for a task: keyword arguments of `Recipe`.
 
-    The rates in recipes.json were tuned for full training on validation, by `python -m train.tune`; the one of
-    the nearest budget, in ratio, is taken. A data set that was not tuned takes the values under "*".
+    The rates in recipes.json were tuned for full training on validation, by the command that stands beside
+    them; without one they are customary values, not tuned. The one of the nearest budget, in ratio, is taken. A
+    data set that was not tuned takes the values under "*".
 
     Args:
         dataset: name of the source.
@@ -86,4 +87,4 @@ def tuned(dataset: str, model: str, budget: float) -> dict:
     if entry is None:
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
     nearest = min(entry["lr"], key=lambda tuned_at: abs(math.log(float(tuned_at) / budget)))
-    return {**entry, "lr": entry["lr"][nearest]}
+    return {"batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": entry["lr"][nearest]}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prune_env.checks import whole
+
 MAX_WEIGHT = 10.0  # upper bound W of `weight`: room for 1 / (1 - r) at r = 0.9
 MAX_MIXUP = 0.5  # a larger share would make the partner the main image
 BOUNDS = {"weight": MAX_WEIGHT, "mixup": MAX_MIXUP}
@@ -31,8 +33,10 @@ def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None =
         ValueError: indices without `n`, out of range or repeated; a wrong shape; a value out of bounds.
         TypeError: an array that is neither bool, integer nor float.
     """
+    if n is not None and whole("n", n) < 0:
+        raise ValueError(f"n is {n}; it must be a number of samples")
     given = np.asarray(weight)
-    if given.size == 0 and isinstance(weight, list):
+    if given.size == 0 and isinstance(weight, list | tuple):
         given = given.astype(np.int64)  # no indices; numpy takes an empty list for floats
     weight = given
     if weight.ndim != 1:
@@ -84,8 +88,8 @@ _REMEDY = 'it must be {"weight": (N,), "mixup": (N,)}, which prune_env.select(we
 def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.float32]:
     try:
         array = np.asarray(values)
-    except ValueError as error:  # lists of unequal lengths
-        raise ValueError(f"action[{key!r}] is no array: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors with a gradient or in bfloat16
+        raise ValueError(f"action[{key!r}] cannot be read as an array: {error}") from error
     if array.dtype.kind not in "biuf":
         raise TypeError(f"action[{key!r}] has dtype {array.dtype}; it must hold real numbers")
     if array.shape != (n,):

@@ -126,7 +126,7 @@ class Stats:
         """
         columns = self.table.t().cpu().numpy()
         seen = {name: np.array(columns[COLUMNS.index(name)]) for name in COLUMNS}
-        seen["age"] = np.float32(spent) - np.maximum(seen["age"], np.float32(0.0))
+        seen["age"] = np.clip(np.float32(spent) - np.maximum(seen["age"], 0.0), 0.0, np.float32(spent))
         for name, (low, high) in BOUNDS.items():
             np.clip(seen[name], low, high, out=seen[name])
         return seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -62,14 +62,12 @@ class Trainer:
         seed: of weights, order and augmentation; runs with equal seeds share all three.
 
     Raises:
-        ValueError: fewer than two classes, or a budget of less than one batch.
+        ValueError: a budget of less than one batch.
     """
 
     def __init__(self, train: Data, val: Data, recipe: Recipe, budget: float, seed: int):
         n, channels, size, _ = train.images.shape
         classes = len(train.classes)
-        if classes < 2:
-            raise ValueError(f"the data has {classes} class; there is nothing to learn below two")
         self.train_data = train
         self.val_data = val
         self.recipe = recipe
@@ -287,28 +285,29 @@ class Trainer:
             "statistics": self.stats.table,
             "ledger": self.ledger.state_dict(),
             "masks": None if self.masks is None else self.masks.get_state(),
-            "seed": self.seed,
+            "run": self._identity(),
             "step": self.step,
             "batches": self.batches,
             "val_accuracy": self.val_accuracy,
             "train_accuracy": self.train_accuracy,
         }
 
+    def _identity(self) -> dict[str, object]:
+        """What a run is of; a state goes with no other."""
+        data = {"data": self.train_data.digest, "budget": self.ledger.budget, "seed": self.seed}
+        return {**asdict(self.recipe), **data}
+
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state_dict()` of a trainer of the same data, recipe, budget and seed.
 
         Raises:
-            ValueError: the state belongs to another number of samples, budget, seed or network.
+            ValueError: the state belongs to another run; nothing has changed then.
         """
         state = copy.deepcopy(state)  # torch's optimiser would go on in the tensors that it is given
-        theirs = {**state["ledger"], "seed": state["seed"]}
-        for name, own in (("n", self.ledger.n), ("budget", self.ledger.budget), ("seed", self.seed)):
-            if theirs[name] != own:
-                raise ValueError(f"the state has {name}={theirs[name]}; this run has {own}")
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            raise ValueError(f"the state is not of a {self.recipe.model!r}: {error}") from error
+        for name, own in self._identity().items():
+            if state["run"].get(name) != own:
+                raise ValueError(f"the state is of a run with {name}={state['run'].get(name)!r}; this one has {own!r}")
+        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.stats.table.copy_(state["statistics"])
         self.ledger = Ledger(**state["ledger"])

@@ -48,13 +48,14 @@ class Run:
         }
 
     def key(self, env: gym.Env) -> str:
-        """SHA-256 (hex) that equal runs share: configuration, agent and its code, seed, package version."""
+        """SHA-256 (hex) that equal runs share: configuration, agent and its code, seed, code of the training."""
         parts = {
             "configuration": self.configuration(env),
             "agent": self.agent,
             "agent_digest": agents.source_digest(self.agent),
             "seed": self.seed,
             "version": prune_env.__version__,
+            "code": provenance.decisive_digest(),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

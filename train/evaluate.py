@@ -6,7 +6,6 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict
 
@@ -90,9 +89,10 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=args)
     console = Console(stderr=True)
     try:
-        plan = make_plan(arguments)
+        with console.status("reading the images and checking the arguments"):
+            plan = make_plan(arguments)
         plan.folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError, gym.error.Error) as error:
+    except (ValueError, TypeError, OSError, gym.error.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     command = shlex.join(["python", "-m", "train.evaluate", *(sys.argv[1:] if args is None else args)])
@@ -101,9 +101,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    except BrokenProcessPool:
-        print("error: a worker process died (out of memory?); the same command goes on from here", file=sys.stderr)
-        return 1
     if records:
         report(plan, list(records.values()), arguments.seeds)
     if failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -15,6 +16,18 @@ import torch
 import prune_env
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# The modules that decide a run's numbers: with other ones a run is another run.
+DECISIVE = ("augment", "compute", "data", "models", "selection", "stats", "trainer")
+
+
+def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
+    """SHA-256 (hex) of the source of the modules that decide a run's numbers."""
+    digest = hashlib.sha256()
+    for name in DECISIVE:
+        digest.update(hashlib.sha256((folder / f"{name}.py").read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:

@@ -15,6 +15,7 @@ from train.bootstrap import mean_interval
 from train.results import Record, grouped
 
 WIDTH = 100  # characters: what fits a README and a narrow terminal
+MOSTLY = 0.98  # share of the budget below which compute is not equal any more
 FEW_SEEDS = 5  # fewer say little about an average over seeds
 
 
@@ -69,21 +70,27 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
     """The tables of all budgets with what has to be known to read them; `seeds` is how many were asked for."""
     groups = grouped(records)
     parts: list[RenderableType] = []
-    incomplete = []
+    incomplete, unspent = [], []
     for budget, agents in groups.items():
         ordered = rows(agents)
         parts += [_table(budget, ordered), ""]
+        unspent += [f"{row.agent} at {budget:g}" for row in ordered if row.spent < MOSTLY * budget]
         incomplete += [f"{row.agent} at {budget:g} has {row.seeds}" for row in ordered if row.seeds < seeds]
     notes = [
         "Accuracy on the test split, which each run opens once, at its end, in % with the 95 % bootstrap interval over "
         f"{seeds} {'seed' if seeds == 1 else 'paired seeds'}; difference to full at the same budget, paired by seed, "
-        "in points. Kept: share of the samples that a step trains on. Cover: share ever trained on. Spent: "
+        "in points. Kept: share of the samples that the agent keeps in a step. Cover: share ever trained on. Spent: "
         "full-epoch equivalents. Time: seconds of a whole run, and of these what the agent took.",
     ]
     if any("full" not in agents for agents in groups.values()):
         notes.append("The difference needs the agent full.")
     if seeds < FEW_SEEDS:
         notes.append(f"Few seeds: {seeds}. Five or more are needed to tell agents apart.")
+    if unspent:
+        notes.append(
+            f"Not compared at equal compute: {', '.join(unspent)} spent less than {MOSTLY:.0%} of the budget. A run "
+            "ends when less than one batch is left (a smaller --batch-size leaves less), or when its agent stops."
+        )
     if incomplete:
         notes.append(f"Of {seeds} seeds, {'; '.join(incomplete)}.")
     return Group(*parts, *map(Text, notes))

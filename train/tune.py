@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -24,7 +26,8 @@ from rich.progress import track
 from rich.table import Table
 
 import prune_env
-from prune_env import files
+from prune_env import datasets, files
+from prune_env.recipes import Recipe
 from train import workers
 
 
@@ -51,30 +54,29 @@ class Args:
     workers: int = os.cpu_count() or 1
     """Parallel processes of one thread each."""
     save: str | None = None
-    """Name of the data set, or "*" for any, under which the best rates go into prune_env/recipes.json."""
+    """Data set, or "*" for any other, whose entry in prune_env/recipes.json the best rates replace."""
 
 
-def full_training(env_id: str, settings: dict[str, Any], seed: int) -> tuple[float, str]:
-    """Validation accuracy at the end of full training, in [0, 1] (0 if it diverged), and the model's name."""
+def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
+    """Validation accuracy at the end of full training, in [0, 1]; 0 if it diverged."""
     env = gym.make(env_id, disable_env_checker=True, **settings)
     observation, info = env.reset(seed=seed)
     everything = prune_env.select(np.ones(len(observation["loss"]), dtype=np.bool_))
     terminated = False
     while not terminated:
         _, _, terminated, _, info = env.step(everything)
-    run = env.unwrapped
-    assert isinstance(run, prune_env.PruneEnv)
-    return 0.0 if info["diverged"] else info["val_accuracy"], run.recipe.model
+    return 0.0 if info["diverged"] else info["val_accuracy"]
 
 
-def store(dataset: str, model: str, rates: dict[float, float]) -> None:
-    """Put rates by budget into the recipes, beside what stands there for other budgets."""
-    path = Path(str(resources.files("prune_env").joinpath("recipes.json")))
+def store(path: Path, dataset: str, recipe: Recipe, rates: dict[float, float], command: str) -> None:
+    """Replace the entry of a data set and network in the recipes at `path`: rates by budget, and where from."""
     table = json.loads(path.read_text())
-    family = model.partition(":")[0]
-    entry = table.setdefault(dataset, {}).setdefault(family, {**table["*"][family], "lr": {}})
-    entry["lr"] |= {f"{budget:g}": rate for budget, rate in rates.items()}
-    entry["lr"] = dict(sorted(entry["lr"].items(), key=lambda item: float(item[0])))
+    table.setdefault(dataset, {})[recipe.model.partition(":")[0]] = {
+        "batch_size": recipe.batch_size,
+        "weight_decay": recipe.weight_decay,
+        "lr": {f"{budget:g}": rates[budget] for budget in sorted(rates)},
+        "command": command,
+    }
     lines = [
         f"  {json.dumps(name)}: {{\n"
         + ",\n".join(f"    {json.dumps(family)}: {json.dumps(recipe)}" for family, recipe in families.items())
@@ -84,12 +86,30 @@ def store(dataset: str, model: str, rates: dict[float, float]) -> None:
     files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
-def main(args: Args) -> None:
-    given = ("model", "batch_size", "train_size", "image_size", "root")
-    fixed = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+def check(args: Args, fixed: dict[str, Any]) -> Recipe:
+    """The recipe that is tuned, but for its rate; `fixed` are settings of the environment.
+
+    Raises:
+        ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
+    """
+    if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
+        raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
+    run = None
+    settings: list[dict[str, Any]] = [{"budget": budget, "lr": lr} for budget in args.budget for lr in args.lr]
+    for setting in settings:
+        run = gym.make(args.env, disable_env_checker=True, **{**fixed, **setting}).unwrapped
+    assert isinstance(run, prune_env.PruneEnv)
+    if args.save is not None and args.save not in ("*", *datasets.SOURCES):
+        raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
+    if args.save is not None and ":" in run.recipe.model.removeprefix("torchvision:"):
+        raise ValueError(f"--save with model {run.recipe.model!r}: recipes are stored for a network's default widths")
+    return run.recipe
+
+
+def tune(args: Args, fixed: dict[str, Any]) -> dict[tuple[float, float], list[float]]:
+    """Validation accuracies, in %, of all seeds, by budget and rate."""
     cells = [(budget, lr, seed) for budget in args.budget for lr in args.lr for seed in range(args.seeds)]
     accuracy: dict[tuple[float, float], list[float]] = {}
-    model = ""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=context, initializer=workers.start) as pool:
         futures = [
@@ -97,12 +117,23 @@ def main(args: Args) -> None:
             for budget, lr, seed in cells
         ]
         for (budget, lr, _), future in track(list(zip(cells, futures, strict=True)), description="tuning"):
-            value, model = future.result()
-            accuracy.setdefault((budget, lr), []).append(100.0 * value)
+            accuracy.setdefault((budget, lr), []).append(100.0 * future.result())
+    return accuracy
 
-    table = Table(
-        title=f"{args.env}, {model}, full training: validation accuracy %, mean ± standard error", min_width=60
-    )
+
+def main(args: Args) -> int:
+    """Run the program; return its exit status, 2 for wrong arguments."""
+    given = ("model", "batch_size", "train_size", "image_size", "root")
+    fixed = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+    try:
+        recipe = check(args, fixed)
+    except (ValueError, TypeError, OSError, gym.error.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    accuracy = tune(args, fixed)
+
+    title = f"{args.env}, {recipe.model}, full training: validation accuracy %, mean ± standard error"
+    table = Table(title=title, min_width=60)
     table.add_column("lr", justify="right")
     best: dict[float, float] = {}
     for budget in args.budget:
@@ -116,8 +147,10 @@ def main(args: Args) -> None:
         table.add_row(f"{lr:g}", *(f"{np.mean(cell):.2f} ± {e:.2f}{mark}" for cell, e, mark in shown))
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {args.seeds} paired seeds")
     if args.save is not None:
-        store(args.save, model, best)
+        command = shlex.join(["python", "-m", "train.tune", *sys.argv[1:]])
+        store(Path(str(resources.files("prune_env").joinpath("recipes.json"))), args.save, recipe, best, command)
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.exit(main(tyro.cli(Args, description=__doc__)))

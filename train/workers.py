@@ -9,6 +9,8 @@ import threading
 import traceback
 from collections.abc import Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -31,18 +33,32 @@ class Failure:
 def outcomes(runs: Mapping[str, Run], workers: int) -> Generator[Record | Failure, None, None]:
     """Do `runs`, given by their keys, in `workers` processes; yield each outcome as it comes.
 
+    When a process dies (for want of memory, or because an agent ends it) all are lost. What is left is then
+    done one after the other: memory may suffice for that, and if not, it shows whose run it is.
     Leaving the iteration, by an exception or by closing it, ends the processes.
-
-    Raises:
-        concurrent.futures.process.BrokenProcessPool: a process died, for example for want of memory.
     """
+    left = dict(runs)
+    while left:
+        with closing(_in_pool(left, workers)) as pool:
+            for outcome in pool:
+                del left[outcome["key"] if isinstance(outcome, dict) else outcome.key]
+                yield outcome
+        if left and workers == 1:
+            key = next(iter(left))  # one worker goes by their order
+            yield Failure(key, left.pop(key), "the process died: out of memory, or ended by the agent", "")
+        workers = 1
+
+
+def _in_pool(runs: Mapping[str, Run], workers: int) -> Generator[Record | Failure]:
+    """Outcomes of `runs` in one pool of processes; those that a dying process took with it are left out."""
     # spawn: a fork of a process that has used torch's threads, or CUDA, can hang
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start)
     try:
         futures = [pool.submit(attempt, key, run) for key, run in runs.items()]
         for future in as_completed(futures):
-            yield future.result()
+            if not isinstance(future.exception(), BrokenProcessPool):
+                yield future.result()
     except BaseException:
         for process in multiprocessing.active_children():  # a run can take hours: do not wait for its end
             process.terminate()

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional
 
 BLOCK = 64  # images a thread takes at a time
@@ -19,8 +20,13 @@ def class_folders(folder: Path) -> list[str]:
 
 def image_files(folder: Path) -> list[Path]:
     """Sorted image files below `folder`, hidden files and folders ignored. Raises ValueError if there are none."""
-    found = []
+    found: list[Path] = []
+    entered: set[str] = set()  # a link to a folder above would lead round in circles
     for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(place, name) for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
@@ -54,9 +60,13 @@ def square(path: Path, size: int) -> np.ndarray:
     Returns (3, size, size) uint8.
     """
     try:
-        image: Any = pil_loader(path)  # the functions below take Pillow's images, though their hints say tensors
+        with Image.open(path) as stored:
+            mode = stored.mode
+            image: Any = stored.convert("RGB")  # what torchvision's functions take, though their hints say tensors
     except Exception as error:  # decoders of damaged files raise anything from SyntaxError to struct.error
         raise ValueError(f"cannot decode the image {path}: {error}") from error
+    if mode[0] in "IF":  # Pillow cuts 16 bits off at 255, which leaves an image white
+        raise ValueError(f"the image {path} has more than 8 bits a channel (mode {mode!r}): convert it to 8 bits")
     if image.size != (size, size):
         image = functional.center_crop(functional.resize(image, [size]), [size])
     return np.asarray(image).transpose(2, 0, 1)

@@ -11,7 +11,9 @@ LAYOUT = "train/<class>/*.jpg (or .png, ...; deeper folders are fine) and test/<
 
 
 def find(root: Path, split: str, size: int) -> Split:
-    """Labels are positions among the sorted names of the class folders in train. `test` goes before `val`.
+    """Labels are positions among the sorted names of the class folders in train.
+
+    `test` goes before `val` if it has class folders; without them it has no labels.
 
     Raises ValueError for a tree without classes, a class without images, or a test class that train lacks.
     """
@@ -21,7 +23,8 @@ def find(root: Path, split: str, size: int) -> Split:
     if split == "train":
         folder, present = root / "train", list(classes)
     else:
-        folder = _existing(root / "test" if (root / "test").exists() or not (root / "val").exists() else root / "val")
+        held = [name for name in ("test", "val") if (root / name).is_dir() and class_folders(root / name)]
+        folder = _existing(root / (held[0] if held else "test"))
         present = class_folders(folder)
         if unknown := sorted(set(present) - set(classes)):
             raise ValueError(f"{folder} holds classes that {root / 'train'} lacks: {', '.join(unknown)}")
