@@ -35,7 +35,7 @@ def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None =
     """
     if n is not None and whole("n", n) < 0:
         raise ValueError(f"n is {n}; it must be a number of samples")
-    given = np.asarray(weight)
+    given = _array("weight", weight)
     if given.size == 0 and isinstance(weight, list | tuple):
         given = given.astype(np.int64)  # no indices; numpy takes an empty list for floats
     weight = given
@@ -45,7 +45,7 @@ def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None =
         weight = _mask(weight, n)
     if n is not None and len(weight) != n:
         raise ValueError(f"weight has {len(weight)} entries; n says {n} samples")
-    shares = np.asarray(0.0 if mixup is None else mixup)
+    shares = _array("mixup", 0.0 if mixup is None else mixup)
     if shares.ndim == 0:
         shares = np.broadcast_to(shares, weight.shape)
     return check({"weight": weight, "mixup": shares}, len(weight))
@@ -85,11 +85,15 @@ def check(action: object, n: int) -> Action:
 _REMEDY = 'it must be {"weight": (N,), "mixup": (N,)}, which prune_env.select(weight, mixup) builds'
 
 
-def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.float32]:
+def _array(name: str, values: object) -> NDArray:
     try:
-        array = np.asarray(values)
+        return np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors with a gradient or in bfloat16
-        raise ValueError(f"action[{key!r}] cannot be read as an array: {error}") from error
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.float32]:
+    array = _array(f"action[{key!r}]", values)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"action[{key!r}] has dtype {array.dtype}; it must hold real numbers")
     if array.shape != (n,):

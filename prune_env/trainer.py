@@ -294,7 +294,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, object]:
         """What a run is of; a state goes with no other."""
-        data = {"data": self.train_data.digest, "budget": self.ledger.budget, "seed": self.seed}
+        parts = {"data": self.train_data.digest, "validation": self.val_data.digest}
+        data = {**parts, "budget": self.ledger.budget, "seed": self.seed}
         return {**asdict(self.recipe), **data}
 
     def load_state_dict(self, state: dict) -> None:
@@ -305,8 +306,9 @@ class Trainer:
         """
         state = copy.deepcopy(state)  # torch's optimiser would go on in the tensors that it is given
         for name, own in self._identity().items():
-            if state["run"].get(name) != own:
-                raise ValueError(f"the state is of a run with {name}={state['run'].get(name)!r}; this one has {own!r}")
+            theirs = state.get("run", {}).get(name)
+            if theirs != own:
+                raise ValueError(f"the state is of a run with {name}={theirs!r}; this one has {own!r}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.stats.table.copy_(state["statistics"])

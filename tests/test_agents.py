@@ -19,7 +19,7 @@ import torch
 from scipy import optimize, stats
 
 import agents
-from agents import AGENTS, make, parts, source_digest, spec_with_keep
+from agents import AGENTS, bandits, make, parts, source_digest, spec_with_keep
 from agents.swdpp import difficulty, inclusion
 
 VARIANTS = [
@@ -519,6 +519,13 @@ class Plain:
 def function(observation, rng):
     return {"weight": np.ones(3), "mixup": np.zeros(3)}
 number = 3
+class Counter:
+    def __init__(self):
+        self.calls = []
+    def __call__(self, observation, rng):
+        self.calls.append(rng)
+        return {}
+counter = Counter()
 """
     file = tmp_path / "my_agents_module.py"
     file.write_text(source)
@@ -532,6 +539,14 @@ def test_make_your_own(mine):
     agent = build("my_agents_module:MyAgent:sizes=(1, 2),mode='x:y,z'")
     assert agent.settings == ((1, 2), 0.5, "x:y,z")
     np.testing.assert_array_equal(make("my_agents_module:function")({}, np.random.default_rng())["weight"], 1)
+
+
+def test_an_instance_passes_no_state_from_run_to_run(mine):
+    first = build("my_agents_module:counter")
+    first({}, np.random.default_rng())
+    assert len(first.calls) == 1
+    assert build("my_agents_module:counter").calls == []
+    assert sys.modules["my_agents_module"].counter.calls == []
 
 
 @pytest.mark.parametrize(
@@ -556,7 +571,7 @@ def test_make_your_own(mine):
         ("no_such_module:Agent", ["'no_such_module'", "cannot be imported"]),
         ("my_broken_module:Agent", ["'my_broken_module'", "there_is_no_such_module"]),
         ("my_agents_module:Nobody", ["'my_agents_module'", "'Nobody'"]),
-        ("my_agents_module:number", ["my_agents_module:number", "3", "neither a class nor a function"]),
+        ("my_agents_module:number", ["my_agents_module:number", "3", "cannot be called"]),
         ("my_agents_module:function:keep=0.3", ["my_agents_module:function", "takes no options"]),
         ("my_agents_module:MyAgent", ["'sizes'", "sizes, keep=0.5, mode='a,b'"]),
     ],
@@ -618,3 +633,15 @@ def test_source_digest_follows_the_code(mine):
     assert own == source_digest("my_agents_module:function")
     mine.write_text(mine.read_text() + "# changed\n")
     assert own != source_digest("my_agents_module:MyAgent")
+
+
+@pytest.mark.parametrize(("module", "others"), [(parts, True), (bandits, False)])
+def test_source_digest_follows_the_parts_and_the_agents_own_module(mine, tmp_path, monkeypatch, module, others):
+    copy = tmp_path / "copy.py"
+    copy.write_bytes(Path(module.__file__).read_bytes())
+    before = {spec: source_digest(spec) for spec in ("ucb", "full", "my_agents_module:MyAgent")}
+    monkeypatch.setattr(module, "__file__", str(copy))
+    assert {spec: source_digest(spec) for spec in before} == before  # it is the content that counts
+    copy.write_bytes(copy.read_bytes() + b"# changed\n")
+    changed = {spec: source_digest(spec) != digest for spec, digest in before.items()}
+    assert changed == {"ucb": True, "full": others, "my_agents_module:MyAgent": others}

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "models": set(),
     "recipes": {"checks"},
-    "selection": set(),
+    "selection": {"checks"},
     "stats": set(),
 }
 CORE_PACKAGES = {"gymnasium", "numpy", "torch", "torchvision"}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.bootstrap import LEVEL, mean_interval
+from train.bootstrap import mean_interval
 
 
 def test_agrees_with_scipy():
@@ -12,7 +12,7 @@ def test_agrees_with_scipy():
     reference = stats.bootstrap(
         (values,),
         np.mean,
-        confidence_level=LEVEL,
+        confidence_level=0.95,
         method="percentile",
         n_resamples=20_000,
         rng=np.random.default_rng(5),
@@ -24,7 +24,7 @@ def test_agrees_with_scipy():
 @pytest.mark.parametrize(("zeros", "ones"), [(3, 2), (13, 12), (90, 10)])
 def test_of_zeros_and_ones_is_binomial(zeros: int, ones: int):
     size = zeros + ones
-    exact = stats.binom.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], size, ones / size) / size
+    exact = stats.binom.ppf([0.025, 0.975], size, ones / size) / size
     assert mean_interval([0.0] * zeros + [1.0] * ones) == pytest.approx(tuple(exact), abs=1e-12)
 
 

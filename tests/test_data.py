@@ -1,5 +1,6 @@
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from prune_env.data import (
     with_duplicates,
     with_label_noise,
 )
-from prune_env.datasets import read
+from prune_env.datasets import Samples, read
 from tests import trees
 
 
@@ -90,9 +91,23 @@ def test_other_validation_share_and_augmentation_for_colour(tmp_path):
 
 
 def test_a_single_image_of_a_class_is_refused():
-    with pytest.raises(ValueError, match="class 1 has 1 training images"):
-        validation_rows(np.array([0, 0, 0, 1]), 2, 0.1)
-    assert len(validation_rows(np.array([0, 0, 1, 1]), 2, 0.1)) == 1
+    with pytest.raises(ValueError, match="class 'b' has 1 training images"):
+        validation_rows(np.array([0, 0, 0, 1]), ("a", "b"), 0.1)
+    assert len(validation_rows(np.array([0, 0, 1, 1]), ("a", "b"), 0.1)) == 1
+
+
+@pytest.mark.parametrize("classes", [("cat",), ()])
+def test_fewer_than_two_classes_are_refused(monkeypatch, classes):
+    none = Samples(np.zeros((9 * len(classes), 1, 4, 4), np.uint8), np.zeros(9 * len(classes), np.int64), classes)
+    monkeypatch.setattr("prune_env.data.datasets.read", lambda *_: none)
+    with pytest.raises(ValueError, match=re.escape(f"'digits' has the classes {classes}")):
+        load("digits")
+
+
+def test_an_image_tree_of_one_class_is_refused(tmp_path):
+    trees.imagefolder(tmp_path, classes=("cat",))
+    with pytest.raises(ValueError, match="cat"):
+        load("imagefolder", root=tmp_path)
 
 
 # Seeds.

@@ -37,8 +37,8 @@ def decoded(monkeypatch):
     from prune_env.datasets import decode
 
     paths = []
-    loader = decode.pil_loader
-    monkeypatch.setattr(decode, "pil_loader", lambda path: (paths.append(path), loader(path))[1])
+    opened = decode.Image.open
+    monkeypatch.setattr(decode.Image, "open", lambda path: (paths.append(path), opened(path))[1])
     return paths
 
 
@@ -212,6 +212,39 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, value, suffix, expected
 
 
 # Errors.
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, ".png"), (np.int32, ".tif"), (np.float32, ".tif")])
+def test_more_than_8_bits_are_refused_by_name(tmp_path, kind, suffix):
+    trees.imagefolder(tmp_path)
+    path = tmp_path / "train" / "dog" / f"deep{suffix}"
+    Image.fromarray(np.full((32, 32), 300, kind)).save(path)
+    with pytest.raises(ValueError, match=rf"{path} has more than 8 bits"):
+        load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_to_a_folder_above_lists_every_image_once(tmp_path, target):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    (tmp_path / "train" / "cat" / "me").symlink_to(target)
+    assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_links_to_other_folders_are_followed(tmp_path):
+    images = trees.random_images(1, 32, 9)
+    splits = trees.imagefolder(tmp_path / "root", per_class=3)
+    trees.write_png(tmp_path / "elsewhere" / "deep" / "a.png", images[0])
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "train" / "dog" / "z").symlink_to(tmp_path / "elsewhere")
+    found, labels = splits["train"]
+    expected = np.concatenate([found, images]), np.append(labels, 1)
+    assert_holds("imagefolder", tmp_path / "root", {"train": expected, "test": splits["test"]})
+
+
+def test_a_test_folder_without_classes_makes_way_for_val(tmp_path):
+    splits = trees.imagefolder(tmp_path, test="val")
+    trees.write_png(tmp_path / "test" / "unlabelled.png", trees.random_images(1, 32, 9)[0])
+    assert_holds("imagefolder", tmp_path, splits)
 
 
 def test_unknown_name_lists_the_names():

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 import re
 import warnings
 from typing import Any
@@ -153,6 +154,31 @@ def test_spaces_are_those_of_the_contract():
         assert space.dtype == (np.int64 if name == "label" else np.float32)
         assert np.isfinite(space.low).all()
         assert np.isfinite(space.high).all()
+
+
+def test_bounds_are_those_of_the_contract():
+    env = make(budget=2.7)
+    count = 2.0**24
+    bounds = dict.fromkeys(["confidence", "entropy", "correct", "spent", "val_accuracy", "train_accuracy"], (0, 1))
+    bounds |= {"loss": (0, 100), "loss_mean": (0, 100), "loss_var": (0, 100**2), "margin": (-1, 1)}
+    bounds |= {"el2n": (0, 2**0.5), "forgets": (0, count), "visits": (0, count), "label": (0, 9)}
+    bounds |= {"age": (0, 2.7), "budget": (0, 2.7)}
+    assert isinstance(env.observation_space, gym.spaces.Dict)
+    assert set(env.observation_space.spaces) == set(bounds)
+    for name, (low, high) in bounds.items():
+        space = env.observation_space[name]
+        assert isinstance(space, gym.spaces.Box)
+        np.testing.assert_array_equal(space.low, space.low.dtype.type(low), err_msg=name)
+        np.testing.assert_array_equal(space.high, space.high.dtype.type(high), err_msg=name)
+
+
+def test_age_is_never_more_than_what_was_spent():
+    ages = []
+    for obs, *_, info in play(make(), seed=0):
+        spent = info.get("total_spent", 0.0)
+        assert 0 <= obs["age"].min() <= obs["age"].max() <= np.float32(spent)
+        ages.append(obs["age"].max())
+    assert ages[0] == 0 < ages[-1]
 
 
 def test_observations_lie_in_the_space_and_say_what_happened():
@@ -355,6 +381,13 @@ CALLED = {"dataset": "data set"}
 def test_a_wrong_argument_raises_one_error_that_names_it(name, value):
     with pytest.raises((ValueError, TypeError), match=rf"{CALLED.get(name, name)}.*{re.escape(str(value))}"):
         PruneEnv(**{**TASK, name: value})
+
+
+@pytest.mark.parametrize(("model", "size"), [("convnet:2-2-2", 4), ("torchvision:alexnet", 32)])
+def test_images_too_small_for_the_model_are_named_at_construction(tmp_path, model, size):
+    trees.imagefolder(tmp_path)
+    with pytest.raises(ValueError, match=f"model '{model}' .*{size} pixels.*image_size"):
+        PruneEnv("imagefolder", root=str(tmp_path), image_size=size, model=model, batch_size=4)
 
 
 def test_a_budget_below_one_batch_is_named():
@@ -560,3 +593,73 @@ def test_what_an_agent_writes_changes_nothing():
 def test_the_package_has_its_public_names():
     assert set(prune_env.__all__) == {"PruneEnv", "select"}
     assert re.match(r"\d+\.\d+\.\d+", prune_env.__version__)
+
+
+# ---------------------------------------------------------------- copies and vectors
+
+
+def test_a_vector_of_two_is_two_envs_with_seeds_that_follow():
+    seed = 4
+    vector = gym.make_vec("prune_env/Digits-v0", num_envs=2, vectorization_mode="sync", **TASK)
+    singles = [make(), make()]
+    seen, infos = vector.reset(seed=seed)
+    alone = [single.reset(seed=seed + i) for i, single in enumerate(singles)]
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        for i, (obs, info) in enumerate(alone):
+            equal({name: values[i] for name, values in seen.items()}, obs)
+            assert infos["val_accuracy"][i] == info["val_accuracy"]
+        actions = [select(rng.permutation(100)[:90], n=100) for _ in singles]
+        together = {name: np.stack([action[name] for action in actions]) for name in actions[0]}
+        seen, rewards, terminated, truncated, infos = vector.step(together)
+        steps = [single.step(action) for single, action in zip(singles, actions, strict=True)]
+        assert rewards.tolist() == [step[1] for step in steps]
+        assert terminated.tolist() == [step[2] for step in steps] == [False, False]
+        assert truncated.tolist() == [False, False]
+        alone = [(step[0], step[4]) for step in steps]
+    assert differ([alone[0]], [alone[1]])
+    vector.close()
+
+
+def copied(env: gym.Env) -> gym.Env:
+    return copy.deepcopy(env)
+
+
+def pickled(env: gym.Env) -> gym.Env:
+    return pickle.loads(pickle.dumps(env))
+
+
+@pytest.mark.parametrize("way", [copied, pickled])
+@pytest.mark.parametrize("model", ["mlp:8", "convnet:2-2-2"])
+def test_a_copy_in_mid_episode_goes_on_alike(way, model):
+    env = make(model=model, render_mode="ansi")
+    rng = np.random.default_rng(0)
+    env.reset(seed=0)
+    env.step(random_action(rng, 100))
+    twin = way(env)
+    assert student(twin) is not student(env)
+    actions = [random_action(rng, 100, keep=0.8) for _ in range(2)]
+    traces = [[each.step(action) for action in actions] for each in (env, twin)]
+    equal_traces(*traces)
+    assert env.render() == twin.render()
+    for each in (env, twin):
+        for a, b in zip(student(env).model.parameters(), student(each).model.parameters(), strict=True):
+            assert torch.equal(a, b)
+    equal(env.reset()[0], twin.reset()[0])  # the next seed too
+
+
+@pytest.mark.parametrize("way", [copied, pickled])
+def test_a_copy_draws_the_masks_of_dropout_alike(way, tmp_path):
+    trees.imagefolder(tmp_path)
+    model = "torchvision:mobilenet_v3_small"
+    env = gym.make("prune_env/ImageFolder-v0", root=str(tmp_path), model=model, batch_size=9, budget=3.0)
+    env.reset(seed=0)
+    env.step(select(np.ones(18, bool)))
+    twin = way(env)
+    steps = [each.step(select(np.ones(18, bool))) for each in (env, twin)]
+    equal_traces(steps[:1], steps[1:])
+    masks = [student(each).masks for each in (env, twin)]
+    assert masks[0] is not None
+    assert masks[1] is not None
+    assert masks[0] is not masks[1]
+    assert torch.equal(masks[0].get_state(), masks[1].get_state())

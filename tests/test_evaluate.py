@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
@@ -170,6 +172,76 @@ def test_failing_agents_fail_alone_and_edited_ones_run_again(
     module.write_text(wrong.format("pass") + repaired + "# edited\n")
     keys = {run.key(run.make_env()) for run in _runs("moody:raises", seeds=1)}
     assert before["moody:raises"]["key"] not in keys
+
+
+def test_an_agent_that_ends_its_process_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "deadly.py").write_text("import os\n\ndef ends(observation, rng):\n    os._exit(9)\n")
+    arguments = ["--agents", "full", "deadly:ends", "random", *SMALL[:4], "--seeds", "1", "--workers", "2"]
+    assert evaluate.main([*arguments, "--name", "deadly", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert "1 run(s) failed, of deadly:ends;" in printed.err
+    assert {record["agent"] for record in _records(tmp_path / "deadly")} == {"full", "random:keep=0.5"}
+    (failure,) = [json.loads(line) for line in (tmp_path / "deadly" / "failures.jsonl").read_text().splitlines()]
+    assert (failure["run"]["agent"], failure["run"]["seed"]) == ("deadly:ends", 0)
+    assert "process died" in failure["error"]
+    text = (tmp_path / "deadly" / "table.txt").read_text()
+    assert printed.out == text
+    assert re.search(r"^ *full +\d", text, re.M)
+    assert re.search(r"^ *random:keep=0\.5 +\d", text, re.M)
+    assert "deadly" not in text
+
+
+def _children(pid: int) -> set[int]:
+    """Processes whose parent is `pid`."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        fields = _stat(int(stat.parent.name))
+        if fields is not None and int(fields[1]) == pid:
+            found.add(int(stat.parent.name))
+    return found
+
+
+def _stat(pid: int) -> list[str] | None:
+    """State, parent and what follows of a process; None of one that is gone, if only for want of a reaper."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields
+
+
+def _wait(until: Callable[[], bool], seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not until() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return until()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
+    (tmp_path / "asleep.py").write_text(
+        "import os, pathlib, time\n\n"
+        "def agent(observation, rng):\n    pathlib.Path(f'asleep-{os.getpid()}').touch()\n    time.sleep(600)\n"
+    )
+    arguments = ["--agents", "asleep:agent", *SMALL, "--out", str(tmp_path), "--workers", "2"]
+    command = [sys.executable, "-m", "train.evaluate", *arguments]
+    children = set()
+    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.DEVNULL) as process:
+        try:
+            both = _wait(lambda: len(list(tmp_path.glob("asleep-*"))) == 2 or process.poll() is not None)
+            children = _children(process.pid)
+            assert both
+            assert {int(path.name.removeprefix("asleep-")) for path in tmp_path.glob("asleep-*")} <= children
+            process.kill()
+            process.wait()
+            assert _wait(lambda: not any(map(_stat, children)), 30.0)
+        finally:
+            process.kill()
+            for child in filter(_stat, children):
+                os.kill(child, signal.SIGKILL)
 
 
 def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
@@ -367,6 +439,33 @@ def test_a_key_changes_with_everything_that_matters():
     assert len({run.key(run.make_env()) for run in others}) == len(others)
     moved = dataclasses.replace(base, settings={**base.settings, "root": "elsewhere"})
     assert moved.key(moved.make_env()) == base.key(base.make_env())
+
+
+@pytest.mark.parametrize(
+    ("module", "matters"),
+    [
+        *(
+            (name, True)
+            for name in ("augment", "compute", "data", "env", "models", "recipes", "selection", "stats", "trainer")
+        ),
+        ("render", False),
+        ("files", False),
+    ],
+)
+def test_a_key_changes_with_the_code_that_decides_the_numbers(
+    module: str, matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = tmp_path / "prune_env"
+    shutil.copytree(ROOT / "prune_env", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (run,) = _runs("full", seeds=1)
+    env = run.make_env()
+    before = run.key(env)
+    digest = provenance.decisive_digest
+    monkeypatch.setattr(provenance, "decisive_digest", lambda: digest(folder))
+    assert run.key(env) == before
+    with open(folder / f"{module}.py", "a") as file:
+        file.write("# edited\n")
+    assert (run.key(env) != before) == matters
 
 
 def test_gini_of_known_counts():

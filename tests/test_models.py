@@ -91,6 +91,24 @@ def test_a_wrong_name_raises_one_error(name, channels, words):
         models.build(name, channels, 32, 10, 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("convnet:2-2-2", 4), ("convnet:2-2-2", 7), ("resnet9:2-2-2-2", 4), ("torchvision:alexnet", 32)]
+)
+def test_images_too_small_for_a_model_are_refused(name, size):
+    with pytest.raises(ValueError, match=rf"model '{name}' .*{size} pixels \(image_size\)"):
+        models.check(name, 3, size, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("mlp", 1), ("convnet:2-2-2", 8), ("resnet9:2-2-2-2", 8), ("torchvision:mobilenet_v3_small", 32)],
+)
+def test_images_large_enough_pass(name, size):
+    before = torch.get_rng_state()
+    models.check(name, 3, size, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_random_and_convolutional_models_are_told_apart():
     kinds = {
         name: (models.is_random(model), models.is_convolutional(model))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import prune_env
+from prune_env import recipes
 from prune_env.recipes import Recipe, tuned
 from tests import reference
 
@@ -68,7 +70,19 @@ def test_the_rate_of_the_nearest_budget_is_taken(dataset):
             distance = {at: max(at / budget, budget / at) for at in rates}
             nearest = {rates[at] for at in rates if distance[at] <= min(distance.values()) * (1 + 1e-9)}
             assert chosen["lr"] in nearest
-            assert chosen == {**entry, "lr": chosen["lr"]}
+            fixed = {name: entry[name] for name in ("batch_size", "weight_decay")}
+            assert chosen == {**fixed, "lr": chosen["lr"]}
+
+
+@pytest.mark.parametrize(
+    ("budget", "lr"), [(0.1, 0.3), (2, 0.3), (6.3, 0.3), (6.4, 0.7), (8, 0.7), (11, 0.7), (1e3, 0.7)]
+)
+def test_nearest_means_in_ratio(tmp_path, monkeypatch, budget, lr):
+    """Tuned at 2 and 20: the border is sqrt(40) = 6.32, not 11."""
+    entry = {"batch_size": 7, "weight_decay": 0.25, "lr": {"2": 0.3, "20": 0.7}, "command": "somehow"}
+    (tmp_path / "recipes.json").write_text(json.dumps({"digits": {"mlp": entry}, "*": {}}))
+    monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: tmp_path))
+    assert tuned("digits", "mlp", budget) == {"batch_size": 7, "weight_decay": 0.25, "lr": lr}
 
 
 def test_a_data_set_without_tuning_takes_the_general_values():
@@ -79,7 +93,10 @@ def test_every_tuned_value_makes_a_recipe():
     for models in TABLE.values():
         for family, entry in models.items():
             for lr in entry["lr"].values():
-                Recipe(family, **{**entry, "lr": lr})
+                recipe = Recipe(family, entry["batch_size"], lr, weight_decay=entry["weight_decay"])
+                assert recipe.rate(recipe.warmup) == pytest.approx(lr)
+            assert set(entry) == {"batch_size", "weight_decay", "lr", "command"}
+            assert entry["command"] is None or entry["command"].startswith("python -m train.tune ")
 
 
 def test_an_unknown_model_is_named():

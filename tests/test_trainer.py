@@ -417,6 +417,18 @@ def test_a_cut_step_trains_on_a_uniformly_random_part_that_just_fits():
     assert stats.binomtest(pairs, runs, share * 3 / 11).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_step_counts_the_mixed_rows_that_were_trained_only(seed):
+    student = trainer(budget=1.5, batch_size=4, seed=seed)  # 36 samples
+    run(student, np.ones(24, bool))
+    mixes = np.arange(24) % 2 == 0
+    result = run(student, np.ones(24, bool), np.where(mixes, 0.25, 0.0))
+    again = student.observe()["visits"] == 2
+    assert (result.trained, result.cut, int(again.sum())) == (12, True, 12)
+    assert result.mixed == np.count_nonzero(again & mixes)
+    assert 0 < result.mixed < 12
+
+
 def test_dropping_everything_ends_the_run_and_changes_nothing():
     student = trainer()
     run(student, np.ones(24, bool))
@@ -451,11 +463,6 @@ def test_a_batch_is_never_larger_than_the_data():
     student = trainer(batch_size=1000, budget=1.0)
     assert student.batch_size == 24
     assert run(student, np.ones(24, bool)).finished
-
-
-def test_one_class_is_refused():
-    with pytest.raises(ValueError, match="1 class"):
-        Trainer(toy(8, classes=1), toy(8, classes=1), recipe(), 2.0, 0)
 
 
 # ---------------------------------------------------------------- divergence
@@ -564,11 +571,28 @@ def test_one_state_starts_several_runs():
     [
         ({"seed": 1}, "seed"),
         ({"budget": 2.0}, "budget"),
-        ({"train": toy(30)}, "n=30"),
-        ({"model": "mlp:6"}, "mlp:5"),
-        ({"model": "mlp:5-5"}, "mlp:5"),
+        ({"train": toy(30)}, "data"),
+        ({"train": toy(24, seed=1)}, "data"),
+        ({"model": "mlp:6"}, "model='mlp:6'.*mlp:5"),
+        ({"model": "mlp:5-5"}, "model='mlp:5-5'.*mlp:5"),
+        ({"batch_size": 4}, "batch_size=4.*8"),
+        ({"lr": 0.2}, r"lr=0\.2.*0\.1"),
+        ({"momentum": 0.5}, r"momentum=0\.5.*0\.9"),
+        ({"weight_decay": 0.1}, "weight_decay"),
+        ({"ema": 0.5}, "ema"),
     ],
 )
-def test_a_state_of_another_run_is_refused(other, words):
+def test_a_state_of_another_run_is_refused_and_changes_nothing(other, words):
+    mask = np.arange(24) < 16
+    disturbed, calm, stranger = trainer(), trainer(), trainer(**other)
+    for each in (disturbed, calm):
+        run(each, mask, 0.25)
+    run(stranger, np.ones(len(stranger.train_data), bool))
     with pytest.raises(ValueError, match=words):
-        trainer().load_state_dict(trainer(**other).state_dict())
+        disturbed.load_state_dict(stranger.state_dict())
+    assert disturbed.ledger.used == calm.ledger.used == 16 * 3
+    for name, values in disturbed.observe().items():
+        np.testing.assert_array_equal(values, calm.observe()[name])
+    assert [run(disturbed, ~mask), run(disturbed, mask)] == [run(calm, ~mask), run(calm, mask)]
+    for name, values in disturbed.model.state_dict().items():
+        assert torch.equal(values, calm.model.state_dict()[name]), name

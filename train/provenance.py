@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # The modules that decide a run's numbers: with other ones a run is another run.
-DECISIVE = ("augment", "compute", "data", "models", "selection", "stats", "trainer")
+DECISIVE = ("augment", "compute", "data", "env", "models", "recipes", "selection", "stats", "trainer")
 
 
 def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
-    """SHA-256 (hex) of the source of the modules that decide a run's numbers."""
+    """SHA-256 (hex) of the source of the modules that decide a run's numbers, `train.episode` among them."""
     digest = hashlib.sha256()
-    for name in DECISIVE:
-        digest.update(hashlib.sha256((folder / f"{name}.py").read_bytes()).digest())
+    for path in [*(folder / f"{name}.py" for name in DECISIVE), Path(__file__).with_name("episode.py")]:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -71,7 +71,7 @@ def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
 def store(path: Path, dataset: str, recipe: Recipe, rates: dict[float, float], command: str) -> None:
     """Replace the entry of a data set and network in the recipes at `path`: rates by budget, and where from."""
     table = json.loads(path.read_text())
-    table.setdefault(dataset, {})[recipe.model.partition(":")[0]] = {
+    table.setdefault(dataset, {})[recipe.model] = {
         "batch_size": recipe.batch_size,
         "weight_decay": recipe.weight_decay,
         "lr": {f"{budget:g}": rates[budget] for budget in sorted(rates)},
@@ -92,6 +92,8 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
     Raises:
         ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
     """
+    if len(set(args.budget)) < len(args.budget) or len(set(args.lr)) < len(args.lr):
+        raise ValueError("--budget and --lr must not repeat a value")
     if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
         raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
     run = None
@@ -101,8 +103,8 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
     assert isinstance(run, prune_env.PruneEnv)
     if args.save is not None and args.save not in ("*", *datasets.SOURCES):
         raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
-    if args.save is not None and ":" in run.recipe.model.removeprefix("torchvision:"):
-        raise ValueError(f"--save with model {run.recipe.model!r}: recipes are stored for a network's default widths")
+    if args.save is not None and ":" in run.recipe.model:
+        raise ValueError(f"--save with model {run.recipe.model!r}: recipes are stored for names without a colon")
     return run.recipe
 
 

@@ -21,7 +21,8 @@ def class_folders(folder: Path) -> list[str]:
 def image_files(folder: Path) -> list[Path]:
     """Sorted image files below `folder`, hidden files and folders ignored. Raises ValueError if there are none."""
     found: list[Path] = []
-    entered: set[str] = set()  # a link to a folder above would lead round in circles
+    # A link to a folder above would lead round in circles, to other classes or to the test images.
+    entered = set(map(str, folder.resolve().parents))
     for place, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in entered:
             folders.clear()
