@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from prune_env.selection import Action, Selection
 from prune_env.stats import MAX_LOSS, Stats
 
 EVALUATION_BATCH = 512
+FETCHED_PIXELS = 2**18  # gathered at a time, if that is more than a batch: 1 MiB
 PENDING_LOGITS = 2**24  # numbers kept until the statistics are updated: 64 MiB
 _WEIGHTS, _ORDER, _AUGMENTATION, _MASKS = range(4)  # one stream of random numbers for each purpose
 
@@ -165,26 +168,27 @@ class Trainer:
         indices = torch.from_numpy(selection.indices).to(self.device)  # (k,)
         weights = torch.from_numpy(selection.weights).to(self.device) / self.batch_size  # (k,)
         shares = torch.from_numpy(selection.shares).to(self.device)  # (k,)
-        partners = torch.from_numpy(selection.partners).to(self.device).split(sizes) if selection.mixed else None
+        partners = torch.from_numpy(selection.partners).to(self.device) if selection.mixed else None  # (k,)
         clean = shares == 0.0
         counts = torch.zeros(3, device=self.device)
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
-        for batch, (rows, weight) in enumerate(zip(indices.split(sizes), weights.split(sizes), strict=True)):
-            last += len(rows)
-            middle = used + TRAIN_COST * (last - len(rows) / 2)  # charged when half of this batch is
+        batches = self._fetch(indices, sizes)
+        others = repeat(None) if partners is None else self._fetch(partners, sizes)
+        for (images, labels), other, weight in zip(batches, others, weights.split(sizes), strict=False):
+            rows = len(labels)
+            last += rows
+            middle = used + TRAIN_COST * (last - rows / 2)  # charged when half of this batch is
             self.optimizer.param_groups[0]["lr"] = self.recipe.rate(middle / horizon)
-            self._settle_norms(len(rows))
-            images, labels = self._batch(rows)
-            if partners is None:
+            self._settle_norms(rows)
+            if other is None:
                 logits = self._forward(images)
                 loss = self._loss(logits, labels)
             else:
-                other_images, other_labels = self._batch(partners[batch])
-                share = shares[last - len(rows) : last]
-                logits = self._forward(augment.blend(images, other_images, share))
-                loss = torch.lerp(self._loss(logits, labels), self._loss(logits, other_labels), share)
+                share = shares[last - rows : last]
+                logits = self._forward(augment.blend(images, other[0], share))
+                loss = torch.lerp(self._loss(logits, labels), self._loss(logits, other[1]), share)
             loss.backward(weight)  # the gradient of sum(w_i l_i) / batch_size
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -215,14 +219,22 @@ class Trainer:
             norm.training = rows > 1
             norm.momentum = max(momentum, 1.0 / max(self.batches, 1))
 
-    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised, augmented images (B, C, H, W) float32 and labels (B,) int64 of (B,) samples."""
-        images, labels = self.train_data.batch(indices)
-        images = self._normalize(images)
-        if self.train_data.augment:
-            visits = self.stats.visits(indices)
-            images = augment.crop_flip(images, self._augmentation, indices, visits)
-        return images, labels
+    def _fetch(self, indices: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of `sizes` rows: normalised, augmented images (B, C, H, W) float32 and labels (B,) int64.
+
+        Small images are fetched for several batches at a time: it is the calls that cost, not the work.
+        """
+        several = max(1, FETCHED_PIXELS // (self.batch_size * self.train_data.images[0].numel()))
+        start = 0
+        for i in range(0, len(sizes), several):
+            group = sizes[i : i + several]
+            rows = indices[start : start + sum(group)]
+            start += len(rows)
+            images, labels = self.train_data.batch(rows)
+            images = self._normalize(images)
+            if self.train_data.augment:
+                images = augment.crop_flip(images, self._augmentation, rows, self.stats.visits(rows))
+            yield from zip(images.split(group), labels.split(group), strict=True)
 
     def _normalize(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) * self.scale

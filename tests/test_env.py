@@ -445,13 +445,13 @@ def test_paired_seeds_share_weights_and_order():
     orders: list[list[int]] = [[], []]
 
     def spy(trainer: Trainer, order: list[int]) -> None:
-        batch = trainer._batch
+        fetch = trainer._fetch
 
-        def noting(indices):
+        def noting(indices, sizes):
             order.extend(indices.tolist())
-            return batch(indices)
+            return fetch(indices, sizes)
 
-        trainer._batch = noting  # pyright: ignore[reportAttributeAccessIssue]
+        trainer._fetch = noting  # pyright: ignore[reportAttributeAccessIssue]
 
     for env, order in zip(envs, orders, strict=True):
         spy(student(env), order)

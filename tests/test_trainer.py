@@ -111,6 +111,29 @@ def test_epochs_agree_with_loops_over_samples(model, mixup, smoothing, keep, siz
     assert_weights(student, network, 1e-5)
 
 
+def test_how_many_batches_are_fetched_at_a_time_changes_nothing(monkeypatch):
+    pixels = 5 * 3 * 16 * 16  # of a batch
+    weights, shapes = [], []
+    for fetched in (1, 2 * pixels, 100 * pixels):  # one batch, two, all five
+        monkeypatch.setattr("prune_env.trainer.FETCHED_PIXELS", fetched)
+        train = toy(24, channels=3, size=16, augment=True)
+        student = Trainer(train, train, recipe("convnet:3-4-5", 5), 3.0, 1)
+        seen: list[int] = []
+
+        def note(module: torch.nn.Module, args: tuple[torch.Tensor], seen: list[int] = seen) -> None:
+            if module.training:
+                seen.append(len(args[0]))
+
+        student.model.register_forward_pre_hook(note)
+        run(student, np.arange(24) < 22, 0.3)
+        run(student, np.arange(24) >= 3)
+        weights.append(torch.cat([p.detach().flatten() for p in student.model.parameters()]))
+        shapes.append(seen)
+    assert shapes == [[5, 5, 5, 5, 2, 5, 5, 5, 6]] * 3
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
 def test_mixed_images_go_through_the_network_as_the_formula_says():
     train = toy(10)
     student = trainer(train, batch_size=4, budget=2.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -57,7 +58,7 @@ def bare_epoch(env: PruneEnv, model: torch.nn.Module, optimizer: torch.optim.Opt
 
     def forward(images: torch.Tensor) -> torch.Tensor:
         images = images.contiguous(memory_format=trainer.format)
-        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.bf16):
+        with torch.autocast(device.type, torch.bfloat16) if trainer.bf16 else nullcontext():
             return model(images)
 
     model.train()

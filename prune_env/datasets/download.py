@@ -60,6 +60,9 @@ def _fetch_rest(url: str, part: Path) -> bool:
         after = part.stat().st_size
         if after > before:
             return False
+        if after == 0:
+            part.unlink()
+            raise ConnectionError(f"{url}: {error}") from error
         raise ConnectionError(
             f"{url}: {error}. {after} bytes are kept in {part}; try again to go on from there"
         ) from error
