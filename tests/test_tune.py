@@ -67,11 +67,12 @@ def test_store_replaces_one_entry_and_keeps_the_rest_as_it_was(path, dataset, fa
 
 def test_store_adds_an_entry_that_was_not_there(path):
     text = path.read_text()
+    assert "planted" not in json.loads(text)
     recipe = Recipe("convnet", 64, 0.9)
-    store(path, "cifar10", recipe, {10.0: 0.2}, "command")
+    store(path, "planted", recipe, {10.0: 0.2}, "command")
     kept = iter(path.read_text().splitlines())
     assert all(any(line.rstrip(",") == other.rstrip(",") for other in kept) for line in text.splitlines())
-    assert json.loads(path.read_text())["cifar10"]["convnet"]["lr"] == {"10": 0.2}
+    assert json.loads(path.read_text())["planted"]["convnet"]["lr"] == {"10": 0.2}
 
 
 def test_the_best_mean_is_stored(path, monkeypatch, capsys):
