@@ -35,20 +35,19 @@ def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None =
     """
     if n is not None and whole("n", n) < 0:
         raise ValueError(f"n is {n}; it must be a number of samples")
-    given = _array("weight", weight)
-    if given.size == 0 and isinstance(weight, list | tuple):
-        given = given.astype(np.int64)  # no indices; numpy takes an empty list for floats
-    weight = given
-    if weight.ndim != 1:
-        raise ValueError(f"weight has shape {weight.shape}; it must have one axis: a mask, weights or indices")
-    if np.issubdtype(weight.dtype, np.integer):
-        weight = _mask(weight, n)
-    if n is not None and len(weight) != n:
-        raise ValueError(f"weight has {len(weight)} entries; n says {n} samples")
+    weights = _array("weight", weight)
+    if weights.size == 0 and isinstance(weight, list | tuple):
+        weights = weights.astype(np.int64)  # no indices; numpy takes an empty list for floats
+    if weights.ndim != 1:
+        raise ValueError(f"weight has shape {weights.shape}; it must have one axis: a mask, weights or indices")
+    if np.issubdtype(weights.dtype, np.integer):
+        weights = _mask(weights, n)
+    if n is not None and len(weights) != n:
+        raise ValueError(f"weight has {len(weights)} entries; n says {n} samples")
     shares = _array("mixup", 0.0 if mixup is None else mixup)
     if shares.ndim == 0:
-        shares = np.broadcast_to(shares, weight.shape)
-    return check({"weight": weight, "mixup": shares}, len(weight))
+        shares = np.broadcast_to(shares, weights.shape)
+    return check({"weight": weights, "mixup": shares}, len(weights))
 
 
 def _mask(indices: NDArray[np.integer], n: int | None) -> NDArray[np.bool_]:

@@ -122,6 +122,7 @@ class Trainer:
         The host waits for the device once, after validation.
         """
         k = min(len(selection), self.ledger.affordable)
+        chosen = selection.head(k)
         left = self.ledger.affordable - k
         used = self.ledger.used
         self.ledger.train += k
@@ -130,7 +131,7 @@ class Trainer:
 
         watch = Stopwatch(self.device)
         watch.mark()
-        trained = self._train(selection.head(k), used, horizon) if k else torch.zeros(3, device=self.device)
+        trained = self._train(chosen, used, horizon) if k else torch.zeros(3, device=self.device)
         watch.mark()
         validated = self._evaluate(self.val_data)
         watch.mark()
@@ -147,7 +148,7 @@ class Trainer:
         self.step += 1
         return EpochResult(
             trained=k,
-            mixed=selection.head(k).mixed,
+            mixed=chosen.mixed,
             cut=k < len(selection),
             spent=k / self.ledger.n,
             train_accuracy=self.train_accuracy,

@@ -140,11 +140,9 @@ def make_plan(arguments: Arguments) -> Plan:
     given = {n: getattr(arguments, n) for n in ("model", *TASK, *TRAINING, "root") if getattr(arguments, n) is not None}
     runs: dict[str, Run] = {}
     model, device = "", "cpu"
-    for place, budget in enumerate(sorted(set(arguments.budget))):
+    for budget in sorted(set(arguments.budget)):
         settings = {**given, "budget": budget, "device": arguments.device}
         env = gym.make(arguments.env, disable_env_checker=True, download=arguments.download, **settings)
-        if place == 0:
-            env.reset(seed=0)  # builds the network, and checks that the smallest budget allows a batch
         for seed in range(arguments.seeds):
             for agent in specs:
                 run = Run(arguments.env, settings, agent, seed)

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,11 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
     if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
         raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
     run = None
-    settings: list[dict[str, Any]] = [{"budget": budget, "lr": lr} for budget in args.budget for lr in args.lr]
-    for setting in settings:
-        run = gym.make(args.env, disable_env_checker=True, **{**fixed, **setting}).unwrapped
+    for budget in args.budget:
+        run = gym.make(args.env, disable_env_checker=True, **{**fixed, "budget": budget}).unwrapped
     assert isinstance(run, prune_env.PruneEnv)
+    for lr in args.lr:
+        replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
     if args.save is not None and args.save not in ("*", *datasets.SOURCES):
         raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
     if args.save is not None and ":" in run.recipe.model:
