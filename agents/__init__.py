@@ -2,7 +2,8 @@
 
 An agent is a callable `agent(observation, rng) -> action`, numpy in and out; `prune_env.select` builds the
 action. One that keeps state has `reset()`, called at the start of each episode. A line names and sets one:
-`ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent`, `my_module:MyAgent:keep=0.3`, `my_module:function`.
+`ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent`, `my_module:MyAgent:keep=0.3`, `my_module:function`; what it is
+wrapped in stands around that: `same_amounts:infobatch`, `ucb:keep=0.5+anneal=0.125+mixup=0.5`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ import copy
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from agents import parts
+from agents import parts, switches
 from agents.bandits import UCB, UCB1, EpsilonGreedy
 from agents.baselines import Full, Random, StaticRandom
-from agents.difficulty import LossTopK, Middle
+from agents.difficulty import LossTopK, Middle, OrderDP
 from agents.infobatch import InfoBatch
+from agents.kakurenbo import Kakurenbo
 from agents.parts import Agent
+from agents.repb import RePB
+from agents.seta import SeTa
+from agents.statics import CCS, EL2N, Forgetting, Grand
 from agents.swdpp import SwDPP
+from agents.switches import SameAmounts, Switched
 
 AGENTS: dict[str, type] = {
     "full": Full,
@@ -35,7 +43,17 @@ AGENTS: dict[str, type] = {
     "infobatch": InfoBatch,
     "loss_topk": LossTopK,
     "middle": Middle,
+    "orderdp": OrderDP,
+    "seta": SeTa,
+    "kakurenbo": Kakurenbo,
+    "repb": RePB,
+    "el2n": EL2N,
+    "forgetting": Forgetting,
+    "grand": Grand,
+    "ccs": CCS,
 }
+SAME_AMOUNTS = "same_amounts"
+SWITCHES = ("anneal", "mixup")
 
 
 def make(spec: str) -> Agent:
@@ -43,13 +61,21 @@ def make(spec: str) -> Agent:
 
     Args:
         spec: `name[:option=value,...]` with a name in AGENTS, or `module:attribute[:option=value,...]` where
-            the attribute is a class, or a function that is the agent itself and takes no options. Values are
-            Python literals.
+            the attribute is a class, or a function that is the agent itself and takes no options; or
+            `same_amounts:` and another spec. Each may be followed by `+anneal=SHARE` and `+mixup=PROBABILITY`. Values
+            are Python literals.
 
     Raises:
-        ValueError: an unknown name or option, a value that is no literal or out of range, a module that
+        ValueError: an unknown name, option or switch, a value that is no literal or out of range, a module that
             cannot be imported or has no such attribute.
     """
+    base, switched = _switches(spec)
+    agent = SameAmounts(agent=make(_other(base))) if _is_same_amounts(base) else _make(base)
+    return Switched(agent=agent, **switched) if switched else agent
+
+
+def _make(spec: str) -> Agent:
+    """The agent of a spec without switches."""
     name, options = _split(spec)
     found = _find(spec, name)
     settings = _parse(spec, options)
@@ -73,31 +99,65 @@ def spec_with_keep(spec: str, keep: float) -> str:
     Raises:
         ValueError: as for `make`, but for values that only the agent checks.
     """
-    name, options = _split(spec)
-    found = _find(spec, name)
+    base, _ = _switches(spec)
+    rest = spec[len(base) :]
+    if _is_same_amounts(base):
+        return f"{SAME_AMOUNTS}:{spec_with_keep(_other(base), keep)}{rest}"
+    name, options = _split(base)
+    found = _find(base, name)
     takes_keep = isinstance(found, type) and "keep" in inspect.signature(found).parameters
-    if not takes_keep or "keep" in _parse(spec, options):
+    if not takes_keep or "keep" in _parse(base, options):
         return spec
-    return f"{name}:keep={keep}" + (f",{options}" if options else "")
+    return f"{name}:keep={keep}" + (f",{options}" if options else "") + rest
 
 
 def source_digest(spec: str) -> str:
-    """SHA-256 (hex) of the agent's code: the file of the module that `spec` names, and agents/parts.py.
+    """SHA-256 (hex) of the agent's code: the files of the modules that `spec` names, and agents/parts.py.
 
     What a module of yours imports from elsewhere is not looked at.
 
     Raises:
         ValueError: an unknown agent, as for `make`, or a module without a source file.
     """
-    name, _ = _split(spec)
-    found = _find(spec, name)
-    module = sys.modules[found.__module__ if name in AGENTS else name.partition(":")[0]]
     digest = hashlib.sha256()
-    for file in (module.__file__, parts.__file__):
-        if file is None:
+    for module in [*_modules(spec), parts]:
+        if module.__file__ is None:
             raise ValueError(f"agent {spec!r}: module {module.__name__} has no source file")
-        digest.update(hashlib.sha256(Path(file).read_bytes()).digest())
+        digest.update(hashlib.sha256(Path(module.__file__).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _modules(spec: str) -> list[ModuleType]:
+    """The modules whose code an agent is, but for `parts`."""
+    base, switched = _switches(spec)
+    if _is_same_amounts(base):
+        return [switches, *_modules(_other(base))]
+    name, _ = _split(base)
+    found = _find(base, name)
+    module = sys.modules[found.__module__ if name in AGENTS else name.partition(":")[0]]
+    return [switches, module] if switched else [module]
+
+
+def _switches(spec: str) -> tuple[str, dict[str, Any]]:
+    """A spec without its switches, and these: "ucb:c=2+mixup=0.5" -> "ucb:c=2", {"mixup": 0.5}."""
+    base, *found = re.split(r"\+(?=[A-Za-z_]\w*=)", spec)  # 1e+5 is a number
+    settings = _parse(spec, ",".join(found))
+    unknown = sorted(set(settings) - set(SWITCHES))
+    if unknown:
+        raise ValueError(f"agent {spec!r}: switch {unknown[0]!r} is not known; there are {', '.join(SWITCHES)}")
+    return base, settings
+
+
+def _is_same_amounts(base: str) -> bool:
+    return base.partition(":")[0] == SAME_AMOUNTS
+
+
+def _other(base: str) -> str:
+    """The spec that follows `same_amounts:`."""
+    other = base.partition(":")[2]
+    if not other:
+        raise ValueError(f"agent {base!r} needs the agent whose amounts it takes: {SAME_AMOUNTS}:AGENT")
+    return other
 
 
 def _split(spec: str) -> tuple[str, str]:
@@ -111,7 +171,7 @@ def _split(spec: str) -> tuple[str, str]:
     if attribute.isidentifier() and all(part.isidentifier() for part in head.split(".")):
         return f"{head}:{attribute}", options
     raise ValueError(
-        f"unknown agent {spec!r}; there are {', '.join(AGENTS)}, "
+        f"unknown agent {spec!r}; there are {', '.join(AGENTS)}, {SAME_AMOUNTS}:AGENT, "
         "and your own are called module:Class or module:function"
     )
 

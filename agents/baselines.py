@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Mask, Observation, check, how_many, uniform
+from agents.parts import Action, Mask, Observation, check, everything, how_many, uniform
 from prune_env import select
 
 
@@ -19,7 +19,7 @@ class Full:
     """
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        return select(np.ones(len(observation["loss"]), dtype=np.bool_))
+        return everything(observation)
 
 
 @dataclass(kw_only=True)

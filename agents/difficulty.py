@@ -1,12 +1,13 @@
-"""Rules that order the samples by their loss alone: the hardest, the middle."""
+"""Rules that order the samples by their loss alone: the hardest, the hardest of a random pool, the middle."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from agents.parts import Action, Observation, check, hardest, how_many, ranks
+from agents.parts import Action, Observation, check, hardest, how_many, ranks, uniform
 from prune_env import select
 
 
@@ -29,6 +30,42 @@ class LossTopK:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         loss = observation["loss"]
         return select(hardest(loss, how_many(self.keep, len(loss)), rng))
+
+
+@dataclass(kw_only=True)
+class OrderDP:
+    """OrderDP (Jin et al., arXiv 2606.08574): of a random pool, the largest last losses.
+
+    A step draws a fresh uniform pool of max(round(sN), round(kN)) samples and keeps the round(kN) of it with the
+    largest last losses, a share q = k/s. Equals, and so all samples before their first visit, are drawn
+    uniformly.
+
+    Args:
+        keep: share k kept in a step, in (0, 1].
+        pool: share s of the pool, in [keep, 1]; None is sqrt(keep), so that s = q. At 1 this is `LossTopK`,
+            at `keep` it is a random subset.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    keep: float = 0.5
+    pool: float | None = None
+
+    def __post_init__(self) -> None:
+        check("keep", self.keep, "(0, 1]")
+        if self.pool is None:
+            return
+        check("pool", self.pool, "(0, 1]")
+        if self.pool < self.keep:
+            raise ValueError(f"pool must be at least keep, which is {self.keep!r}, not {self.pool!r}")
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        loss = observation["loss"]
+        k = how_many(self.keep, len(loss))
+        share = math.sqrt(self.keep) if self.pool is None else self.pool
+        pool = uniform(len(loss), max(k, round(share * len(loss))), rng)
+        return select(hardest(np.where(pool, loss, -np.inf), k, rng))
 
 
 @dataclass(kw_only=True)

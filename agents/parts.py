@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from prune_env import select
+
 Observation = Mapping[str, np.ndarray]
-Action = dict[str, NDArray[np.float32]]  # weight (N,), mixup (N,)
+Action = dict[str, NDArray[np.float32]]  # weight (N,), mixup (N,), score (N,)
 Agent = Callable[[Observation, np.random.Generator], Action]
 Mask = NDArray[np.bool_]
 
@@ -41,6 +43,11 @@ def check(name: str, value: object, allowed: str | type[bool]) -> None:
     )
     if not inside:
         raise ValueError(f"{name} must be a number in {allowed}, not {value!r}")
+
+
+def everything(observation: Observation) -> Action:
+    """All samples, each with weight 1."""
+    return select(np.ones(len(observation["loss"]), dtype=np.bool_))
 
 
 def how_many(keep: float, n: int) -> int:
@@ -95,6 +102,19 @@ def systematic(pi: NDArray[np.float64], k: int, rng: np.random.Generator) -> Mas
     points[-1:] = left  # where rounding of the sum lost the last point
     mask[order[np.diff(points, prepend=0.0) > 0]] = True
     return mask
+
+
+def blended(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(N,) shares of a partner image: each sample of `mask` is blended with probability q, others have 0.
+
+    The share is min(λ, 1-λ), λ ~ Beta(0.4, 0.4): Mixup (Zhang et al., arXiv 1710.09412), the sample's own image
+    staying the main one.
+    """
+    mixed = mask & (rng.random(len(mask)) < q)
+    lam = rng.beta(0.4, 0.4, size=np.count_nonzero(mixed))
+    shares = np.zeros(len(mask), dtype=np.float32)
+    shares[mixed] = np.minimum(lam, 1 - lam)
+    return shares
 
 
 def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:

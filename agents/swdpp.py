@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Mask, Observation, check, how_many, in_last, ranks, systematic
+from agents.parts import Action, Observation, blended, check, everything, how_many, in_last, ranks, systematic
 from prune_env import select
 
 MAX_REWEIGHT = 3.0
@@ -111,20 +111,12 @@ class SwDPP:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         n = len(observation["loss"])
         if in_last(observation, self.anneal) or not observation["visits"].any():
-            return select(np.ones(n, dtype=np.bool_))
+            return everything(observation)
         pi = inclusion(observation, self.keep, self.tau, self.dynamics)
         kept = how_many(self.keep, n)
         mask = systematic(pi, kept, rng)
         weight = mask.astype(np.float32)
         if self.reweight:
             weight[mask] = np.minimum(kept / n / pi[mask], MAX_REWEIGHT)
-        return select(weight, self._mixup(mask, rng))
-
-    def _mixup(self, mask: Mask, rng: np.random.Generator) -> NDArray[np.float32]:
-        """(N,) share of the partner image: 0 where a sample is not kept or not blended."""
-        q = self.q_max * np.clip((1 - self.keep - 0.3) / 0.6, 0, 1)
-        blended = mask & (rng.random(len(mask)) < q)
-        lam = rng.beta(0.4, 0.4, size=np.count_nonzero(blended))
-        shares = np.zeros(len(mask), dtype=np.float32)
-        shares[blended] = np.minimum(lam, 1 - lam)
-        return shares
+        q = self.q_max * min(max((1 - self.keep - 0.3) / 0.6, 0.0), 1.0)
+        return select(weight, blended(mask, q, rng))

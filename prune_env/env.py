@@ -31,10 +31,12 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     N is the number of training samples, C the number of classes.
 
     ## Action Space
-    `Dict(weight=Box(0, 10, (N,)), mixup=Box(0, 0.5, (N,)))`, float32. `weight[i]` multiplies the loss of
-    sample i, and 0 drops it; a batch's loss is `sum(w_i l_i) / batch_size`, never renormalised. `mixup[i]` is
-    the share of a partner image, drawn uniformly from the dropped samples (from the kept ones if none is
-    dropped), that is blended into sample i, its label too. `prune_env.select` builds actions.
+    `Dict(weight=Box(0, 10, (N,)), mixup=Box(0, 0.5, (N,)), score=Box(0, 1, (N,)))`, float32; `score` may be
+    left out. `weight[i]` multiplies the loss of sample i, and 0 drops it; a batch's loss is
+    `sum(w_i l_i) / batch_size`, never renormalised. `mixup[i]` is the share of a partner image, drawn uniformly
+    from the dropped samples (from the kept ones if none is dropped), that is blended into sample i, its label
+    too. Where `score[i]` is not 0, sample i is measured after the training by a forward pass alone, in
+    evaluation mode and without augmentation, at a third of the price. `prune_env.select` builds actions.
 
     ## Observation Space
     `Dict`; the first eleven are (N,) float32.
@@ -56,7 +58,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     | `val_accuracy` | (1,) float32, after the last step |
     | `train_accuracy` | (1,) float32, over the samples measured in the last step |
 
-    Mixed visits count as visits, and are not measured.
+    Mixed visits count as visits, and are not measured. Scored samples are measured, which is no visit.
 
     ## Rewards
     `(val_accuracy - previous val_accuracy) / budget - price * spent`, `spent` being this step's compute in
@@ -68,15 +70,16 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     numbers, bit for bit on a CPU with the same number of threads.
 
     ## Episode End
-    `terminated` when less than one batch of the budget is left, when the action drops every sample (the agent
-    stops early), or when training diverges (`info["diverged"]`). Never `truncated`. A step that would overrun
-    the budget trains on a random part of its selection that just fits. The learning rate has fallen to 0 at
-    the end of the budget; an agent that stops early stops before that.
+    `terminated` when less than one batch of the budget is left, when the action neither trains on a sample nor
+    scores one (the agent stops early), or when training diverges (`info["diverged"]`). Never `truncated`. A step
+    that would overrun the budget trains on a random part of its selection that just fits, and scores a random
+    part of what it should with the rest. The learning rate has fallen to 0 at the end of the budget; an agent
+    that stops early stops before that.
 
     ## Compute
     One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
     `info` has counted work only: `spent` is this step's and `total_spent` the run's, in full-epoch equivalents;
-    `trained` and `mixed` are samples, `kept` and `coverage` (ever trained on) shares of N. Seconds are in
+    `trained`, `mixed` and `scored` are samples, `kept` and `coverage` (ever trained on) shares of N. Seconds are in
     `env.unwrapped.trainer.ledger.seconds`.
 
     ## Arguments

@@ -12,22 +12,26 @@ from prune_env.checks import whole
 
 MAX_WEIGHT = 10.0  # upper bound W of `weight`: room for 1 / (1 - r) at r = 0.9
 MAX_MIXUP = 0.5  # a larger share would make the partner the main image
-BOUNDS = {"weight": MAX_WEIGHT, "mixup": MAX_MIXUP}
+BOUNDS = {"weight": MAX_WEIGHT, "mixup": MAX_MIXUP, "score": 1.0}
 
 Action = dict[str, NDArray[np.float32]]
 
 
-def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None = None) -> Action:
+def select(
+    weight: ArrayLike, mixup: ArrayLike | None = None, score: ArrayLike | None = None, *, n: int | None = None
+) -> Action:
     """Build a valid action from a mask, from weights, or from indices.
 
     Args:
         weight: (N,) bool mask; or (N,) float loss weights in [0, 10], 0 drops the sample; or (k,) distinct
             integer indices of the samples to keep, each with weight 1.
         mixup: (N,) float in [0, 0.5] or one number for all, the share of a partner image; none by default.
+        score: (N,) bool mask of the samples whose statistics are to be measured afresh after the training, by a
+            forward pass alone that costs a third of a visit; none by default.
         n: number of training samples N. Needed with indices, which do not tell it, and checked otherwise.
 
     Returns:
-        {"weight": (N,) float32, "mixup": (N,) float32}.
+        {"weight": (N,) float32, "mixup": (N,) float32, "score": (N,) float32}.
 
     Raises:
         ValueError: indices without `n`, out of range or repeated; a wrong shape; a value out of bounds.
@@ -47,7 +51,8 @@ def select(weight: ArrayLike, mixup: ArrayLike | None = None, *, n: int | None =
     shares = _array("mixup", 0.0 if mixup is None else mixup)
     if shares.ndim == 0:
         shares = np.broadcast_to(shares, weights.shape)
-    return check({"weight": weights, "mixup": shares}, len(weights))
+    scored = np.zeros(weights.shape) if score is None else score
+    return check({"weight": weights, "mixup": shares, "score": scored}, len(weights))
 
 
 def _mask(indices: NDArray[np.integer], n: int | None) -> NDArray[np.bool_]:
@@ -67,21 +72,26 @@ def check(action: object, n: int) -> Action:
     """Return `action` as float32 copies, or say what is wrong with it.
 
     Args:
-        action: what an agent returned: {"weight": (n,), "mixup": (n,)}, any real dtype.
+        action: what an agent returned: {"weight": (n,), "mixup": (n,), "score": (n,)}, any real dtype; without
+            "score" nothing is scored.
         n: number of training samples.
 
     Raises:
-        TypeError: not a mapping of two real arrays.
+        TypeError: not a mapping of real arrays.
         ValueError: wrong keys, a wrong shape, or a value that is NaN, negative or above the bound.
     """
     if not isinstance(action, Mapping):
         raise TypeError(f"the action is a {type(action).__name__}; {_REMEDY}")
-    if set(action) != set(BOUNDS):
+    if set(action) | {"score"} != set(BOUNDS):
         raise ValueError(f"the action has the keys {sorted(map(str, action))}; {_REMEDY}")
-    return {key: _check_entry(key, action[key], n, bound) for key, bound in BOUNDS.items()}
+    whole_action = {"score": np.zeros(n), **action}
+    return {key: _check_entry(key, whole_action[key], n, bound) for key, bound in BOUNDS.items()}
 
 
-_REMEDY = 'it must be {"weight": (N,), "mixup": (N,)}, which prune_env.select(weight, mixup) builds'
+_REMEDY = (
+    'it must be {"weight": (N,), "mixup": (N,)} and, to score, "score": (N,), which '
+    "prune_env.select(weight, mixup, score) builds"
+)
 
 
 def _array(name: str, values: object) -> NDArray:
@@ -108,12 +118,16 @@ def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.f
 
 @dataclass(frozen=True)
 class Selection:
-    """The k rows one step trains on, in the order in which they are batched. All arrays have shape (k,)."""
+    """The k rows one step trains on, in the order in which they are batched, and those it scores afterwards.
+
+    All arrays but `scored` have shape (k,).
+    """
 
     indices: NDArray[np.int64]  # distinct samples
     weights: NDArray[np.float32]  # > 0, multiplies the loss
     partners: NDArray[np.int64]  # sample blended in; the sample itself where it is not mixed
     shares: NDArray[np.float32]  # share of the partner, in [0, 0.5]
+    scored: NDArray[np.int64]  # (s,) distinct samples to measure by a forward pass alone, in random order
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -124,8 +138,8 @@ class Selection:
         return int(np.count_nonzero(self.shares))
 
     def head(self, k: int) -> Selection:
-        """The first k rows: a random part, since the order is random."""
-        return Selection(self.indices[:k], self.weights[:k], self.partners[:k], self.shares[:k])
+        """The first k rows: a random part, since the order is random. What is scored stays."""
+        return Selection(self.indices[:k], self.weights[:k], self.partners[:k], self.shares[:k], self.scored)
 
     @classmethod
     def from_action(cls, action: Action, rng: np.random.Generator) -> Selection:
@@ -140,8 +154,7 @@ class Selection:
         """
         weight, mixup = action["weight"], action["mixup"]
         place = rng.random(len(weight))
-        kept = np.flatnonzero(weight)
-        kept = kept[np.argsort(place[kept])]
+        kept, scored = (rows[np.argsort(place[rows])] for rows in map(np.flatnonzero, (weight, action["score"])))
         shares = mixup[kept]
         partners = kept.copy()
         mixed = np.flatnonzero(shares)
@@ -150,4 +163,4 @@ class Selection:
             pool = np.flatnonzero(weight == 0)
             pool = pool if len(pool) else np.sort(kept)
             partners[mixed] = pool[(partner[kept[mixed]] * len(pool)).astype(np.int64)]
-        return cls(kept, weight[kept], partners, shares)
+        return cls(kept, weight[kept], partners, shares, scored)

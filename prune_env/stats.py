@@ -66,18 +66,21 @@ class Stats:
         row = torch.tensor([start[name] for name in COLUMNS], device=device)  # (F,)
         self.table = row.repeat(n, 1)  # (N, F) float32
 
-    def update(self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float) -> Tensor:
-        """Enter one visit of each of B distinct samples.
+    def update(
+        self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float, *, trained: bool = True
+    ) -> Tensor:
+        """Enter one visit of each of B distinct samples, or one measurement by a forward pass alone.
 
         Mixed rows count as visits and leave everything else as it was. So do rows whose logits are not
         finite: they are counted, never measured.
 
         Args:
             indices: (B,) int64, distinct.
-            logits: (B, C) float32, of the training pass.
+            logits: (B, C) float32, of that pass.
             labels: (B,) int64.
             clean: (B,) bool, false where the row was blended with a partner.
             spent: full-epoch equivalents of compute, to stand as the time of the measurement.
+            trained: whether this was a visit; a sample that is only scored keeps its count.
 
         Returns:
             (3,) float32: how many rows had finite logits, how many of these were clean and thus measured,
@@ -103,7 +106,7 @@ class Stats:
         mean = torch.where(first, loss, old[:, _MEAN] + self.ema * deviation)
         var = (1.0 - self.ema) * old[:, _VAR] + self.ema * deviation.square()
         forgets = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - correct)
-        visits = old[:, _VISITS] + 1.0
+        visits = old[:, _VISITS] + float(trained)
         now = torch.full_like(loss, spent)
         new = [loss, mean, var, confidence, margin, entropy, el2n, correct, forgets, visits, now]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prune_env import augment, models
-from prune_env.compute import TRAIN_COST, Ledger, Stopwatch
+from prune_env.compute import SCORE_COST, TRAIN_COST, Ledger, Stopwatch
 from prune_env.data import Data
 from prune_env.recipes import Recipe
 from prune_env.selection import Action, Selection
@@ -33,7 +33,8 @@ class EpochResult:
 
     trained: int  # samples
     mixed: int  # of these, blended with a partner
-    cut: bool  # whether the budget allowed a part of the selection only
+    scored: int  # samples measured by a forward pass alone
+    cut: bool  # whether the budget allowed a part of the selection only, to train on or to score
     spent: float  # full-epoch equivalents
     train_accuracy: float  # over the samples measured; the last known if none was
     val_accuracy: float
@@ -41,7 +42,7 @@ class EpochResult:
     gained: float  # validation accuracy minus the one before
     lr: float  # after the step
     diverged: bool  # logits were not finite, in training or validation
-    finished: bool  # nothing can follow: no batch left, nothing selected, or diverged
+    finished: bool  # nothing can follow: no batch left, nothing trained on or scored, or diverged
 
 
 @dataclass(frozen=True)
@@ -113,35 +114,40 @@ class Trainer:
         return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
 
     def select(self, action: Action) -> Selection:
-        """The rows a checked action keeps, in this step's order."""
+        """The rows a checked action keeps, and those it scores, in this step's order."""
         return Selection.from_action(action, np.random.default_rng([self.seed, _ORDER, self.step]))
 
     def run_epoch(self, selection: Selection) -> EpochResult:
-        """Train once on each selected sample, as far as the budget goes, then validate.
+        """Train once on each selected sample, then score, both as far as the budget goes, then validate.
 
         The host waits for the device once, after validation.
         """
         k = min(len(selection), self.ledger.affordable)
         chosen = selection.head(k)
-        left = self.ledger.affordable - k
         used = self.ledger.used
         self.ledger.train += k
+        trained_to = self.ledger.used
+        scored = chosen.scored[: (self.ledger.total - trained_to) // SCORE_COST]
+        self.ledger.score += len(scored)
+        last = self.ledger.affordable < self.batch_size
         # The rate reaches 0 with the last batch that can be afforded, even if a part of a batch stays unspent.
-        horizon = self.ledger.total if left >= self.batch_size else max(self.ledger.used, 1)
+        horizon = max(trained_to, 1) if last else self.ledger.total
 
         watch = Stopwatch(self.device)
         watch.mark()
-        trained = self._train(chosen, used, horizon) if k else torch.zeros(3, device=self.device)
+        training = self._train(chosen, used, horizon) if k else torch.zeros(3, device=self.device)
         watch.mark()
-        validated = self._evaluate(self.val_data)
+        scoring = self._score(scored)
         watch.mark()
-        finite, measured, right, *validation = torch.cat([trained, validated]).tolist()
-        for name, seconds in zip(("train", "evaluate"), watch.stretches(), strict=True):
+        validation = self._evaluate(self.val_data)
+        watch.mark()
+        finite, measured, right, finite_scored, *sums = torch.cat([training, scoring[:1], validation]).tolist()
+        for name, seconds in zip(("train", "score", "evaluate"), watch.stretches(), strict=True):
             self.ledger.seconds[name] += seconds
         self.ledger.evaluate += len(self.val_data)
 
-        evaluation = _evaluation(validation, self.val_data)
-        diverged = finite < k or not evaluation.finite
+        evaluation = _evaluation(sums, self.val_data)
+        diverged = finite < k or finite_scored < len(scored) or not evaluation.finite
         gained = evaluation.accuracy - self.val_accuracy
         self.val_accuracy = evaluation.accuracy
         self.train_accuracy = right / measured if measured else self.train_accuracy
@@ -149,15 +155,16 @@ class Trainer:
         return EpochResult(
             trained=k,
             mixed=chosen.mixed,
-            cut=k < len(selection),
-            spent=k / self.ledger.n,
+            scored=len(scored),
+            cut=k < len(selection) or len(scored) < len(selection.scored),
+            spent=(self.ledger.used - used) / (TRAIN_COST * self.ledger.n),
             train_accuracy=self.train_accuracy,
             val_accuracy=evaluation.accuracy,
             val_loss=evaluation.loss,
             gained=gained,
             lr=self.recipe.rate(self.ledger.used / horizon),
             diverged=diverged,
-            finished=k == 0 or left < self.batch_size or diverged,
+            finished=k + len(scored) == 0 or last or diverged,
         )
 
     def _train(self, selection: Selection, used: int, horizon: int) -> Tensor:
@@ -199,6 +206,23 @@ class Trainer:
                 counts += self.stats.update(indices[first:last], seen, truth, clean[first:last], self.ledger.spent)
                 pending, first = [], last
         return counts
+
+    @torch.no_grad()
+    def _score(self, samples: NDArray[np.int64]) -> Tensor:
+        """Measure `samples` (s,) without training on them; (3,) float32 counts of `Stats.update`, on the device."""
+        counts = torch.zeros(3, device=self.device)
+        indices = torch.from_numpy(samples).to(self.device)
+        for rows, logits, labels in self._predict(self.train_data, indices):
+            clean = torch.ones_like(rows, dtype=torch.bool)
+            counts += self.stats.update(rows, logits, labels, clean, self.ledger.spent, trained=False)
+        return counts
+
+    def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Samples (B,), their logits (B, C) and labels (B,): in evaluation mode, without augmentation."""
+        self.model.eval()
+        for rows in indices.split(EVALUATION_BATCH):
+            images, labels = data.batch(rows)
+            yield rows, self._forward(self._normalize(images)), labels
 
     def _sizes(self, k: int) -> list[int]:
         """Rows of each batch: full ones, then the rest. With batch norm a lone row joins the batch before it."""
@@ -261,14 +285,11 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self, data: Data) -> Tensor:
         """(2 + 2 C,) float32 on the device: loss summed, finite rows, rows and right ones by class."""
-        self.model.eval()
         classes = len(data.classes)
         sums = torch.zeros(2, device=self.device)
         by_class = torch.zeros(2, classes, device=self.device)
         every = torch.arange(len(data), device=self.device)
-        for rows in every.split(EVALUATION_BATCH):
-            images, labels = data.batch(rows)
-            logits = self._forward(self._normalize(images))
+        for _, logits, labels in self._predict(data, every):
             finite = torch.isfinite(logits).all(dim=1)
             right = (logits.argmax(dim=1) == labels) & finite
             loss = F.cross_entropy(logits, labels, reduction="none").nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS)

@@ -102,7 +102,7 @@ def test_action_is_valid(spec, keep, n, state):
     observation = observe(n, state)
     before = {name: value.copy() for name, value in observation.items()}
     action = make(spec)(observation, np.random.default_rng(1))
-    assert set(action) == {"weight", "mixup"}
+    assert set(action) == {"weight", "mixup", "score"}
     for values, bound in ((action["weight"], 10), (action["mixup"], 0.5)):
         assert values.shape == (n,)
         assert values.dtype == np.float32

@@ -141,7 +141,7 @@ def test_spaces_are_those_of_the_contract():
     env.reset(seed=0)
     assert isinstance(env.action_space, gym.spaces.Dict)
     assert isinstance(env.observation_space, gym.spaces.Dict)
-    assert set(env.action_space.spaces) == {"mixup", "weight"}
+    assert set(env.action_space.spaces) == {"mixup", "weight", "score"}
     for name, bound in (("weight", 10), ("mixup", 0.5)):
         space = env.action_space[name]
         assert isinstance(space, gym.spaces.Box)

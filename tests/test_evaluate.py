@@ -24,7 +24,8 @@ import agents
 import prune_env
 from prune_env import data
 from train import curves, evaluate, provenance, results, table, workers
-from train.episode import Run, class_balance, gini, play
+from train.diagnostics import class_visits, gini
+from train.episode import Run, play
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--train-size", "100", "--budget", "1.5", "--seeds", "2")
@@ -352,7 +353,7 @@ def test_curves_agree_with_the_records(done: Done):
     for record in done.records:
         own = [r for r in rows if (r["agent"], int(r["seed"])) == (record["agent"], record["seed"])]
         outcome = record["results"]
-        assert float(own[-1]["val_accuracy"]) == outcome["val_accuracy"]
+        assert float(own[-1]["val_accuracy"]) == pytest.approx(outcome["val_accuracy"], abs=1e-6)
         assert float(own[-1]["spent"]) == outcome["spent"]["total"] == outcome["spent"]["train"]
         assert float(own[-1]["coverage"]) == outcome["coverage"]
         assert float(own[-1]["lr"]) == 0.0
@@ -377,8 +378,9 @@ def test_diagnostics_of_a_known_rule(done: Done):
             continue
         assert (outcome["steps"], outcome["kept"], outcome["coverage"]) == (3, 0.5, 0.5)
         assert outcome["visits_gini"] == pytest.approx(0.5)
-        assert outcome["class_balance"]["smallest"] == pytest.approx(2 * shares.min())
-        assert outcome["class_balance"]["largest"] == pytest.approx(2 * shares.max())
+        assert outcome["class_visits"] == pytest.approx(2 * shares, abs=1e-4)
+        assert outcome["visits"] == [0] * 10 + outcome["visits"][10:11] + [3] * 10
+        assert outcome["wrong_visits"] is None
         assert outcome["age"] == pytest.approx(0.5 * 0.0 + 0.5 * 1.5)
         assert outcome["spent"] == pytest.approx(
             {"train": 1.5, "score": 0.0, "evaluate": 4 * validated / 300, "total": 1.5}
@@ -422,7 +424,7 @@ def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     json.dumps(record, allow_nan=False)
     outcome = record["results"]
     assert (outcome["steps"], outcome["coverage"], outcome["visits_gini"]) == (1, 0.0, 0.0)
-    assert outcome["class_balance"] == {"smallest": 1.0, "largest": 1.0}
+    assert outcome["class_visits"] == [1.0] * 10
 
 
 def test_a_key_changes_with_everything_that_matters():
@@ -476,11 +478,12 @@ def test_gini_of_known_counts():
     assert gini(np.zeros(n)) == 0.0
 
 
-def test_class_balance_of_known_counts():
+def test_class_visits_of_known_counts():
     labels = np.array([0, 0, 0, 2, 2, 2, 2, 2, 2])  # class 1 has no samples
-    assert class_balance(np.ones(9), labels) == {"smallest": 1.0, "largest": 1.0}
-    found = class_balance(np.array([3, 3, 3, 0, 0, 0, 0, 0, 0]), labels)
-    assert found == pytest.approx({"smallest": 0.0, "largest": 3.0})
+    for visits in (np.ones(9), np.zeros(9)):
+        assert class_visits(visits, labels, 3) == pytest.approx([1.0, np.nan, 1.0], nan_ok=True)
+    found = class_visits(np.array([3, 3, 3, 0, 0, 0, 0, 0, 0]), labels, 3)
+    assert found == pytest.approx([3.0, np.nan, 0.0], nan_ok=True)
 
 
 def test_results_file_drops_what_it_cannot_read(tmp_path: Path):

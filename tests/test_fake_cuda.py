@@ -30,7 +30,7 @@ def data(n: int, device: str = "cuda") -> Data:
 def selection(n: int, mixed: bool) -> Selection:
     rows = np.arange(n)
     shares = np.full(n, 0.25 if mixed else 0, np.float32)
-    return Selection(rows, np.full(n, 1.5, np.float32), rows[::-1].copy() if mixed else rows, shares)
+    return Selection(rows, np.full(n, 1.5, np.float32), rows[::-1].copy() if mixed else rows, shares, rows[:5])
 
 
 def can_pretend() -> bool:

@@ -19,7 +19,7 @@ def f32(values) -> np.ndarray:
 
 
 def same(action, weight, mixup) -> None:
-    assert set(action) == {"weight", "mixup"}
+    assert set(action) == {"weight", "mixup", "score"}
     for key, values in (("weight", weight), ("mixup", mixup)):
         assert action[key].dtype == np.float32
         np.testing.assert_array_equal(action[key], f32(values))
@@ -124,6 +124,9 @@ WRONG_ACTIONS = {
     "with a gradient": ({"weight": torch.ones(4, requires_grad=True), "mixup": OK[1]}, r"action\['weight'\].*grad"),
     "bfloat16": ({"weight": torch.ones(4, dtype=torch.bfloat16), "mixup": OK[1]}, r"action\['weight'\].*BFloat16"),
     "mixup bfloat16": ({"weight": OK[0], "mixup": torch.zeros(4, dtype=torch.bfloat16)}, r"action\['mixup'\]"),
+    "score NaN": ({"weight": OK[0], "mixup": OK[1], "score": f32([0, 0, np.nan, 0])}, r"score.*\[2\].*nan"),
+    "score above": ({"weight": OK[0], "mixup": OK[1], "score": f32([0, 0, 0, 2])}, r"score.*\[3\].*2\.0.*1"),
+    "score short": ({"weight": OK[0], "mixup": OK[1], "score": OK[1][:3]}, r"score.*\(3,\)"),
     "all NaN": ({"weight": np.full(4, np.nan), "mixup": OK[1]}, r"weight.*\[0\].*nan"),
 }
 
@@ -138,6 +141,8 @@ def test_a_wrong_action_raises_one_error_that_names_the_value(name):
 def test_the_bounds_themselves_are_accepted():
     action = {"weight": np.array([0.0, 10, 1, 0]), "mixup": np.array([0.0, 0.5, 0, 0.5])}
     same(check(action, 4), action["weight"], action["mixup"])
+    np.testing.assert_array_equal(check({**action, "score": [0, 1, 0.5, 0]}, 4)["score"], [0, 1, 0.5, 0])
+    np.testing.assert_array_equal(check(action, 4)["score"], np.zeros(4))  # it may be left out
     same(check({"weight": [True, False], "mixup": [0, 0]}, 2), [1, 0], [0, 0])
 
 
@@ -151,7 +156,9 @@ def test_rows_are_what_the_action_keeps(seed, n, share, mixed):
     rng = np.random.default_rng(seed)
     weight = np.where(rng.random(n) < share, rng.uniform(0.1, 10, n), 0).astype(np.float32)
     mixup = np.where(rng.random(n) < mixed, rng.uniform(0.01, 0.5, n), 0).astype(np.float32)
-    selection = rows({"weight": weight, "mixup": mixup}, seed)
+    score = np.where(rng.random(n) < mixed, rng.uniform(0.01, 1.0, n), 0).astype(np.float32)
+    selection = rows({"weight": weight, "mixup": mixup, "score": score}, seed)
+    assert sorted(selection.scored) == [i for i in range(n) if score[i] > 0]
     kept = [i for i in range(n) if weight[i] > 0]
     dropped = [i for i in range(n) if weight[i] == 0]
     assert sorted(selection.indices) == kept
@@ -164,6 +171,7 @@ def test_rows_are_what_the_action_keeps(seed, n, share, mixed):
     assert len(head) == min(2, len(kept))
     for name in ("indices", "weights", "partners", "shares"):
         np.testing.assert_array_equal(getattr(head, name), getattr(selection, name)[:2])
+    np.testing.assert_array_equal(head.scored, selection.scored)
 
 
 def test_two_agents_see_the_samples_that_both_keep_in_one_order():

@@ -13,20 +13,22 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from prune_env import files
+from train.episode import CURVE
 from train.results import Record
 
-SCALARS = ("val_accuracy", "train_accuracy", "kept", "mixed", "coverage", "lr", "reward")
+SCALARS = tuple(name for name in CURVE if name != "spent")
 PER_UNIT = 1000  # TensorBoard's steps are whole numbers: thousandths of a full-epoch equivalent
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
     """One row a step: agent, budget, seed, step, compute spent so far, and what the step gave."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, ["agent", "budget", "seed", "step", "spent", *SCALARS])
-    writer.writeheader()
+    writer = csv.writer(text)
+    writer.writerow(["agent", "budget", "seed", "step", *CURVE])
     for record in records:
-        run = {name: record[name] for name in ("agent", "budget", "seed")}
-        writer.writerows({**run, **row} for row in record["curve"])
+        run = [record[name] for name in ("agent", "budget", "seed")]
+        steps = zip(*(record["curve"][name] for name in CURVE), strict=True)
+        writer.writerows([*run, step, *row] for step, row in enumerate(steps, start=1))
     files.replace(path, text.getvalue().encode())
 
 
@@ -40,9 +42,9 @@ def write_events(folder: Path, records: Sequence[Record]) -> None:
     try:
         for record in records:
             with SummaryWriter(str(beside / run_name(record))) as writer:
-                for row in record["curve"]:
-                    for name in SCALARS:
-                        writer.add_scalar(name, row[name], round(PER_UNIT * row["spent"]))
+                for name in SCALARS:
+                    for spent, value in zip(record["curve"]["spent"], record["curve"][name], strict=True):
+                        writer.add_scalar(name, value, round(PER_UNIT * spent))
                 end = round(PER_UNIT * record["results"]["spent"]["total"])
                 writer.add_scalar("test_accuracy", record["results"]["test_accuracy"], end)
         shutil.rmtree(folder, ignore_errors=True)

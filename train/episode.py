@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import gymnasium as gym
@@ -17,9 +19,11 @@ import prune_env
 from prune_env import data
 from prune_env.compute import SCORE_COST, TRAIN_COST
 from prune_env.trainer import Trainer
-from train import provenance
+from train import diagnostics, provenance
+from train.diagnostics import Diary
 
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
+CURVE = ("spent", "val_accuracy", "train_accuracy", "kept", "mixed", "scored", "coverage", "lr", "reward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Run:
     settings: dict[str, Any]  # keyword arguments of the environment, the budget among them
     agent: str  # spec
     seed: int
+    task: str = ""  # what tables and figures call the task; no result depends on it
 
     def make_env(self) -> gym.Env:
         """The environment of this run; building it reads the data."""
@@ -60,41 +65,62 @@ class Run:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def play(run: Run, env: gym.Env) -> dict[str, Any]:
+Watch = Callable[[], AbstractContextManager]
+
+
+def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
     """Do one run in `env` (from `run.make_env()`, or that of another run with the same settings).
+
+    Args:
+        run: what to do.
+        env: where.
+        watch: entered around each stretch that the agent's own code runs.
 
     Returns:
         The record: plain numbers, strings, lists and dicts. Accuracies and shares lie in [0, 1], `spent` is in
-        full-epoch equivalents, seconds are wall-clock.
+        full-epoch equivalents, seconds are wall-clock. `curve` has a list a name of CURVE, a number a step.
     """
-    agent = agents.make(run.agent)
-    reset = getattr(agent, "reset", None)
-    if reset is not None:
-        reset()
+    with watch():
+        agent = agents.make(run.agent)
+        reset = getattr(agent, "reset", None)
+        if reset is not None:
+            reset()
     rng = np.random.default_rng([run.seed, AGENT_STREAM])
     plain = _unwrapped(env)
     start = time.perf_counter()
     observation, info = env.reset(seed=run.seed)
-    curve: list[dict[str, float]] = []
+    diary = Diary(len(plain.train_data))
+    curve: dict[str, list[float]] = {name: [] for name in CURVE}
     selecting = 0.0
     terminated = False
     while not terminated:
+        difficulty, share = observation["loss_mean"].copy(), float(observation["spent"][0])
         before = time.perf_counter()
-        action = agent(observation, rng)
+        with watch():
+            action = agent(observation, rng)
         selecting += time.perf_counter() - before
         observation, reward, terminated, _, info = env.step(action)
-        curve.append(_row(len(curve) + 1, float(reward), info))
+        diary.record(difficulty, share, np.asarray(action["weight"]) > 0)
+        point = {**info, "spent": info["total_spent"], "reward": reward}
+        for name, values in curve.items():
+            values.append(float(f"{point[name]:.6g}"))
     total = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
+    visits = observation["visits"]
+    of_class = diagnostics.class_visits(visits, observation["label"], len(plain.train_data.classes))
     results = {
         "val_accuracy": trainer.val_accuracy,
-        "kept": float(np.mean([row["kept"] for row in curve])),
-        "coverage": curve[-1]["coverage"],
-        "visits_gini": gini(observation["visits"]),
-        "class_balance": class_balance(observation["visits"], observation["label"]),
+        "kept": float(np.mean(curve["kept"])),
+        "coverage": float(np.mean(visits > 0)),
+        "visits": diagnostics.quantiles(visits),
+        "visits_gini": diagnostics.gini(visits),
+        "class_visits": diagnostics.plain(of_class),
+        "wrong_visits": _relative(visits, plain.train_data.wrong.cpu().numpy()),
         "age": float(np.mean(observation["age"], dtype=np.float64)),
-        "steps": len(curve),
+        "kept_by_difficulty": diary.kept_by_difficulty(),
+        "sometimes": diary.sometimes(),
+        "steps": len(curve["spent"]),
         "diverged": bool(info["diverged"]),
         "spent": _spent(trainer),
         "seconds": {**trainer.ledger.seconds, "select": selecting, "total": total},
@@ -108,11 +134,13 @@ def play(run: Run, env: gym.Env) -> dict[str, Any]:
     results |= {
         "test_accuracy": tested.accuracy,
         "test_loss": tested.loss,
+        "test_class_accuracy": diagnostics.plain(np.array(tested.class_accuracy)),
         "test_worst_class_accuracy": float(np.nanmin(tested.class_accuracy)),
     }
     configuration = run.configuration(env)
     return {
         "key": run.key(env),
+        "task": run.task,
         "agent": run.agent,
         "budget": plain.budget,
         "seed": run.seed,
@@ -132,10 +160,9 @@ def _unwrapped(env: gym.Env) -> prune_env.PruneEnv:
     return cast(prune_env.PruneEnv, env.unwrapped)
 
 
-def _row(step: int, reward: float, info: dict[str, Any]) -> dict[str, float]:
-    """One point of the curve."""
-    figures = ("val_accuracy", "train_accuracy", "kept", "mixed", "coverage", "lr")
-    return {"step": step, "spent": info["total_spent"], **{f: float(info[f]) for f in figures}, "reward": reward}
+def _relative(visits: NDArray, group: NDArray[np.bool_]) -> float | None:
+    """Mean visits of a group of samples, a mask (N,), relative to those of all; None without such, or visits."""
+    return float(visits[group].mean() / visits.mean()) if group.any() and visits.any() else None
 
 
 def _spent(trainer: Trainer) -> dict[str, float]:
@@ -147,31 +174,3 @@ def _spent(trainer: Trainer) -> dict[str, float]:
         "evaluate": ledger.evaluate * SCORE_COST / (ledger.n * TRAIN_COST),
         "total": ledger.spent,
     }
-
-
-def gini(visits: NDArray) -> float:
-    """Gini coefficient of `visits` (N,), counts: 0 all equal, 1 - 1/N all on one sample; 0 without visits."""
-    ordered = np.sort(visits.astype(np.float64))
-    n, total = len(ordered), ordered.sum()
-    if total == 0.0:
-        return 0.0
-    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
-
-
-def class_balance(visits: NDArray, labels: NDArray) -> dict[str, float]:
-    """How often classes were visited, relative to their share of the data: smallest and largest of them.
-
-    Args:
-        visits: (N,) counts.
-        labels: (N,) class indices. Classes without samples do not count.
-
-    Returns:
-        {"smallest", "largest"}: 1 is in proportion to the data, and what no visits at all give.
-    """
-    if not visits.any():
-        return {"smallest": 1.0, "largest": 1.0}
-    samples = np.bincount(labels)
-    there = samples > 0
-    per_sample = np.bincount(labels, weights=visits)[there] / samples[there]  # mean visits of a class's samples
-    relative = per_sample / np.mean(visits, dtype=np.float64)
-    return {"smallest": float(relative.min()), "largest": float(relative.max())}

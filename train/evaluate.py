@@ -2,113 +2,125 @@
 
 from __future__ import annotations
 
-import io
+import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict
+from dataclasses import dataclass
+from pathlib import Path
 
 import gymnasium as gym
 import tyro
-from rich.console import Console, Group
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Group
 from rich.text import Text
 
-from prune_env import files
-from train import provenance, results, table, workers
-from train.plan import Arguments, Plan, make_plan
+from prune_env.env import DEFAULT_MODEL
+from train import table
+from train.plan import SETTINGS, TASK, Block
 from train.results import Record
-from train.workers import Failure
+from train.runner import Running, carry_out
+
+DEFAULT_AGENTS = (
+    "full",
+    "random",
+    "random:fresh=True",
+    "static_random",
+    "epsilon_greedy",
+    "ucb",
+    "ucb1",
+    "swdpp",
+    "infobatch",
+    "loss_topk",
+    "middle",
+)
 
 
-def run_missing(plan: Plan, command: str, console: Console) -> tuple[dict[str, Record], list[Failure]]:
-    """Do the runs that the results file lacks, appending each as it ends.
+@dataclass
+class Arguments(Running):
+    """Train with every agent under equal budgets and paired seeds; compare test accuracy.
 
-    Returns:
-        All records of the plan by key, and what failed.
+    Results go to OUT/NAME: results.jsonl (one line a run, with its provenance), curves.csv, accuracy.png,
+    table.txt, tensorboard/ (its steps are thousandths of a full-epoch equivalent), and failures.jsonl if an
+    agent failed. Runs that results.jsonl has are not run again.
     """
-    path = plan.folder / "results.jsonl"
-    done, unreadable = results.read(path)
-    if unreadable:
-        dropped = f"warning: {unreadable} unreadable line(s) dropped from {path}; those runs are done again"
-        console.print(dropped, markup=False, soft_wrap=True)
-    missing = {key: run for key, run in plan.runs.items() if key not in done}
-    found = f"{len(plan.runs)} runs, {len(plan.runs) - len(missing)} of them done before; results in {plan.folder}"
-    console.print(found, markup=False, soft_wrap=True)
-    failures: list[Failure] = []
-    failed = plan.folder / "failures.jsonl"
-    failed.unlink(missing_ok=True)
-    code = {**provenance.of_code(), "command": command}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    if missing:
-        with (
-            Progress(*columns, console=console) as progress,
-            closing(workers.outcomes(missing, min(plan.workers, len(missing)))) as outcomes,
-        ):
-            bar = progress.add_task("runs", total=len(missing))
-            for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    results.append(failed, asdict(outcome))
-                    if outcome.run.agent not in {failure.run.agent for failure in failures}:
-                        progress.console.print(f"{outcome.run.agent} failed: {outcome.error}", markup=False)
-                    failures.append(outcome)
-                else:
-                    outcome["provenance"] |= code
-                    results.append(path, outcome)
-                    done[outcome["key"]] = outcome
-                progress.advance(bar)
-    return {key: done[key] for key in plan.runs if key in done}, failures
+
+    agents: tuple[str, ...] = DEFAULT_AGENTS
+    """Agents, e.g. `ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent:option=1`."""
+    env: str = "prune_env/Digits-v0"
+    """Environment id: the data set."""
+    model: str | None = None
+    """Network; by default one that suits the data set."""
+    budget: tuple[float, ...] = (10.0,)
+    """Compute of a run in full-epoch equivalents; several give a table each."""
+    keep: tuple[float, ...] = (0.5,)
+    """Share of the samples kept in a step, for agents that take `keep` and do not set it; several are compared."""
+    seeds: int = 5
+    """Number of paired seeds: 0, 1, ..."""
+
+    train_size: int | None = None
+    """Number of training samples, classes keeping their shares; by default all."""
+    label_noise: float | None = None
+    """Share of the training labels that are wrong."""
+    imbalance: float | None = None
+    """Ratio of the largest class to the smallest."""
+    duplicates: float | None = None
+    """Share of the training samples that repeat others."""
+    task_seed: int | None = None
+    """Seed of the four above."""
+
+    image_size: int | None = None
+    """Side, in pixels, that images are resized to, where the data set allows it."""
+
+    batch_size: int | None = None
+    """Rows of a batch; by default the tuned recipe's, as for the next two."""
+    lr: float | None = None
+    """Peak learning rate."""
+    weight_decay: float | None = None
+    """Weight decay."""
+    momentum: float | None = None
+    """Momentum of SGD, 0.9 by default."""
+    warmup: float | None = None
+    """Share of the budget in which the learning rate rises, 0.1 by default."""
+    label_smoothing: float | None = None
+    """Smoothing of the training labels, none by default."""
+    ema: float | None = None
+    """Weight of the newest loss in its running mean and variance, 0.8 by default."""
+    precision: str | None = None
+    """`float32`, `bfloat16` or `auto` (the default)."""
+
+    def block(self) -> tuple[str, Block]:
+        """Default name of the folder of results, and what to run."""
+        settings = {n: getattr(self, n) for n in SETTINGS if getattr(self, n) is not None}
+        dataset = gym.spec(self.env).kwargs.get("dataset", "")  # without one the plan says what is wrong
+        model = self.model or DEFAULT_MODEL.get(dataset, "convnet")
+        task = [f"{name}{settings[name]:g}" for name in TASK if name in settings]
+        name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, model, *task]))
+        heading = ", ".join([self.env, model, *(f"{n}={v}" for n, v in settings.items() if n != "model")])
+        return name, Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)
 
 
-def report(plan: Plan, records: Sequence[Record], seeds: int) -> None:
+def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
     """Print the table, and write it with the curves and the figure into the folder of results."""
     # imported here: worker processes import this module too, and these take a second
     from train import curves, figures
 
-    heading = table.heading(records[0])
-    rendered = Group(Text(heading), table.render(records, seeds))
-    text = io.StringIO()
-    Console(width=table.WIDTH, file=text).print(rendered)
-    plain = "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
-    files.replace(plan.folder / "table.txt", plain.encode())
-    if sys.stdout.isatty():
-        Console().print(rendered)
-    else:
-        print(plain, end="")
-    curves.write_csv(plan.folder / "curves.csv", records)
-    figures.write_accuracy(plan.folder / "accuracy.png", records, heading)
-    curves.write_events(plan.folder / "tensorboard", records)
+    heading = records[0]["task"]
+    table.show(folder / "table.txt", Group(Text(heading), table.render(records, seeds)))
+    curves.write_csv(folder / "curves.csv", records)
+    figures.write_accuracy(folder / "accuracy.png", records, heading)
+    curves.write_events(folder / "tensorboard", records)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the program with `args` (else those of the command line); return its exit status.
-
-    0: all runs are there; 1: some failed; 2: nothing was run, the arguments are wrong; 130: interrupted.
-    """
+    """Run the program with `args` (else those of the command line); return its exit status, see `carry_out`."""
     arguments = tyro.cli(Arguments, args=args)
-    console = Console(stderr=True)
-    try:
-        with console.status("reading the images and checking the arguments"):
-            plan = make_plan(arguments)
-        plan.folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, TypeError, OSError, gym.error.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     command = shlex.join(["python", "-m", "train.evaluate", *(sys.argv[1:] if args is None else args)])
-    try:
-        records, failures = run_missing(plan, command, console)
-    except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
-        return 130
-    if records:
-        report(plan, list(records.values()), arguments.seeds)
-    if failures:
-        failed = ", ".join(dict.fromkeys(failure.run.agent for failure in failures))
-        path = plan.folder / "failures.jsonl"
-        print(f"error: {len(failures)} run(s) failed, of {failed}; tracebacks are in {path}", file=sys.stderr)
-        return 1
-    return 0
+
+    def blocks() -> tuple[str, list[Block]]:
+        name, block = arguments.block()
+        return name, [block]
+
+    return carry_out(arguments, command, blocks, lambda folder, records: report(folder, records, arguments.seeds))
 
 
 if __name__ == "__main__":

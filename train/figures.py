@@ -97,7 +97,7 @@ def _on_one_grid(records: list[Record]) -> tuple[NDArray, NDArray]:
 
     A run that ended early stays where it was.
     """
-    curves = [tuple(np.array([[row["spent"], row["val_accuracy"]] for row in r["curve"]]).T) for r in records]
+    curves = [(np.array(r["curve"]["spent"]), np.array(r["curve"]["val_accuracy"])) for r in records]
     spent = np.unique(np.concatenate([points for points, _ in curves]))
     spent = spent[spent >= max(points[0] for points, _ in curves)]
     return spent, 100.0 * np.stack([np.interp(spent, points, accuracy) for points, accuracy in curves])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from train.bootstrap import mean_interval
+from prune_env import files
 from train.results import Record, grouped
+from train.statistics import mean_interval
 
 WIDTH = 100  # characters: what fits a README and a narrow terminal
 MOSTLY = 0.98  # share of the budget below which compute is not equal any more
@@ -96,11 +100,16 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
     return Group(*parts, *map(Text, notes))
 
 
-def heading(record: Record) -> str:
-    """Data set, network and task of an evaluation, from any of its records."""
-    configuration = record["configuration"]
-    settings = [f"{k}={v}" for k, v in configuration["settings"].items() if k not in ("budget", "model", "device")]
-    return ", ".join([configuration["env"], configuration["recipe"]["model"], *settings])
+def show(path: Path, tables: RenderableType) -> None:
+    """Print tables, in colour where that is a terminal, and write them to `path`."""
+    text = io.StringIO()
+    Console(width=WIDTH, file=text).print(tables)
+    plain = "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    files.replace(path, plain.encode())
+    if sys.stdout.isatty():
+        Console().print(tables)
+    else:
+        print(plain, end="")
 
 
 def _table(budget: float, ordered: list[Row]) -> Table:

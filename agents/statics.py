@@ -1,0 +1,190 @@
+"""Statics: score all samples in the first passes, then train on one subset for the rest of the run.
+
+The scoring passes train on all data and are charged as any training, so the scores are paid for out of the same
+budget; the papers take them from runs of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.parts import Action, Mask, Observation, check, everything, hardest, how_many, in_last
+from prune_env import select
+
+
+@dataclass(kw_only=True)
+class Static:
+    """Trains on all data until the share `scoring` of the budget is spent, then freezes what `choose` keeps.
+
+    There is at least one pass over all data. `_sums` holds each sample's sum over these passes of the
+    statistic `measured`, as the observation after each of them has it; its order is that of the mean.
+
+    Args:
+        keep: share k of the samples, in (0, 1].
+        scoring: share of the budget for the scoring passes, in [0, 1], rounded up to whole passes.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    measured: ClassVar[str]
+    keep: float = 0.5
+    scoring: float = 0.1
+    _sums: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    _mask: Mask | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check("keep", self.keep, "(0, 1]")
+        check("scoring", self.scoring, "[0, 1]")
+        self.reset()
+
+    def reset(self) -> None:
+        self._sums, self._mask = np.empty(0), None
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        n = len(observation["loss"])
+        if n != len(self._sums):  # the first step, or another data set
+            self.reset()
+            self._sums = np.zeros(n)
+        elif self._mask is None:
+            self._sums += observation[self.measured]
+            if in_last(observation, 1 - self.scoring):
+                return self.freeze(observation, rng)
+        return everything(observation) if self._mask is None else select(self._mask)
+
+    def freeze(self, observation: Observation, rng: np.random.Generator) -> Action:
+        """What follows the scoring passes: the first step with the subset."""
+        self._mask = self.choose(observation, how_many(self.keep, len(self._sums)), rng)
+        return select(self._mask)
+
+    def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
+        """Mask of the k samples to keep; the largest sums, equals drawn uniformly."""
+        return hardest(self._sums, k, rng)
+
+
+@dataclass(kw_only=True)
+class EL2N(Static):
+    """The round(kN) largest means of ‖p - y‖₂ over the scoring passes (Paul et al., arXiv 2107.07075).
+
+    p is the prediction and y the one-hot label. The paper averages over ten networks, at one epoch early in
+    training; here it is the early passes of one. Equals are drawn uniformly.
+
+    Args:
+        keep: share k of the samples, in (0, 1].
+        scoring: share of the budget for the scoring passes, in [0, 1], rounded up to whole passes.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    measured = "el2n"
+
+
+@dataclass(kw_only=True)
+class Forgetting(Static):
+    """The round(kN) most often forgotten samples (Toneva et al., arXiv 1812.05159).
+
+    A sample is forgotten where a scoring pass finds it right and the next one wrong; one that no pass finds
+    right counts as forgotten infinitely often. Equals are drawn uniformly, and most are equal after few
+    passes: after one, the samples it found wrong come first and all others are alike.
+
+    Args:
+        keep: share k of the samples, in (0, 1].
+        scoring: share of the budget for the scoring passes, in [0, 1], rounded up to whole passes.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    measured = "correct"
+    scoring: float = 0.25
+
+    def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
+        return hardest(np.where(self._sums > 0, observation["forgets"], np.inf), k, rng)
+
+
+@dataclass(kw_only=True)
+class Grand(Static):
+    """GraNd-like: the round(kN) largest gradients at one point of training (Paul et al., arXiv 2107.07075).
+
+    After the scoring passes, a step that trains on nothing scores all samples by a forward pass alone, at a
+    third of a pass: ‖p - y‖₂ is the norm of the loss's gradient by the logits, thus by the last layer's
+    bias, with the same weights for every sample, in evaluation mode. "-like", since GraNd is the norm of the
+    gradient by all parameters, which is not observable, averaged over networks. Not at initialisation, where the
+    paper's result did not hold up (Kirsch, arXiv 2303.14753). Equals are drawn uniformly.
+
+    Args:
+        keep: share k of the samples, in (0, 1].
+        scoring: share of the budget for the passes before the forward pass, in [0, 1], rounded up to whole
+            passes.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    measured = "el2n"
+    _asked: bool = field(init=False, repr=False, compare=False)  # for the forward pass
+
+    def reset(self) -> None:
+        super().reset()
+        self._asked = False
+
+    def freeze(self, observation: Observation, rng: np.random.Generator) -> Action:
+        if self._asked:
+            return super().freeze(observation, rng)
+        self._asked = True
+        n = len(self._sums)
+        return select(np.zeros(n), score=np.ones(n))
+
+    def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
+        return hardest(observation["el2n"], k, rng)
+
+
+@dataclass(kw_only=True)
+class CCS(Static):
+    """Coverage-centric coreset selection (Zheng et al., arXiv 2210.15809).
+
+    A sample's hardness is minus its mean margin over the scoring passes; the paper's AUM is that mean for margins
+    of logits, these are of probabilities. The min(round(βN), N - round(kN)) hardest are dropped, equals drawn
+    uniformly. The range of hardness of the others is cut into strata of equal width, which share the budget
+    b = round(kN): from the smallest stratum to the largest, each gives min(its size, ⌊b / strata left⌋)
+    uniformly drawn samples, which are taken off b. Of strata of equal size the easier comes first.
+
+    Args:
+        keep: share k of the samples, in (0, 1].
+        scoring: share of the budget for the scoring passes, in [0, 1], rounded up to whole passes.
+        beta: share β of the hardest samples that is dropped, in [0, 1); the paper tunes it for each k.
+        strata: number of strata, a whole number of at least 1.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    measured = "margin"
+    beta: float = 0.1
+    strata: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("beta", self.beta, "[0, 1)")
+        check("strata", self.strata, "[1, inf)")
+        if self.strata != int(self.strata):
+            raise ValueError(f"strata must be a whole number, not {self.strata!r}")
+
+    def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
+        n = len(self._sums)
+        dropped = hardest(-self._sums, min(round(self.beta * n), n - k), rng)
+        left = rng.permutation(np.flatnonzero(~dropped))
+        hardness = -self._sums[left]
+        low, width = hardness.min(), np.ptp(hardness) or 1.0
+        stratum = np.minimum(np.floor((hardness - low) / width * self.strata), self.strata - 1)
+        groups = sorted((left[stratum == s] for s in np.unique(stratum)), key=len)  # empty strata give nothing
+        mask = np.zeros(n, dtype=np.bool_)
+        for i, group in enumerate(groups):
+            share = (k - np.count_nonzero(mask)) // (len(groups) - i)
+            mask[group[:share]] = True
+        return mask

@@ -1,0 +1,75 @@
+"""What any agent can be wrapped in, so that a gain can be attributed: its amounts alone, annealing, Mixup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.parts import Action, Agent, Observation, blended, check, everything, in_last, uniform
+from prune_env import select
+
+
+def reset(agent: Agent) -> None:
+    """Start an agent anew, if it keeps state."""
+    forget = getattr(agent, "reset", None)
+    if forget is not None:
+        forget()
+
+
+@dataclass(kw_only=True)
+class SameAmounts:
+    """As many samples as another agent keeps, drawn uniformly, with weight 1: is it the choice or the schedule?
+
+    The other agent sees what this run has revealed and decides in every step; of its decision only the number
+    of samples is used. Its weights, Mixup and scoring are not.
+
+    Args:
+        agent: the other one.
+    """
+
+    agent: Agent
+
+    def reset(self) -> None:
+        reset(self.agent)
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        kept = np.count_nonzero(np.asarray(self.agent(observation, rng)["weight"]))
+        return select(uniform(len(observation["loss"]), kept, rng))
+
+
+@dataclass(kw_only=True)
+class Switched:
+    """An agent with annealing, Mixup, or both.
+
+    Args:
+        agent: what is wrapped.
+        anneal: share of the budget at the end that trains on all data with weight 1 and unmixed, in [0, 1].
+        mixup: probability with which a kept sample that the agent does not blend itself is blended, in [0, 1];
+            see `parts.blended`. A sample's first visit stays unmixed, so that every sample is measured once.
+
+    Raises:
+        ValueError: a share out of range.
+    """
+
+    agent: Agent
+    anneal: float = 0.0
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        check("anneal", self.anneal, "[0, 1]")
+        check("mixup", self.mixup, "[0, 1]")
+
+    def reset(self) -> None:
+        reset(self.agent)
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        if in_last(observation, self.anneal):
+            return everything(observation)
+        action = self.agent(observation, rng)
+        if self.mixup == 0:  # nothing is drawn: the agent goes on as without the switch
+            return action
+        mixup = np.asarray(action["mixup"])
+        mask = (np.asarray(action["weight"]) > 0) & (mixup == 0) & (observation["visits"] > 0)
+        shares = blended(mask, self.mixup, rng)
+        return select(np.asarray(action["weight"], dtype=np.float64), mixup + shares, action.get("score"))

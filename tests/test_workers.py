@@ -1,0 +1,174 @@
+"""Processes that die, hang or are left alone, and what becomes of the other runs."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from train import workers
+from train.episode import Run, play
+from train.results import Record
+from train.workers import Failure, outcomes
+
+SETTINGS = {"train_size": 100, "budget": 2.0, "device": "cpu"}
+HEAD = "import os, signal, time\nfrom pathlib import Path\nfrom agents import make\n\nfull = make('full')\n\n"
+AGENTS = {
+    "ends": """
+def agent(observation, rng):
+    if os.fork():
+        os._exit(7)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not Path(__file__).with_name("over").exists():
+        time.sleep(0.2)  # this child outlives the process, and holds what it inherited, the pipe among it
+    os._exit(0)
+""",
+    "ends_at_first": """
+def agent(observation, rng):
+    marker = Path(__file__).with_name("marker")
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return full(observation, rng)
+""",
+    "clings": """
+def agent(observation, rng):
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals))
+    while True:
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass
+""",
+    "never_built": "class agent:\n    def __init__(self):\n        time.sleep(600)\n",
+    "slow": "def agent(observation, rng):\n    time.sleep(1.0)\n    return full(observation, rng)\n",
+    "raises": "def agent(observation, rng):\n    raise KeyError('no idea')\n",
+    "interrupts": "def agent(observation, rng):\n    raise KeyboardInterrupt\n",
+    "unprintable": """
+class Odd(Exception):
+    def __str__(self):
+        raise ValueError
+
+def agent(observation, rng):
+    raise Odd
+""",
+    "huge": """
+from train import diagnostics
+
+def agent(observation, rng):
+    original = diagnostics.gini
+
+    def gini(visits):
+        diagnostics.gini = original
+        return [0.5] * 2_000_000  # into the record: many times what a pipe holds
+
+    diagnostics.gini = gini
+    return full(observation, rng)
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the agents' modules; spawned processes get `sys.path`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, code in AGENTS.items():
+        (tmp_path / f"{name}_agent.py").write_text(HEAD + code)
+    return tmp_path
+
+
+def _runs(*names: str) -> dict[str, Run]:
+    """Runs by key, of `agent` in the modules above or of the package's agents, seeds counting up."""
+    specs = [f"{name}_agent:agent" if name in AGENTS else name for name in names]
+    runs = [Run("prune_env/Digits-v0", SETTINGS, spec, seed, "digits") for seed, spec in enumerate(specs)]
+    env = runs[0].make_env()
+    return {run.key(env): run for run in runs}
+
+
+def _sorted_out(runs: Mapping[str, Run], agent_timeout: float = 60.0) -> tuple[dict[str, Record], dict[str, Failure]]:
+    """Records and failures of `runs` by their keys, from two processes that are gone afterwards."""
+    found = list(outcomes(runs, 2, agent_timeout))
+    assert not multiprocessing.active_children()
+    records = {outcome["key"]: outcome for outcome in found if isinstance(outcome, dict)}
+    failures = {outcome.key: outcome for outcome in found if isinstance(outcome, Failure)}
+    assert len(found) == len(runs)
+    assert records.keys() | failures.keys() == runs.keys()
+    return records, failures
+
+
+def _failure(failures: Mapping[str, Failure], name: str) -> Failure:
+    (failure,) = [failure for failure in failures.values() if failure.run.agent == f"{name}_agent:agent"]
+    return failure
+
+
+def _numbers(record: Record) -> str:
+    """A record without times."""
+    results = {name: value for name, value in record["results"].items() if name != "seconds"}
+    provenance = {name: value for name, value in record["provenance"].items() if name != "time"}
+    return json.dumps({**record, "results": results, "provenance": provenance})
+
+
+def test_a_process_that_dies_costs_its_own_run_only(home: Path):
+    runs = _runs("ends_at_first", "full", "raises", "interrupts", "unprintable", "random", "huge", "ends")
+    start = time.monotonic()
+    records, failures = _sorted_out(runs)
+    seconds = time.monotonic() - start
+    (home / "over").touch()
+    assert seconds < 60.0  # did not wait for the child of "ends"
+    assert [record["agent"] for record in list(records.values())[-1:]] == ["ends_at_first_agent:agent"]  # tried again
+    assert failures.keys() == {list(runs)[i] for i in (2, 3, 4, 7)}
+    for key, failure in failures.items():
+        assert failure.run == runs[key]
+    assert (ends := _failure(failures, "ends")).error == workers.DIED
+    assert ends.traceback == "exit code 7"
+    assert _failure(failures, "raises").error == "KeyError: 'no idea'"
+    assert "raise KeyError('no idea')" in _failure(failures, "raises").traceback
+    assert _failure(failures, "interrupts").error == "KeyboardInterrupt"
+    assert "Odd: <exception str() failed>" in _failure(failures, "unprintable").error
+    for key, record in records.items():
+        if record["agent"] == "huge_agent:agent":
+            assert len(record["results"]["visits_gini"]) == 2_000_000
+        else:
+            assert _numbers(record) == _numbers(play(runs[key], runs[key].make_env()))
+
+
+def test_an_agent_that_hangs_fails_alone(home: Path):
+    start = time.monotonic()
+    records, failures = _sorted_out(_runs("slow", "full", "clings", "never_built"), agent_timeout=1.8)
+    assert time.monotonic() - start < 60.0
+    assert {record["agent"] for record in records.values()} == {"slow_agent:agent", "full"}
+    assert len(failures) == 2
+    for failure in failures.values():
+        assert failure.error == "the agent took more than 1.8 s for one decision; --agent-timeout allows longer"
+    slow = next(record for record in records.values() if record["agent"] != "full")
+    assert slow["results"]["seconds"]["select"] > 1.8  # in all: the clock is that of one decision
+
+
+def test_leaving_early_ends_the_process_at_once(home: Path):
+    with closing(outcomes(_runs("full", "clings"), 1, 600.0)) as found:
+        assert isinstance(next(found), dict)
+        (process,) = multiprocessing.active_children()
+        start = time.monotonic()
+    assert time.monotonic() - start < 5.0
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid or 0, 0)
+
+
+def test_processes_that_do_not_start_are_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workers, "_serve", os.getpid)  # which takes no arguments
+    records, failures = _sorted_out(_runs("full", "random", "full"))
+    assert not records
+    assert all("no process could start" in failure.error for failure in failures.values())

@@ -1,0 +1,110 @@
+"""What a run did to its data: whom it visited, what it kept by difficulty and over time, what it kept sometimes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TIMES = 20  # equal parts of the budget
+RANKS = 10  # equal parts of the samples, by difficulty
+EXAMPLES = 12  # samples named in each group
+
+
+class Diary:
+    """Keeps account of what an agent selects.
+
+    Args:
+        n: number of training samples N.
+    """
+
+    def __init__(self, n: int):
+        self.choices = 0  # steps in which something was dropped
+        self.times_kept = np.zeros(n, dtype=np.int64)  # in these
+        self._shares = np.zeros((TIMES, RANKS))  # summed over the steps of each part of the budget
+        self._steps = np.zeros(TIMES, dtype=np.int64)
+
+    def record(self, difficulty: NDArray, spent: float, kept: NDArray[np.bool_]) -> None:
+        """Enter one step.
+
+        Args:
+            difficulty: (N,) mean losses that the agent saw.
+            spent: share of the budget used before the step, in [0, 1].
+            kept: (N,) what was selected.
+        """
+        order = np.argsort(difficulty, kind="stable")
+        time = min(int(spent * TIMES), TIMES - 1)
+        self._shares[time] += [part.mean() if len(part) else np.nan for part in np.array_split(kept[order], RANKS)]
+        self._steps[time] += 1
+        if not kept.all():
+            self.choices += 1
+            self.times_kept += kept
+
+    def kept_by_difficulty(self) -> list[list[float | None] | None]:
+        """Share kept in each of TIMES parts of the budget, of each of RANKS parts of the samples, easiest first.
+
+        None for a part of the budget in which no step began, and for a part without samples.
+        """
+        sums = zip(self._shares, self._steps, strict=True)
+        return [plain(shares / steps) if steps else None for shares, steps in sums]
+
+    def sometimes(self) -> dict[str, Any]:
+        """How the samples divide into those always, sometimes and never kept, of the steps that dropped something.
+
+        "Sometimes samples" are those of Raju et al., arXiv 2111.12621: important in a part of the training only.
+
+        Returns:
+            "always", "sometimes", "never": shares of N, None if no step dropped anything; "examples": for each
+            of the three up to EXAMPLES [index, share of the steps in which it was kept], the sometimes samples
+            being those nearest to one half.
+        """
+        groups = ("always", "sometimes", "never")
+        if not self.choices:
+            return {**dict.fromkeys(groups), "examples": {group: [] for group in groups}}
+        share = self.times_kept / self.choices
+        among = {"always": share == 1.0, "sometimes": (share > 0.0) & (share < 1.0), "never": share == 0.0}
+        nearest = np.argsort(np.abs(share - 0.5), kind="stable")
+        examples = {
+            group: [[int(i), round(float(share[i]), 4)] for i in nearest[mask[nearest]][:EXAMPLES]]
+            for group, mask in among.items()
+        }
+        return {**{group: float(mask.mean()) for group, mask in among.items()}, "examples": examples}
+
+
+def plain(values: NDArray) -> list[float | None]:
+    """Numbers for JSON: four decimals, and None for NaN."""
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
+
+def quantiles(visits: NDArray) -> list[int]:
+    """Visits (N,) of the samples at 0, 5, ..., 100 % of the samples in ascending order."""
+    return [int(q) for q in np.quantile(visits, np.linspace(0.0, 1.0, 21), method="nearest")]
+
+
+def gini(visits: NDArray) -> float:
+    """Gini coefficient of `visits` (N,), counts: 0 all equal, 1 - 1/N all on one sample; 0 without visits."""
+    ordered = np.sort(visits.astype(np.float64))
+    n, total = len(ordered), ordered.sum()
+    if total == 0.0:
+        return 0.0
+    return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def class_visits(visits: NDArray, labels: NDArray, classes: int) -> NDArray[np.float64]:
+    """How often each class was visited, relative to its share of the data; (classes,).
+
+    Args:
+        visits: (N,) counts.
+        labels: (N,) class indices. Classes without samples are NaN.
+        classes: how many there are.
+
+    Returns:
+        1 is in proportion to the data, and what no visits at all give.
+    """
+    samples = np.bincount(labels, minlength=classes)
+    if not visits.any():
+        return np.where(samples > 0, 1.0, np.nan)
+    with np.errstate(invalid="ignore"):
+        mean = np.bincount(labels, weights=visits, minlength=classes) / samples  # 0 / 0 is NaN
+    return mean / np.mean(visits, dtype=np.float64)

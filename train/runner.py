@@ -1,0 +1,158 @@
+"""What `train.evaluate` and `train.sweep` share: do the runs that are missing, keep each as it ends, report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import gymnasium as gym
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from train import provenance, results, workers
+from train.episode import Run
+from train.plan import Block, Place, Plan, make_plan
+from train.results import Record
+from train.workers import Failure
+
+
+@dataclass
+class Running:
+    """Arguments that every program with runs has."""
+
+    root: str | None = None
+    """Folder with the images; by default $PRUNE_ENV_DATA."""
+    download: bool = False
+    """Fetch images that are not there."""
+    device: str = "auto"
+    """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
+    workers: int | None = None
+    """Parallel processes; by default one a core on the CPU, and one on CUDA."""
+    agent_timeout: float = 600.0
+    """Seconds that an agent may take for one decision; one that takes longer loses its run."""
+    name: str | None = None
+    """Folder of the results; by default named after what is run."""
+    out: Path = Path("runs")
+    """Folder of that folder."""
+
+
+def carry_out(
+    running: Running,
+    command: str,
+    blocks: Callable[[], tuple[str, Sequence[Block]]],
+    report: Callable[[Path, list[Record]], None],
+) -> int:
+    """Run a program: plan, do what is missing, report; return its exit status.
+
+    0: all runs are there; 1: some failed; 2: nothing was run, the arguments are wrong; 130: interrupted.
+
+    Args:
+        running: how to run.
+        command: the command line, for the provenance.
+        blocks: gives the default name of the folder of results, and what to run; raises if that is wrong.
+        report: called with the folder and the records there are.
+    """
+    console = Console(stderr=True)
+    try:
+        with console.status("reading the images and checking the arguments"):
+            if running.workers is not None and running.workers < 1:
+                raise ValueError(f"--workers is {running.workers}; it must be at least 1")
+            if not running.agent_timeout > 0:
+                raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
+            name, what = blocks()
+            plan = make_plan(what, Place(running.root, running.download, running.device))
+        folder = running.out / (running.name or name)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (ValueError, TypeError, OSError, gym.error.Error) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    try:
+        records, failures = _run_missing(plan, folder, running, command, console)
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+    if records:
+        report(folder, records)
+    if failures:
+        failed = ", ".join(dict.fromkeys(failure.run.agent for failure in failures))
+        path = folder / "failures.jsonl"
+        print(f"error: {len(failures)} run(s) failed, of {failed}; tracebacks are in {path}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run_missing(
+    plan: Plan, folder: Path, running: Running, command: str, console: Console
+) -> tuple[list[Record], list[Failure]]:
+    """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed."""
+    path, failed = folder / "results.jsonl", folder / "failures.jsonl"
+    done, unreadable = results.read(path)
+    if unreadable:
+        dropped = f"warning: {unreadable} unreadable line(s) dropped from {path}; those runs are done again"
+        console.print(dropped, markup=False, soft_wrap=True)
+    missing = {key: run for key, run in plan.runs.items() if key not in done}
+    found = f"{len(plan.runs)} runs, {len(plan.runs) - len(missing)} of them done before; results in {folder}"
+    console.print(found, markup=False, soft_wrap=True)
+    failed.unlink(missing_ok=True)
+    failures: list[Failure] = []
+    code = {**provenance.of_code(), "command": command}
+    if missing:
+        processes = min(running.workers or plan.workers, len(missing))
+        with (
+            _Bar(missing, console) as bar,
+            closing(workers.outcomes(missing, processes, running.agent_timeout)) as outcomes,
+        ):
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    results.append(failed, asdict(outcome))
+                    bar.advance(outcome.run, f"failed: {outcome.error}")
+                    failures.append(outcome)
+                else:
+                    outcome["provenance"] |= code
+                    results.append(path, outcome)
+                    done[outcome["key"]] = outcome
+                    bar.advance(missing[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
+    # a task may have been given another name since
+    return [done[key] | {"task": run.task} for key, run in plan.runs.items() if key in done], failures
+
+
+class _Bar:
+    """Progress with the time left, by compute done; lines where no terminal shows a bar."""
+
+    def __init__(self, runs: dict[str, Run], console: Console):
+        self._left = sum(run.settings["budget"] for run in runs.values())
+        self._done = 0.0
+        self._start = time.monotonic()
+        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._console = console
+        self._task = self._progress.add_task("", total=len(runs))
+        self._failed: set[str] = set()
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, run: Run, outcome: str) -> None:
+        """Count a run that has ended."""
+        budget = run.settings["budget"]
+        self._done += budget
+        self._left -= budget
+        seconds = (time.monotonic() - self._start) * self._left / self._done
+        left = f"{timedelta(seconds=round(seconds))} left"
+        self._progress.update(self._task, advance=1, description=left)
+        task = self._progress.tasks[0]
+        line = f"{run.task}, {run.agent}, budget {budget:g}, seed {run.seed}: {outcome}"
+        if not self._console.is_terminal:
+            self._console.print(f"{task.completed:g}/{task.total:g} {line}; {left}", markup=False, soft_wrap=True)
+        elif outcome.startswith("failed") and run.agent not in self._failed:
+            self._failed.add(run.agent)
+            self._console.print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,133 @@
+"""Run what a sweep file lists: `python -m train.sweep --help`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Group
+from rich.text import Text
+
+from prune_env import files
+from train import table
+from train.plan import SETTINGS, Block
+from train.results import Record
+from train.runner import Running, carry_out
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(kw_only=True)
+class Arguments(Running):
+    """Run the cells of a sweep file: tasks x agents x budgets x seeds.
+
+    Results go to OUT/NAME, NAME being that of the file: results.jsonl (one line a cell, written once, with its
+    provenance), table.txt, a copy of the file, and failures.jsonl if an agent failed. Cells that results.jsonl has
+    are not run again, so a sweep that was stopped goes on where it was. `python -m train.report OUT/NAME` makes
+    the report.
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The sweep file, see the README."""
+    agents: tuple[str, ...] = ()
+    """More agents, entered beside the file's in every block."""
+
+
+DEFAULTS = {"keep": [0.5], "seeds": 5}
+LISTS = {"tasks": str, "agents": str, "budgets": float, "keep": float}
+
+
+def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
+    """The blocks of a sweep file.
+
+    Args:
+        path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that; and `agents`,
+            `budgets`, `keep`, `seeds`, `tasks` (names; all by default) at the top or in `[[blocks]]`, where the top
+            holds for what a block does not set.
+        more_agents: specs that are entered in every block too.
+
+    Raises:
+        ValueError: the file is no TOML, or an entry is missing, unknown or of another type.
+        OSError: it cannot be read.
+    """
+    try:
+        document = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    tasks = document.pop("tasks", {})
+    blocks = document.pop("blocks", [{}])
+    if not isinstance(tasks, dict) or not tasks or not all(isinstance(task, dict) for task in tasks.values()):
+        raise ValueError(f"{path} has no tasks: it needs a table [tasks.NAME] with an env for each")
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
+        raise ValueError(f"{path}: blocks must be tables, [[blocks]]")
+    for name, task in tasks.items():
+        _known(f"{path}: task {name!r}", task, ("env", *SETTINGS))
+        if not isinstance(task.get("env"), str):
+            raise ValueError(f"{path}: task {name!r} needs an env, the id of an environment")
+    _known(str(path), document, (*LISTS, "seeds"))
+    found: list[Block] = []
+    for number, block in enumerate(blocks, start=1):
+        where = f"{path}: block {number}"
+        _known(where, block, (*LISTS, "seeds"))
+        entries = {**DEFAULTS, "tasks": list(tasks), **document, **block}
+        values = {name: _list(where, name, kind, entries) for name, kind in LISTS.items()}
+        seeds = entries["seeds"]
+        if not isinstance(seeds, int) or isinstance(seeds, bool):
+            raise ValueError(f"{where}: seeds is {seeds!r}; it must be a whole number")
+        for name in values["tasks"]:
+            if name not in tasks:
+                raise ValueError(f"{where}: task {name!r} is not known; there are {', '.join(tasks)}")
+            settings = {setting: value for setting, value in tasks[name].items() if setting != "env"}
+            specs = (*values["agents"], *more_agents)
+            found.append(Block(name, tasks[name]["env"], settings, specs, values["keep"], values["budgets"], seeds))
+    return found
+
+
+def _known(where: str, entries: dict[str, Any], known: Sequence[str]) -> None:
+    unknown = sorted(set(entries) - set(known))
+    if unknown:
+        raise ValueError(f"{where}: {unknown[0]!r} is not known; there are {', '.join(known)}")
+
+
+def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[Any, ...]:
+    values = entries.get(name)
+    kinds = (int, float) if kind is float else (kind,)
+    if not isinstance(values, list) or not values or any(type(value) not in kinds for value in values):
+        content = {str: "strings", float: "numbers"}[kind]
+        raise ValueError(f"{where}: {name} is {values!r}; it must be a list of {content} with at least one")
+    return tuple(kind(value) for value in values)
+
+
+def report(folder: Path, records: Sequence[Record], file: Path) -> None:
+    """Print the tables, task by task, and write them and the sweep file into the folder of results."""
+    files.replace(folder / "sweep.toml", file.read_bytes())
+    tables = []
+    for task in dict.fromkeys(record["task"] for record in records):
+        of_task = [record for record in records if record["task"] == task]
+        seeds = max(record["seed"] for record in of_task) + 1
+        tables += [Text(task, style="bold"), table.render(of_task, seeds), ""]
+    table.show(folder / "table.txt", Group(*tables))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the program with `args` (else those of the command line); return its exit status, see `carry_out`."""
+    arguments = tyro.cli(Arguments, args=args)
+    command = shlex.join(["python", "-m", "train.sweep", *(sys.argv[1:] if args is None else args)])
+    return carry_out(
+        arguments,
+        command,
+        lambda: (arguments.file.stem, read(arguments.file, arguments.agents)),
+        lambda folder, records: report(folder, records, arguments.file),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
