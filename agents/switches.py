@@ -34,7 +34,7 @@ class SameAmounts:
         reset(self.agent)
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        kept = np.count_nonzero(np.asarray(self.agent(observation, rng)["weight"]))
+        kept = int(np.count_nonzero(self.agent(observation, rng)["weight"]))
         return select(uniform(len(observation["loss"]), kept, rng))
 
 

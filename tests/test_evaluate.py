@@ -155,7 +155,7 @@ def test_failing_agents_fail_alone_and_edited_ones_run_again(
     assert evaluate.main(arguments) == 1
     printed = capsys.readouterr()
     assert "4 run(s) failed, of moody:raises, moody:confused" in printed.err
-    assert "moody:raises failed: SystemExit: no idea" in printed.err
+    assert "moody:raises, budget 1.5, seed 0: failed: SystemExit: no idea" in printed.err
     assert "full" in printed.out
     assert {record["agent"] for record in _records(tmp_path / "moody")} == {"full"}
     failures = [json.loads(line) for line in (tmp_path / "moody" / "failures.jsonl").read_text().splitlines()]
@@ -273,11 +273,12 @@ def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
         (["--agents", "full", "fool"], "unknown agent 'fool'"),
         (["--agents", "full", "random:kept=0.5"], "kept"),
         (["--agents", "no_such_module:Agent"], "no_such_module"),
-        (["--agents"], "--agents needs at least one value"),
+        (["--agents"], "agents needs at least one value"),
         (["--keep", "1.5"], "1.5"),
         (["--budget", "0.001"], "budget is 0.001"),
-        (["--seeds", "0"], "--seeds is 0"),
+        (["--seeds", "0"], "seeds is 0"),
         (["--workers", "0"], "--workers is 0"),
+        (["--agent-timeout", "0"], "--agent-timeout is 0"),
         (["--model", "perceptron"], "perceptron"),
         (["--label-noise", "2"], "label_noise"),
         (["--device", "abacus"], "abacus"),

@@ -47,8 +47,8 @@ def kept(action) -> list[int]:
 def test_every_step_of_a_run_is_valid(rival, n, state):
     agent, again = rival(), rival()
     rng, same = np.random.default_rng(1), np.random.default_rng(1)
-    for step in range(25):
-        observation = observe(n, state if step else "unseen", seed=step, spent=step / 25)
+    for step in range(12):
+        observation = observe(n, state if step else "unseen", seed=step, spent=step / 12)
         before = {name: value.copy() for name, value in observation.items()}
         action, repeated = agent(observation, rng), again(observation, same)
         assert selection.check(action, n).keys() == {"weight", "mixup", "score"}
@@ -176,7 +176,7 @@ def test_the_window_slides_from_easy_to_hard_and_again(window, windows):
 
 def test_thinning_is_uniform_and_comes_first():
     losses, groups = clustered()
-    rng, draws, counts, first = np.random.default_rng(0), 800, np.zeros(15), np.zeros(15)
+    rng, draws, counts, first = np.random.default_rng(0), 400, np.zeros(15), np.zeros(15)
     for _ in range(draws):
         agent = SeTa(r=0.4, groups=2, window=0.5, anneal=0)
         whole = agent(with_losses(losses), rng)["weight"]
@@ -224,7 +224,7 @@ def test_what_was_not_seen_is_in_every_window():
 
 
 def test_equal_losses_are_parted_at_random():
-    agent, rng, draws, counts = SeTa(r=0), np.random.default_rng(0), 1000, np.zeros(10)
+    agent, rng, draws, counts = SeTa(r=0), np.random.default_rng(0), 500, np.zeros(10)
     for _ in range(draws):
         agent.reset()
         agent(with_losses([0.7] * 10), rng)
@@ -311,7 +311,7 @@ def test_kakurenbo_hides_nothing_before_anything_is_measured(nominal):
 
 
 def test_kakurenbo_draws_equals_uniformly():
-    agent, rng, draws, counts = Kakurenbo(), np.random.default_rng(0), 2000, np.zeros(10)
+    agent, rng, draws, counts = Kakurenbo(), np.random.default_rng(0), 800, np.zeros(10)
     for _ in range(draws):
         counts += agent(with_losses([0.2] * 9 + [0.1]), rng)["score"]
     assert_frequencies(counts, draws, np.array([2 / 9] * 9 + [1.0]))

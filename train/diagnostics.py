@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 TIMES = 20  # equal parts of the budget
 RANKS = 10  # equal parts of the samples, by difficulty
-EXAMPLES = 12  # samples named in each group
+EXAMPLES = 8  # samples named in each group
 
 
 class Diary:

@@ -22,7 +22,7 @@ from train.runner import Running, carry_out
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
 @dataclass(kw_only=True)
