@@ -33,15 +33,15 @@ def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:
     """Versions of the package and of what it runs on, and the state of the checkout at `root`.
 
-    `commit` and `dirty` (files that differ from the commit, or are unknown to it) are None where `root` is not
-    the top of a git checkout that has a commit.
+    `commit` and `dirty` (files that differ from the commit, or are unknown to it, but for results/, which a run
+    writes itself) are None where `root` is not the top of a git checkout that has a commit.
     """
     commit = _git(root, "rev-parse", "HEAD")
     top = _git(root, "rev-parse", "--show-toplevel")
     if commit is None or top is None or Path(top).resolve() != root.resolve():
         commit = dirty = None
     else:
-        dirty = bool(_git(root, "status", "--porcelain"))
+        dirty = bool(_git(root, "status", "--porcelain", "--", ".", ":!results"))
     return {
         "version": prune_env.__version__,
         "commit": commit,
