@@ -21,6 +21,7 @@ from scipy import optimize, stats
 import agents
 from agents import AGENTS, bandits, make, parts, source_digest, spec_with_keep
 from agents.swdpp import difficulty, inclusion
+from prune_env import selection
 
 VARIANTS = [
     *AGENTS,
@@ -32,7 +33,17 @@ VARIANTS = [
     "swdpp:dynamics=False",
     "swdpp:reweight=True",
     "infobatch:r=0.9",
+    "orderdp:pool=1",
+    "seta:r=0,window=0.6",
+    "kakurenbo:hide=0.9,confidence=0",
+    "kakurenbo:nominal=True",
+    "repb:rho=0.9",
+    "ccs:beta=0.9,strata=3",
+    "ucb+mixup=1+anneal=0.125",
+    "same_amounts:infobatch",
 ]
+STATICS = {"el2n", "forgetting", "grand", "ccs"}  # keep everything while they score, thus on their first call
+NO_KEEP = {"full", "infobatch", "seta", "kakurenbo", "repb"}
 STATES = ["unseen", "trained", "constant", "extreme", "mixed"]
 
 
@@ -70,6 +81,11 @@ def observe(n: int, state: str = "trained", seed: int = 0, spent: float = 0.3) -
     return {name: np.asarray(value, dtype=np.float32) for name, value in values.items()} | labels
 
 
+def name_of(spec: str) -> str:
+    """The agent of a spec, without options and switches: "ucb:c=2+mixup=1" -> "ucb"."""
+    return spec.partition("+")[0].removeprefix("same_amounts:").partition(":")[0]
+
+
 def build(spec: str) -> Any:
     return make(spec)
 
@@ -103,7 +119,7 @@ def test_action_is_valid(spec, keep, n, state):
     before = {name: value.copy() for name, value in observation.items()}
     action = make(spec)(observation, np.random.default_rng(1))
     assert set(action) == {"weight", "mixup", "score"}
-    for values, bound in ((action["weight"], 10), (action["mixup"], 0.5)):
+    for values, bound in ((action["weight"], 10), (action["mixup"], 0.5), (action["score"], 1)):
         assert values.shape == (n,)
         assert values.dtype == np.float32
         assert np.isfinite(values).all()
@@ -113,13 +129,41 @@ def test_action_is_valid(spec, keep, n, state):
     for name, value in observation.items():
         np.testing.assert_array_equal(value, before[name])
         assert not np.shares_memory(value, action["weight"])
-    count = np.count_nonzero(action["weight"])
-    if spec.startswith("infobatch"):
-        assert 1 <= count <= n
-    elif spec == "full" or (spec.startswith("swdpp") and state == "unseen"):
+    name, count = name_of(spec), np.count_nonzero(action["weight"])
+    # a first call: nothing has been kept before, whatever the statistics say
+    if name in STATICS | {"full", "repb"} or (name in {"swdpp", "infobatch", "kakurenbo"} and state == "unseen"):
         assert count == n
+    elif name == "seta":
+        assert count == (n if "r=0," in spec else round(0.9 * n))
+    elif name in NO_KEEP:
+        assert 1 <= count <= n
     else:
         assert count == max(1, round(keep * n))
+    hides = name == "kakurenbo" and not spec.startswith("same_amounts")
+    np.testing.assert_array_equal(action["score"], (action["weight"] == 0) & hides)
+
+
+@pytest.mark.parametrize("state", STATES[1:])
+@pytest.mark.parametrize("n", [1, 2, 100])
+@pytest.mark.parametrize("keep", [0.01, 0.5, 1])
+@pytest.mark.parametrize("spec", VARIANTS)
+def test_actions_are_valid_through_a_run(spec, keep, n, state):
+    """With statistics that jump about as no run would have them, then a reset in the middle and once more."""
+    spec = spec_with_keep(spec, keep)
+    agent, rng = build(spec), np.random.default_rng(1)
+    for _ in range(2):
+        scored = False
+        for step in range(7):
+            observation = observe(n, state if step else "unseen", seed=step, spent=np.float32(step / 7))
+            action = selection.check(agent(observation, rng), n)
+            assert action["weight"].any() or action["score"].any()  # else the run would end
+            assert not action["mixup"][action["weight"] == 0].any()
+            scored |= bool(action["score"].any())
+        count = np.count_nonzero(action["weight"])
+        if name_of(spec) not in NO_KEEP and "anneal" not in spec:
+            assert count == max(1, round(keep * n))
+        assert scored <= (name_of(spec) in {"grand", "kakurenbo"})
+        getattr(agent, "reset", lambda: None)()
 
 
 @pytest.mark.parametrize("spec", VARIANTS)
@@ -588,7 +632,8 @@ def test_make_says_what_is_wrong(mine, spec, words):
     [
         *(
             (spec, "keep", wrong, "(0, 1]")
-            for spec in ("random", "static_random", "epsilon_greedy", "ucb", "ucb1", "swdpp", "loss_topk", "middle")
+            for spec in AGENTS
+            if spec not in NO_KEEP
             for wrong in (0, 1.01, -1, True, "half", None)
         ),
         ("random", "fresh", 1, "True or False"),
@@ -621,7 +666,7 @@ def test_spec_with_keep(mine):
     assert spec_with_keep("ucb", 0.3) == "ucb:keep=0.3"
     assert spec_with_keep("ucb:c=2", 0.3) == "ucb:keep=0.3,c=2"
     assert spec_with_keep("my_agents_module:MyAgent:sizes=1", 0.3) == "my_agents_module:MyAgent:keep=0.3,sizes=1"
-    for unchanged in ("full", "infobatch:r=0.3", "ucb:c=2,keep=0.9", "my_agents_module:function"):
+    for unchanged in (*NO_KEEP, "infobatch:r=0.3", "ucb:c=2,keep=0.9", "my_agents_module:function"):
         assert spec_with_keep(unchanged, 0.3) == unchanged
     assert repr(make(spec_with_keep("ucb:c=2", 0.3))) == "UCB(keep=0.3, c=2, period=0.05)"
 

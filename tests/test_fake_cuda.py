@@ -113,6 +113,9 @@ def test_training_and_validation_stay_on_the_device(cuda, model, precision, mixe
     counts = train(student, mixed)
     assert kinds == {getattr(torch, precision)}
     assert (counts.device.type, counts.shape) == ("cuda", (3,))
+    counts = student._score(selection(20, mixed).scored)
+    assert (counts.device.type, counts.shape) == ("cuda", (3,))
+    assert kinds == {getattr(torch, precision)}
     assert student._evaluate(student.val_data).device.type == "cuda"
     assert student.stats.table.device.type == "cuda"
     assert all(state["momentum_buffer"].device.type == "cuda" for state in student.optimizer.state.values())
@@ -143,15 +146,16 @@ def misplace(student: Trainer, what: str) -> None:
         student.device = cpu
 
 
+@pytest.mark.parametrize("does", [train, lambda student: student._score(np.arange(5))], ids=["training", "scoring"])
 @pytest.mark.parametrize(
     "what", ["moments", "statistics", "training labels", "training images", "a weight", "the selection"]
 )
-def test_a_tensor_on_the_wrong_side_fails(cuda, what):
+def test_a_tensor_on_the_wrong_side_fails(cuda, what, does):
     student = cuda()
-    train(student)
+    does(student)
     misplace(student, what)
     with pytest.raises((RuntimeError, ValueError), match="device"):
-        train(student)
+        does(student)
 
 
 class Transfers(TorchDispatchMode):
@@ -184,6 +188,15 @@ def test_the_number_of_transfers_does_not_grow_with_the_batches(cuda):
     with Transfers() as transfers:
         student._evaluate(student.val_data)
     assert (transfers.up, transfers.down) == (0, 0)
+
+
+def test_the_number_of_transfers_does_not_grow_with_what_is_scored(cuda, monkeypatch):
+    monkeypatch.setattr("prune_env.trainer.EVALUATION_BATCH", 8)
+    student = cuda(n=80)
+    for scored in (0, 1, 8, 79):
+        with Transfers() as transfers:
+            student._score(np.arange(scored))
+        assert (transfers.up, transfers.down) == (1, 0)  # the indices
 
 
 @pytest.mark.parametrize(
@@ -238,15 +251,16 @@ def as_tuple(x) -> tuple:
     return x if isinstance(x, tuple) else (x,)
 
 
+@pytest.mark.parametrize("score", [None, np.ones(24)], ids=["", "scored"])
 @pytest.mark.parametrize("mixup", [0.0, 0.25])
 @pytest.mark.parametrize(
     ("model", "channels", "size"),
     [("mlp:5", 1, 8), ("convnet:3-4-5", 3, 16), ("torchvision:mobilenet_v3_small", 3, 32)],
 )
-def test_an_epoch_waits_for_the_device_once(model, channels, size, mixup):
+def test_an_epoch_waits_for_the_device_once(model, channels, size, mixup, score):
     train, val = toy(24, 3, channels, size, augment=size > 8), toy(6, 3, channels, size)
     student = Trainer(train, val, Recipe(model, 4, 0.01), 3.0, 0)
-    chosen = student.select(select(np.ones(24, bool), mixup))
+    chosen = student.select(select(np.ones(24, bool), mixup, score))
     with Waits() as waits:
         student.run_epoch(chosen)
     assert waits.names == ["tolist"]

@@ -43,19 +43,29 @@ def mixing(observation, rng):
     return select(rng.random(150) < 0.5, 0.5 * (rng.random(150) < 0.5))
 
 
-@pytest.mark.parametrize("name", [*AGENTS, "mixing"])
+def scoring(observation, rng):
+    """Scores some of the rows, trained on or not, mixed or not."""
+    return {**mixing(observation, rng), "score": rng.random(150) * (rng.random(150) < 0.4)}
+
+
+OWN = {"mixing": mixing, "scoring": scoring}
+SCORE = {"scoring", "grand", "kakurenbo"}  # the others never do
+
+
+@pytest.mark.parametrize("name", [*AGENTS, *OWN, "kakurenbo+mixup=0.5", "same_amounts:kakurenbo"])
 def test_compute_spent_is_what_went_through_the_student(name):
-    core, rows = play_and_count(mixing if name == "mixing" else make(name), budget=3.3)
+    core, rows = play_and_count(OWN.get(name) or make(name), budget=3.3)
     assert core.trainer is not None
     ledger = core.trainer.ledger
+    scored = rows[False] - ledger.evaluate  # in evaluation mode, but not of validation
     assert ledger.train == rows[True]
-    assert ledger.spent == pytest.approx(rows[True] / 150)
-    assert ledger.score == 0
-    assert ledger.evaluate == rows[False]
-    assert rows[False] % len(core.val_data) == 0
-    assert rows[True] <= 3.3 * 150
-    assert 3.3 * 150 - rows[True] < 16  # all of the budget is used, but for a part of a batch
-    assert core._observe()["spent"][0] == pytest.approx(rows[True] / 495)
+    assert ledger.score == scored
+    assert ledger.spent == pytest.approx((rows[True] + scored / 3) / 150)
+    assert (scored > 0) == (name.partition("+")[0] in SCORE)
+    assert ledger.evaluate % len(core.val_data) == 0
+    assert 3 * rows[True] + scored <= 3 * 495
+    assert 3 * 495 - 3 * rows[True] - scored < 3 * 16  # all of the budget is used, but for a part of a batch
+    assert core._observe()["spent"][0] == pytest.approx((rows[True] + scored / 3) / 495)
 
 
 def test_validation_is_counted_apart_and_free():

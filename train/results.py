@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from prune_env import files
 Record = dict[str, Any]
 
 
-def read(path: Path) -> tuple[dict[str, Record], int]:
+def read(path: Path, *, repair: bool = True) -> tuple[dict[str, Record], int]:
     """The records in `path` by their keys, and how many lines could not be read.
 
     A kill can tear the last line; what cannot be read is dropped from the file, so that appending goes on from
-    a whole line. A file that is not there has no records.
+    a whole line. Who only looks must leave that, as a line may be half written at this moment: `repair=False`.
+    A file that is not there has no records.
     """
     if not path.exists():
         return {}, 0
@@ -25,7 +26,7 @@ def read(path: Path) -> tuple[dict[str, Record], int]:
     parsed = [(line, _parse(line)) for line in lines if line]
     whole = [line for line, record in parsed if record is not None]
     text = b"".join(line + b"\n" for line in whole)
-    if text != b"\n".join(lines):
+    if repair and text != b"\n".join(lines):
         files.replace(path, text)
     return {record["key"]: record for _, record in parsed if record is not None}, len(parsed) - len(whole)
 
@@ -38,17 +39,26 @@ def _parse(line: bytes) -> Record | None:
     return record if isinstance(record, dict) and "key" in record else None
 
 
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Put these records in place of the file. Errors as for `append`."""
+    files.replace(path, b"".join(map(_line, records)))
+
+
 def append(path: Path, record: Record) -> None:
     """Add one line, on the disk when this returns.
 
     Raises:
         ValueError: a number that JSON does not know (NaN, infinity).
     """
-    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    line = _line(record)
     with open(path, "ab") as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
 
 
 def grouped(records: Sequence[Record]) -> dict[float, dict[str, list[Record]]]:

@@ -95,8 +95,12 @@ def _run_missing(
     if unreadable:
         dropped = f"warning: {unreadable} unreadable line(s) dropped from {path}; those runs are done again"
         console.print(dropped, markup=False, soft_wrap=True)
+    there = {key: run for key, run in plan.runs.items() if key in done}
+    if any(done[key]["task"] != run.task for key, run in there.items()):  # tasks were given other names since
+        done |= {key: done[key] | {"task": run.task} for key, run in there.items()}
+        results.write(path, done.values())
     missing = {key: run for key, run in plan.runs.items() if key not in done}
-    found = f"{len(plan.runs)} runs, {len(plan.runs) - len(missing)} of them done before; results in {folder}"
+    found = f"{len(plan.runs)} runs, {len(there)} of them done before; results in {folder}"
     console.print(found, markup=False, soft_wrap=True)
     failed.unlink(missing_ok=True)
     failures: list[Failure] = []
@@ -117,8 +121,7 @@ def _run_missing(
                     results.append(path, outcome)
                     done[outcome["key"]] = outcome
                     bar.advance(missing[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
-    # a task may have been given another name since
-    return [done[key] | {"task": run.task} for key, run in plan.runs.items() if key in done], failures
+    return [done[key] for key in plan.runs if key in done], failures
 
 
 class _Bar:

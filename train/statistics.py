@@ -8,7 +8,7 @@ mean in 84 % of cases, of ten in 90 %, and values that are all equal give an int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -57,6 +57,22 @@ def mean_interval(values: ArrayLike) -> Interval:
         ValueError: no value, more than one axis, or a value that is not finite.
     """
     return _ends(_means(np.random.default_rng(SEED), _vector(values, "values")))
+
+
+def means_interval(values: ArrayLike, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Interval:
+    """Interval of a statistic of the means over seeds of `values` (S, C): (low, high), in the statistic's unit.
+
+    `statistic` takes the means of every resample, (RESAMPLES, C), and gives one number each, (RESAMPLES,). Whole rows
+    are resampled, so what shares a seed stays together.
+
+    Raises:
+        ValueError: no value, other than two axes, or a value that is not finite.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"values have shape {table.shape}; there must be two axes with at least one value")
+    _check_finite(table, "values")
+    return _ends(statistic(_counts(np.random.default_rng(SEED), len(table)) @ table / len(table)))
 
 
 def stratified_interval(strata: Sequence[ArrayLike]) -> Interval:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from statistics import NormalDist
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +22,12 @@ from train.results import Record
 from train.statistics import MARGIN, Interval, Profile, Verdict
 
 FULL = "full"
+NEAR = 0.01  # relative: a budget of `full` this near to budget / keep counts as that
+
+Runs = dict[int, float]  # test accuracy in [0, 1] by seed
+Table = dict[str, dict[float, Runs]]  # of one task, by agent and budget
+Row = TypeVar("Row")
+Column = TypeVar("Column", bound=Any)  # that can be ordered
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ class AgentImprovement:
 
 @dataclass(frozen=True)
 class AgainstLarger:
-    """An agent that keeps the share `keep`, at a budget, against `full` at budget / keep: as many steps, more compute."""
+    """An agent that keeps the share `keep`, at a budget, against `full` at budget / keep, which has as many steps."""
 
     agent: str
     budget: float
@@ -136,54 +143,373 @@ def latest(records: Sequence[Record]) -> list[Record]:
 
     Ordered by task (first appearance), budget, agent (first appearance), seed.
     """
-    raise NotImplementedError
+    tasks = {task: place for place, task in enumerate(dict.fromkeys(record["task"] for record in records))}
+    agents = {agent: place for place, agent in enumerate(dict.fromkeys(record["agent"] for record in records))}
+    last = {(tasks[r["task"]], r["budget"], agents[r["agent"]], r["seed"]): r for r in records}
+    return [last[cell] for cell in sorted(last)]
 
 
 def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
     """The records of each task, tasks in the order of appearance."""
-    raise NotImplementedError
+    tasks: dict[str, list[Record]] = {}
+    for record in records:
+        tasks.setdefault(record["task"], []).append(record)
+    return tasks
 
 
 def best(records: Sequence[Record]) -> list[Best]:
-    """The best agent of one task at each budget, budgets ascending."""
-    raise NotImplementedError
+    """The agent of one task with the highest mean accuracy at each budget, budgets ascending.
+
+    Compared over the seeds that `full` has at the budget, among the agents that have all of them; without full over all
+    seeds that any agent has there. A budget at which no agent has all seeds is left out. `tied` are the other agents,
+    complete or not, that are not told apart: the interval of the difference to them touches 0, or there is none since
+    one seed is common. Of equally good agents it is full, else the first in the records. The best of many is lucky as
+    well as good: its mean is biased upwards.
+    """
+    table = _table(records)
+    found = []
+    for budget, seeds in sorted(_required(table).items()):
+        runs = {agent: budgets[budget] for agent, budgets in table.items() if budget in budgets}
+        means = {agent: _mean(of[seed] for seed in sorted(seeds)) for agent, of in runs.items() if seeds <= of.keys()}
+        if not means:
+            continue
+        agent = max(means, key=lambda name: (round(means[name], 12), name == FULL))
+        accuracies = [100.0 * runs[agent][seed] for seed in sorted(seeds)]
+        others = {other: _difference(runs[agent], of) for other, of in runs.items() if other != agent}
+        found.append(
+            Best(
+                budget=budget,
+                agent=agent,
+                seeds=len(seeds),
+                accuracy=_mean(accuracies),
+                interval=_interval(accuracies),
+                tied=tuple(other for other, difference in others.items() if difference and not _side(difference)),
+                difference=others.get(FULL),
+            )
+        )
+    return found
 
 
 def areas(records: Sequence[Record]) -> list[Area]:
-    """Area under accuracy over log budget of the agents of one task; empty with fewer than two budgets."""
-    raise NotImplementedError
+    """Mean accuracy over log budget (`statistics.log_budget_area`) of the agents of one task, over the same budgets.
+
+    The budgets, agents and seeds are the largest block of runs without a gap, two budgets or more, in which every agent
+    has every seed at every budget: of a sweep that runs ablations at few budgets and the main agents at many it takes
+    the main agents at many. What lies outside is left out, agents too. With `full` in the task only budgets that it has
+    count. Empty with fewer than two such budgets. Agents in the order of the records.
+    """
+    table = _table(records)
+    required = _required(table)
+    if FULL in table:
+        required = {budget: seeds for budget, seeds in required.items() if budget in table[FULL]}
+    blocks = []
+    for seeds in _intersections(required.values()):
+        complete = {
+            agent: [b for b, runs in budgets.items() if b in required and seeds <= (runs.keys() & required[b])]
+            for agent, budgets in table.items()
+        }
+        # full does not count for the size: its further budgets are there to compare with
+        chosen, budgets = _block({a: has for a, has in complete.items() if a != FULL} or complete, least=2)
+        blocks.append((len(seeds) * len(chosen) * len(budgets), sorted(seeds), budgets, chosen))
+    size, seeds, budgets, chosen = max(blocks, default=(0, [], [], []))
+    if not size:
+        return []
+    agents = [agent for agent in table if agent in chosen or agent == FULL]
+    curves = {agent: 100.0 * np.array([[table[agent][b][s] for b in budgets] for s in seeds]) for agent in agents}
+    of_full = curves.get(FULL)
+    return [_area(agent, budgets, curve, None if agent == FULL else of_full) for agent, curve in curves.items()]
+
+
+def _area(agent: str, budgets: list[float], curve: NDArray[np.float64], full: NDArray[np.float64] | None) -> Area:
+    """`curve` and `full` are accuracies in %, (S, B)."""
+    of_seed = np.asarray(statistics.log_budget_area(budgets, curve))  # (S,)
+    difference = None
+    if full is not None:
+        difference = _of_values(np.asarray(statistics.log_budget_area(budgets, curve - full)))
+    return Area(agent, tuple(budgets), len(of_seed), float(of_seed.mean()), _interval(of_seed), difference)
 
 
 def improvements(records: Sequence[Record]) -> list[AgentImprovement]:
-    """Probability of improvement over `full` of each agent that shares a cell with it."""
-    raise NotImplementedError
+    """How every agent compares with `full` over all cells (task, budget) in which they have common seeds.
+
+    Agents in the order of appearance. Cells weigh the same. A cell with a single pair says nothing of the spread, so it
+    is left out if the agent has a cell with more. The cells of one task are resampled apart, though one seed's runs
+    at several budgets share their initial weights.
+    """
+    found = []
+    for agent, cells in _by_agent(_to_full(records)).items():
+        strata = [list(cells[cell].values()) for cell in sorted(cells)]  # their order decides the bootstrap's digits
+        strata = [values for values in strata if len(values) > 1] or strata
+        spread = len(strata[0]) > 1
+        improvement = statistics.paired_improvement(strata)
+        found.append(
+            AgentImprovement(
+                agent=agent,
+                probability=improvement.probability,
+                interval=improvement.interval if spread else None,
+                cells=len(strata),
+                pairs=sum(map(len, strata)),
+                difference=_mean(map(_mean, strata)),
+                difference_interval=statistics.stratified_interval(strata) if spread else None,
+            )
+        )
+    return found
 
 
 def profile(records: Sequence[Record], thresholds: ArrayLike) -> dict[str, Profile]:
-    """Share of the paired differences to `full` above each threshold (points), by agent."""
-    raise NotImplementedError
+    """Share of the paired differences to `full` above each of `thresholds` (T,), in points, by agent.
+
+    Over the same cells (task, budget) for every agent, so that like is compared with like: those of the largest block
+    of agents and cells without a gap, as in `areas`, where every agent has all seeds that full has in the cell. Other
+    agents, and full itself, are left out. Empty without full. With one seed a cell the intervals have no width.
+
+    Raises:
+        ValueError: no threshold, or one that is not finite.
+    """
+    sizes = {(r["task"], r["budget"]): 0 for r in records}
+    for record in records:
+        sizes[record["task"], record["budget"]] += record["agent"] == FULL
+    agents = _by_agent(_to_full(records))
+    complete = {
+        agent: [cell for cell, seeds in cells.items() if len(seeds) == sizes[cell]] for agent, cells in agents.items()
+    }
+    chosen, cells = _block(complete)
+    strata = {agent: [list(agents[agent][cell].values()) for cell in cells] for agent in chosen}
+    return {agent: statistics.performance_profile(values, thresholds) for agent, values in strata.items()}
 
 
 def keep_of(spec: str) -> float | None:
-    """The share that a spec says to keep: "ucb:keep=0.5+anneal=0.1" -> 0.5; None if it does not say."""
-    raise NotImplementedError
+    """The share that a spec says to keep: "ucb:keep=0.5+anneal=0.1" -> 0.5; None if it does not say.
+
+    Read off the text, so that results of agents that cannot be imported here can be reported too.
+    """
+    unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "''", spec)
+    found = re.search(r"[:,]\s*keep\s*=\s*((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?=[,+]|$)", unquoted)
+    return float(found[1]) if found else None
 
 
 def equivalences(records: Sequence[Record], margin: float = MARGIN) -> list[AgainstLarger]:
-    """Every agent of one task that keeps a share k against `full` at budget / k."""
-    raise NotImplementedError
+    """Every agent of one task that keeps a share k in (0, 1), at budget b, against `full` at budget b / k.
+
+    Budgets ascending, then agents in the order of the records. The budget of full may differ by one in a hundred (21.43
+    for 15 / 0.7); without common seeds there the agent is left out. `margin` in points, see `statistics.lossless`.
+
+    Raises:
+        ValueError: a margin below 0 or not finite.
+    """
+    table = _table(records)
+    full = table.get(FULL, {})
+    found = []
+    for budget, agent, runs in _cells(table):
+        keep = keep_of(agent)
+        if keep is None or not 0 < keep < 1:
+            continue
+        whole = budget / keep
+        larger = min(full, key=lambda b: (abs(b - whole), b), default=0.0)
+        if abs(larger / whole - 1) > NEAR:
+            continue
+        difference = _difference(runs, full[larger])
+        if difference is None:
+            continue
+        verdict = statistics.lossless(_differences(runs, full[larger]), margin).verdict
+        same = _difference(runs, full.get(budget, {}))
+        found.append(AgainstLarger(agent, budget, keep, larger, verdict, difference, same))
+    return found
 
 
 def savings(records: Sequence[Record]) -> list[Saving]:
-    """What every agent of one task saves against `full` at each budget."""
-    raise NotImplementedError
+    """How much less every agent of one task trains than `full` for the same accuracy; budgets ascending, then agents.
+
+    The budget that full needs is read off its mean accuracy, linear in log budget between the budgets it has, made
+    monotone by a running maximum: the smallest budget with the agent's mean accuracy. An accuracy out of full's range
+    gives a bound. Agent and full share the resampled seeds. The seeds and full's budgets are the largest block without
+    a gap of those seeds that the agent has; with fewer than two budgets the agent is left out.
+    """
+    table = _table(records)
+    full = table.pop(FULL, {})
+    found = []
+    for budget, agent, runs in _cells(table):
+        seeds, budgets = _block({seed: [b for b in full if seed in full[b]] for seed in sorted(runs)}, least=2)
+        if seeds:
+            accuracies = np.array([[runs[seed], *(full[b][seed] for b in budgets)] for seed in seeds])
+            found.append(_saving(agent, budget, np.array(budgets), 100.0 * accuracies))
+    return found
+
+
+def _saving(agent: str, budget: float, budgets: NDArray[np.float64], accuracies: NDArray[np.float64]) -> Saving:
+    """`accuracies` in %, (S, 1 + B): the agent's at `budget`, then those of full at `budgets` (B,), ascending."""
+
+    def saved(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        return 1 - budget / _needed(budgets, means)
+
+    means = accuracies.mean(axis=0, keepdims=True)
+    needed = float(_needed(budgets, means)[0])
+    accuracy, of_full = means[0, 0], means[0, 1:]
+    bound: Literal["at_least", "at_most"] | None = None
+    if accuracy > of_full.max() + statistics.ROUNDING:
+        bound = "at_least"
+    elif accuracy < of_full[0] - statistics.ROUNDING:
+        bound = "at_most"
+    interval = statistics.means_interval(accuracies, saved) if len(accuracies) > 1 else None
+    return Saving(agent, budget, len(accuracies), needed, 1 - budget / needed, interval, bound)
+
+
+def _needed(budgets: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The smallest budget at which full has the agent's accuracy, (R,), within full's budgets (B,).
+
+    `means` (R, 1 + B): the agent's accuracy in %, then full's at `budgets`.
+    """
+    accuracy, curve = means[:, 0], np.maximum.accumulate(means[:, 1:], axis=1)
+    # means over the same seeds that are equal can differ by a float's rounding
+    above = (curve < accuracy[:, None] - statistics.ROUNDING).sum(axis=1)  # the first of full's that reaches it, or B
+    right = np.clip(above, 1, len(budgets) - 1)
+    rows = np.arange(len(curve))
+    low, high = curve[rows, right - 1], curve[rows, right]
+    rise = high - low
+    share = np.divide(accuracy - low, rise, out=np.ones_like(rise), where=rise > 0)
+    share = np.where(above == 0, 0.0, np.where(above == len(budgets), 1.0, np.clip(share, 0.0, 1.0)))
+    between = budgets[right - 1] * (budgets[right] / budgets[right - 1]) ** share
+    return np.where(share == 1.0, budgets[right], between)  # full's own budgets exactly
 
 
 def pairs(records: Sequence[Record], first: str, second: str) -> list[Paired]:
-    """Paired differences first − second at every budget of one task that both have, ascending."""
-    raise NotImplementedError
+    """Paired differences first − second at every budget of one task at which both have a common seed, ascending."""
+    table = _table(records)
+    of_first, of_second = table.get(first, {}), table.get(second, {})
+    differences = {b: _difference(of_first[b], of_second[b]) for b in sorted(of_first.keys() & of_second.keys())}
+    return [Paired(budget, difference) for budget, difference in differences.items() if difference]
 
 
 def wins(records: Sequence[Record]) -> Wins:
-    """Count the cells in which an agent is told apart from `full`."""
-    raise NotImplementedError
+    """How many cells (task, budget, agent) tell an agent apart from `full`, and how many would by chance.
+
+    Cells with fewer than two common seeds have no interval and do not count. `expected_few` is for normal differences:
+    the bootstrap's interval reaches about 1.96 standard errors, with S in the variance's denominator, and Student's t
+    lies beyond that in 7.7 % of cases on each side for five seeds and in 4.8 % for ten, not in 2.5 %; and it always
+    lies off 0 if all S differences have one sign. Cells of a task share the runs of full: chance wins come in clusters.
+    """
+    differences = {cell: _of_values(list(of_seed.values())) for cell, of_seed in _to_full(records).items()}
+    told = {cell: difference for cell, difference in differences.items() if difference.interval is not None}
+    sides = {cell: _side(difference) for cell, difference in told.items()}
+    return Wins(
+        cells=len(told),
+        above=sum(side > 0 for side in sides.values()),
+        below=sum(side < 0 for side in sides.values()),
+        expected=(1 - statistics.LEVEL) / 2 * len(told),
+        expected_few=math.fsum(_miss(difference.seeds) for difference in told.values()),
+        winning=tuple(Win(*cell, told[cell]) for cell, side in sides.items() if side > 0),
+    )
+
+
+def _miss(seeds: int) -> float:
+    """Probability that an interval from so many (2 or more) normal differences lies above their true mean."""
+    reach = NormalDist().inv_cdf((1 + statistics.LEVEL) / 2) * math.sqrt((seeds - 1) / seeds)
+    return max(_student_tail(reach, seeds - 1), 0.5**seeds)
+
+
+def _student_tail(x: float, freedom: int) -> float:
+    """P(T > x) of Student's t, x ≥ 0: scipy is not needed for one integral."""
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    density = scale * (1 + np.linspace(0.0, x, 1001) ** 2 / freedom) ** (-(freedom + 1) / 2)
+    return 0.5 - float((density[1:] + density[:-1]).sum() / 2 * x / 1000)
+
+
+def _table(records: Sequence[Record]) -> Table:
+    table: Table = {}
+    for record in records:
+        runs = table.setdefault(record["agent"], {}).setdefault(record["budget"], {})
+        runs[record["seed"]] = record["results"]["test_accuracy"]
+    return table
+
+
+def _cells(table: Table) -> list[tuple[float, str, Runs]]:
+    """(budget, agent, runs), budgets ascending and agents in the order of the table."""
+    cells = [(budget, agent, runs) for agent, budgets in table.items() for budget, runs in budgets.items()]
+    return sorted(cells, key=lambda cell: cell[0])
+
+
+def _required(table: Table) -> dict[float, frozenset[int]]:
+    """The seeds that make an agent complete at each budget: those of `full`, without it there all that any has."""
+    seeds: dict[float, frozenset[int]] = {}
+    for budget, _, runs in _cells(table):
+        seeds[budget] = seeds.get(budget, frozenset()) | frozenset(runs)
+    return seeds | {budget: frozenset(runs) for budget, runs in table.get(FULL, {}).items()}
+
+
+def _to_full(records: Sequence[Record]) -> dict[tuple[str, float, str], dict[int, float]]:
+    """Differences to `full` in points by seed, ascending, of each (task, budget, agent) that has one."""
+    found = {}
+    for task, of_task in by_task(records).items():
+        table = _table(of_task)
+        full = table.pop(FULL, {})
+        for budget, agent, runs in _cells(table):
+            seeds = _common(runs, full.get(budget, {}))
+            if seeds:
+                found[task, budget, agent] = {seed: 100.0 * (runs[seed] - full[budget][seed]) for seed in seeds}
+    return found
+
+
+def _by_agent(
+    cells: Mapping[tuple[str, float, str], dict[int, float]],
+) -> dict[str, dict[tuple[str, float], dict[int, float]]]:
+    agents: dict[str, dict[tuple[str, float], dict[int, float]]] = {}
+    for (task, budget, agent), differences in cells.items():
+        agents.setdefault(agent, {})[task, budget] = differences
+    return agents
+
+
+def _common(first: Runs, second: Runs) -> list[int]:
+    return sorted(first.keys() & second.keys())  # the order of the seeds decides the bootstrap's digits
+
+
+def _differences(first: Runs, second: Runs) -> list[float]:
+    """first − second in points, a number a common seed, seeds ascending."""
+    return [100.0 * (first[seed] - second[seed]) for seed in _common(first, second)]
+
+
+def _difference(first: Runs, second: Runs) -> Difference | None:
+    values = _differences(first, second)
+    return _of_values(values) if values else None
+
+
+def _of_values(values: Sequence[float] | NDArray[np.float64]) -> Difference:
+    return Difference(_mean(values), _interval(values), len(values))
+
+
+def _interval(values: Sequence[float] | NDArray[np.float64]) -> Interval | None:
+    return statistics.mean_interval(values) if len(values) > 1 else None
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _side(difference: Difference) -> int:
+    """1 if the interval lies above 0, -1 below, 0 if it touches 0 or there is none."""
+    if difference.interval is None:
+        return 0
+    low, high = difference.interval
+    return int(low > statistics.ROUNDING) - int(high < -statistics.ROUNDING)
+
+
+def _block(have: Mapping[Row, Collection[Column]], least: int = 1) -> tuple[list[Row], list[Column]]:
+    """The largest block without a gap of rows and `least` or more columns; `have` says which columns a row has.
+
+    Rows in the order of `have`, columns ascending; both empty if there is none. Of equally large blocks that with more
+    columns is taken, then that with the first columns.
+    """
+    rows: list[Row] = []
+    columns: list[Column] = []
+    for candidate in sorted(map(sorted, _intersections(map(frozenset, have.values()))), key=lambda c: (-len(c), c)):
+        holders = [row for row, has in have.items() if set(candidate) <= set(has)]
+        if len(candidate) >= least and len(holders) * len(candidate) > len(rows) * len(columns):
+            rows, columns = holders, candidate
+    return rows, columns
+
+
+def _intersections(sets: Iterable[frozenset[Column]]) -> set[frozenset[Column]]:
+    """All intersections of one or more of the sets: the columns of any block that cannot be widened are among them."""
+    found: set[frozenset[Column]] = set()
+    for members in set(sets):
+        found |= {members & other for other in found} | {members}
+    return found
