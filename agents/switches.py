@@ -22,7 +22,7 @@ class SameAmounts:
     """As many samples as another agent keeps, drawn uniformly, with weight 1: is it the choice or the schedule?
 
     The other agent sees what this run has revealed and decides in every step; of its decision only the number
-    of samples is used. Its weights, Mixup and scoring are not.
+    of samples is used. Its weights and Mixup are not, nor its scoring but for a step that only scores.
 
     Args:
         agent: the other one.
@@ -34,8 +34,10 @@ class SameAmounts:
         reset(self.agent)
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        kept = int(np.count_nonzero(self.agent(observation, rng)["weight"]))
-        return select(uniform(len(observation["loss"]), kept, rng))
+        action = self.agent(observation, rng)
+        kept = int(np.count_nonzero(action["weight"]))
+        mask = uniform(len(observation["loss"]), kept, rng)
+        return select(mask, score=None if kept else action.get("score"))
 
 
 @dataclass(kw_only=True)

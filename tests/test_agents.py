@@ -152,14 +152,14 @@ def test_actions_are_valid_through_a_run(spec, keep, n, state):
     spec = spec_with_keep(spec, keep)
     agent, rng = build(spec), np.random.default_rng(1)
     for _ in range(2):
-        scored = False
+        scored, count = False, 0
         for step in range(7):
-            observation = observe(n, state if step else "unseen", seed=step, spent=np.float32(step / 7))
+            observation = observe(n, state if step else "unseen", seed=step, spent=step / 7)
             action = selection.check(agent(observation, rng), n)
             assert action["weight"].any() or action["score"].any()  # else the run would end
             assert not action["mixup"][action["weight"] == 0].any()
             scored |= bool(action["score"].any())
-        count = np.count_nonzero(action["weight"])
+            count = np.count_nonzero(action["weight"])
         if name_of(spec) not in NO_KEEP and "anneal" not in spec:
             assert count == max(1, round(keep * n))
         assert scored <= (name_of(spec) in {"grand", "kakurenbo"})

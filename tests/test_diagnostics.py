@@ -34,8 +34,8 @@ def slow_kept(steps: list[tuple[list[float], int, list[bool]]]) -> list:
         if not rows:
             table.append(None)
             continue
-        columns = [[sum(part) / len(part) if part else None for part in column] for column in zip(*rows, strict=True)]
-        table.append([None if None in column else sum(column) / len(column) for column in columns])
+        columns = zip(*rows, strict=True)
+        table.append([np.mean([np.mean(part) for part in column]) if column[0] else None for column in columns])
     return table
 
 

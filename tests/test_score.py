@@ -33,9 +33,11 @@ def student_of(model: str, channels: int, size: int, budget: float = 12.0, **kwa
 def counted(student: Trainer) -> Counter:
     """Rows through the network from now on, by its mode: True in training."""
     rows: Counter = Counter()
-    student.model.register_forward_pre_hook(
-        lambda module, args: rows.update({module.training: len(args[0])})  # pyright: ignore[reportReturnType]
-    )
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        rows[module.training] += len(args[0])
+
+    student.model.register_forward_pre_hook(count)
     return rows
 
 
@@ -80,9 +82,9 @@ def test_scored_samples_are_measured_by_a_plain_forward_pass(model, channels, si
     )
     rng = np.random.default_rng(0)
     thirds, kinds = 0, Counter()
-    for _ in range(6):
+    for step in range(6):
         weight, mixup, score = rng.random(24) < 0.5, 0.4 * (rng.random(24) < 0.4), rng.random(24) < 0.5
-        if _ == 4:
+        if step == 4:
             weight[:] = False
         trained.clear()
         before = student.observe()
@@ -97,7 +99,7 @@ def test_scored_samples_are_measured_by_a_plain_forward_pass(model, channels, si
         network._forward_hooks.clear()
         with torch.no_grad():
             plain = network(images)
-        for i in np.flatnonzero(score):
+        for i in np.flatnonzero(score).tolist():
             assert slow.visit(i, plain[i].numpy(), int(labels[i]), True, spent)[:2] == (1, 1)
             slow.rows[i]["visits"] -= 1  # to be measured is no visit
         seen = student.observe()
@@ -125,6 +127,7 @@ def test_a_scored_sample_has_the_statistics_that_follow_from_its_logits_by_hand(
     bias = [p for p in student.model.parameters() if p.shape == (2,)][-1]
     losses = (math.log(4), math.log(5 / 4))
     spents = (1 / 72, 2 / 72)
+    seen: dict = {}
     for (a, b), loss, own, spent in zip(outputs, losses, (0.25, 0.8), spents, strict=True):
         with torch.no_grad():
             bias.copy_(torch.tensor([a, b]))
@@ -234,10 +237,9 @@ def test_the_budget_in_thirds(n, batch_size, tenths, warmup, sizes):
     rates, rows, batch = rates_of(student), counted(student), min(batch_size, n)
     total = Fraction(n * tenths, 10)  # in visits, a scored sample being a third of one
     total -= total % Fraction(1, 3)
-    left, steps, expected = total, 0, []
-    for wanted, asked in itertools.cycle(sizes):
-        wanted, asked = min(wanted, n), min(asked, n)
-        rng = np.random.default_rng(steps := steps + 1)
+    left = total
+    for step, (wanted, asked) in enumerate(itertools.cycle((min(k, n), min(s, n)) for k, s in sizes)):
+        rng = np.random.default_rng(step)
         rows.clear()
         rates.clear()
         result = run(student, rng.permutation(n) < wanted, score=rng.permutation(n) < asked)
@@ -260,10 +262,10 @@ def test_the_budget_in_thirds(n, batch_size, tenths, warmup, sizes):
         expected = [schedule(float(x / (reached if last else total)), 0.01, warmup) for x in middles]
         assert rates == pytest.approx(expected, rel=1e-6)
         if last:
+            assert result.lr == 0.0
             break
         assert result.lr == pytest.approx(schedule(float((total - left) / total), 0.01, warmup))
         assert result.lr > 0
-    assert result.lr == 0.0
     assert 0 <= left < batch
     assert student.observe()["visits"].sum() == student.ledger.train
 

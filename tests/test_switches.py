@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from scipy import stats
 
 import agents
@@ -27,7 +28,7 @@ def generator(seed: int = 0) -> np.random.Generator:
 class Fixed:
     """Does always the same, draws as often as told, and counts its calls."""
 
-    def __init__(self, weight, mixup=0.0, score=None, draws: int = 3):
+    def __init__(self, weight: ArrayLike, mixup: ArrayLike = 0.0, score: ArrayLike | None = None, draws: int = 3):
         self.action = select(np.asarray(weight, dtype=np.float64), mixup, score)
         self.draws, self.calls, self.resets = draws, 0, 0
 
@@ -62,7 +63,7 @@ def test_annealing_begins_exactly_with_its_share(share):
 
 def test_annealing_uses_neither_weights_nor_mixup_nor_scoring():
     agent = Switched(agent=Fixed(2.5 * (np.arange(10) % 2), 0.4, np.ones(10)), anneal=0.25, mixup=1.0)
-    before, after = (agent({**observe(10), "spent": np.float32([x])}, generator()) for x in (0.7499, 0.75))
+    before, after = (agent({**observe(10), "spent": np.array([x], np.float32)}, generator()) for x in (0.7499, 0.75))
     assert set(before["weight"]) == {0, 2.5}
     assert before["score"].all()
     np.testing.assert_array_equal(after["weight"], np.ones(10))
@@ -72,7 +73,7 @@ def test_annealing_uses_neither_weights_nor_mixup_nor_scoring():
 
 def test_without_annealing_the_last_step_is_the_agents():
     agent = Switched(agent=Fixed(np.arange(10) < 3), mixup=0.5)
-    assert agent({**observe(10), "spent": np.float32([0.999])}, generator())["weight"].sum() == 3
+    assert agent({**observe(10), "spent": np.array([0.999], np.float32)}, generator())["weight"].sum() == 3
 
 
 # Mixup

@@ -26,15 +26,17 @@ class Diary:
         self._steps = np.zeros(TIMES, dtype=np.int64)
 
     def record(self, difficulty: NDArray, spent: float, kept: NDArray[np.bool_]) -> None:
-        """Enter one step.
+        """Enter one step; one that trains on nothing chooses nothing.
 
         Args:
             difficulty: (N,) mean losses that the agent saw.
             spent: share of the budget used before the step, in [0, 1].
             kept: (N,) what was selected.
         """
+        if not kept.any():
+            return
         order = np.argsort(difficulty, kind="stable")
-        time = min(int(spent * TIMES), TIMES - 1)
+        time = min(int(spent * TIMES + 1e-5), TIMES - 1)  # spent is float32: 0.7 arrives as 0.69999999
         self._shares[time] += [part.mean() if len(part) else np.nan for part in np.array_split(kept[order], RANKS)]
         self._steps[time] += 1
         if not kept.all():

@@ -12,7 +12,7 @@ from train.plots import number, side
 from train.statistics import Interval
 from train.summary import Difference
 
-SHOWN = 16  # rows of a table up to which it is unfolded
+SHOWN = 30  # rows of a table up to which it is unfolded
 
 
 class Markup(str):
@@ -110,12 +110,12 @@ def bullets(lines: Iterable[str]) -> Markup:
 
 
 def count(many: int, what: str) -> str:
-    """ "1 run", "2 runs"."""
+    """How many, in words: 1 run, 2 runs."""
     return f"{many:,} {what}" + ("" if many == 1 else "s")
 
 
 def listed(names: Iterable[str], most: int = sys.maxsize) -> str:
-    """ "a, b and c", or "a, b and 7 more"."""
+    """Names in a sentence: a, b and c; with more than `most`: a, b and 7 more."""
     every = list(names)
     if len(every) > most:
         every = [*every[:most], f"{len(every) - most} more"]

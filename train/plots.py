@@ -9,20 +9,23 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from train.statistics import ROUNDING, Interval, Profile
 from train.table import Row
 
 WIDTH = 4.2  # inches: 7 points are then legible on a phone
 DPI = 180
+SHADES = 256  # colours of a figure's palette
 PANELS = 12  # in a figure of small multiples, at most; more agents make more figures
 COLUMNS = 3
 NUMBERED = 12  # classes up to which each cell has its number
@@ -51,14 +54,17 @@ def number(value: float, form: str) -> str:
     return f"{round(value, 9) + 0.0:{form}}"
 
 
-def forest(points: Sequence[Point], label: str, form: str, reference: float | None = None) -> bytes:
+def forest(
+    points: Sequence[Point], label: str, form: str, reference: float | None = None, better: Literal[1, -1] = 1
+) -> bytes:
     """A line an agent: mean and interval, and the numbers at the right.
 
     Args:
         points: from top to bottom.
         label: of the axis.
         form: of the numbers, as in an f-string.
-        reference: a vertical line; intervals above it are green, below it vermilion.
+        reference: a vertical line; intervals on its better side are green, on the other vermilion.
+        better: 1 if that is the upper side.
     """
     names = [_folded(point.agent, 24) for point in points]
     heights = np.array([0.11 * (1 + name.count("\n")) + 0.1 for name in names])
@@ -68,7 +74,7 @@ def forest(points: Sequence[Point], label: str, form: str, reference: float | No
     ends = [point.interval or (point.mean, point.mean) for point in points]
     low, high = _limits([low for low, _ in ends], [high for _, high in ends], reference)
     for place, point, (left, right) in zip(places, points, ends, strict=True):
-        colour = SIDES[0 if reference is None else side(point.interval, reference)]
+        colour = SIDES[0 if reference is None else better * side(point.interval, reference)]
         axes.plot([left, right], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
         outside = "<" if point.mean < low else ">" if point.mean > high else "o"
         axes.plot(min(max(point.mean, low), high), place, outside, color=colour, markersize=3.5, clip_on=False)
@@ -105,18 +111,22 @@ def accuracy(cells: Mapping[float, Sequence[Row]], agents: Sequence[str]) -> byt
     for budget, rows in cells.items():
         for row in rows:
             curves.setdefault(row.agent, []).append((budget, row))
-    shown = [row for agent in {*agents, "full"} for _, row in curves.get(agent, [])]
+    shown = [row for rows in cells.values() for row in rows]
     figure, panels = _panels(agents, 1.15)
+    low, high = _limits([row.accuracy_interval[0] for row in shown], [row.accuracy_interval[1] for row in shown])
     for agent, axes in zip(agents, panels, strict=True):
         if agent != "full":
             _curve(axes, curves.get("full", []), "black", "--")
         _curve(axes, curves[agent], "black" if agent == "full" else BLUE, "-")
+        below = [f"{row.accuracy:.1f}" for _, row in curves[agent] if row.accuracy < low]
+        if below:
+            axes.text(0.97, 0.03, "▼ " + ", ".join(below), transform=axes.transAxes, ha="right", size=5.8, color=BLUE)
         axes.grid(alpha=0.3)
     panels[0].set_xscale("log")
     panels[0].set_xticks(_spread(list(cells)), [f"{budget:g}" for budget in _spread(list(cells))])
     panels[0].set_xticks([], minor=True)
     panels[0].set_xlim(min(cells) / 1.15, max(cells) * 1.15)
-    panels[0].set_ylim(_limits([r.accuracy_interval[0] for r in shown], [r.accuracy_interval[1] for r in shown]))
+    panels[0].set_ylim(low, high)
     figure.supxlabel("budget (full-epoch equivalents, log scale)", size=7.5)
     figure.supylabel("test accuracy (%)", size=7.5)
     return _png(figure)
@@ -157,7 +167,7 @@ def seconds(rows: Sequence[Row], label: str) -> bytes:
     axes.set_ylim(low, high)
     least, most = min(row.seconds for row in rows), max(row.seconds for row in rows)
     axes.locator_params(axis="x", nbins=5)
-    if most > 4 * least:
+    if most > 2.5 * least:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "235" else "")
@@ -325,7 +335,7 @@ def _panels(agents: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
 def _limits(lows: Sequence[float], highs: Sequence[float], reference: float | None = None) -> tuple[float, float]:
     """Ends of an axis that show all but the far outliers, which would leave no room for the others."""
     first, last = np.quantile(lows, 0.25), np.quantile(highs, 0.75)
-    reach = 2.0 * max(float(last - first), 0.1 * abs(float(last)) / 100)
+    reach = max(float(last - first), 0.1 * abs(float(last)) / 100)
     inside = () if reference is None else (reference,)
     low = min(max(min(lows), float(first) - reach), *inside, math.inf)
     high = max(min(max(highs), float(last) + reach), *inside, -math.inf)
@@ -346,7 +356,7 @@ def _spread(budgets: Sequence[float]) -> list[float]:
 def _folded(agent: str, width: int) -> str:
     """An agent's spec in lines of about `width` characters, folded behind punctuation where there is some."""
     lines = [""]
-    for part in re.findall(rf"[^:,+_]{{1,{width}}}[:,+_]?|[:,+_]", agent):
+    for part in re.findall(rf"[^:,+]{{1,{width}}}[:,+]?|[:,+]", agent):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part
@@ -359,6 +369,10 @@ def _text(text: str) -> str:
 
 
 def _png(figure: Figure) -> bytes:
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return image.getvalue()
+    """The figure with a palette, which takes a third of the bytes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    png = io.BytesIO()
+    picture.quantize(SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(png, "png", optimize=True)
+    return png.getvalue()

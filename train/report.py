@@ -74,7 +74,7 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
     content = [
         tag("h1", title),
         tag("p", _compared(tasks, records)),
-        _contents(tasks),
+        _contents(tasks, len(failures)),
         _answer(tasks, records),
         *(section(task, gallery) for task in tasks),
         _together(records, len(tasks), gallery),
@@ -119,8 +119,12 @@ def _compared(tasks: Sequence[Task], records: Sequence[Record]) -> str:
     )
 
 
-def _contents(tasks: Sequence[Task]) -> Markup:
-    links = [(task.label, task.name) for task in tasks] + [("together", "All together"), ("provenance", "Provenance")]
+def _contents(tasks: Sequence[Task], failures: int) -> Markup:
+    links = [(task.label, task.name) for task in tasks]
+    links.append(("together", "All together"))
+    if failures:
+        links.append(("failures", count(failures, "failed run")))
+    links.append(("provenance", "Provenance"))
     return tag("nav", join((tag("a", name, href=f"#{label}") for label, name in links), " "), aria_label="Sections")
 
 
@@ -145,8 +149,8 @@ def _verdict(task: Task) -> Markup:
     """In words: which agents beat full, at which budget."""
     wins = summary.wins(task.records)
     if not wins.cells:
-        why = "one seed tells nothing apart" if FULL in task.order else "the agent full was not run"
-        return tag("p", f"No agent can be compared with full training: {why}.")
+        why = "no agent has two seeds in common with it" if FULL in task.order else "the agent full was not run"
+        return tag("p", f"Nothing can be told apart from full training: {why}.")
     if not wins.winning:
         return tag("p", tag("strong", "At no budget does an agent beat full training beyond its interval."))
     budgets: dict[float, list[Win]] = {}
@@ -157,6 +161,11 @@ def _verdict(task: Task) -> Markup:
         beaten = f" {first.agent}, {spread(first.difference.mean, first.difference.interval, '+.2f')} points"
         more = f"; {count(len(others), 'other agent')} by less" if others else ""
         lines.append(join([tag("strong", f"At budget {budget:g}"), beaten, more, "."]))
+    compared = [
+        f"{b:g}" for b, row in task.cells.items() if b not in budgets and any(r.difference_interval for r in row)
+    ]
+    if compared:
+        lines.append(join([tag("strong", f"At budget {listed(compared)}"), " none."]))
     return join([tag("p", tag("strong", "Better than full training beyond its interval:")), bullets(lines)])
 
 
@@ -165,7 +174,7 @@ def _best(task: Task) -> Markup:
     for best in summary.best(task.records):
         others = len(task.cells[best.budget]) - 1
         if not others and len(task.order) > 1:
-            alone.append(f"{best.budget:g}")
+            alone.append(f"{best.agent} at {best.budget:g}")
             continue
         tied = join(map(breakable, best.tied), ", ") or ("none: every other is told apart" if others else "–")
         if len(best.tied) > NAMED:
@@ -180,7 +189,7 @@ def _best(task: Task) -> Markup:
             )
         )
     heads = ("budget", "best mean", "test accuracy %", "difference to full", "not told apart from")
-    note = f"Only {task.order[0]} ran at {listed(alone)}." if alone else ""
+    note = f"Alone at a budget: {listed(alone)}." if alone else ""
     return join([table(heads, lines, f"Best agents, {task.name}", stacked=True), remark(note) if note else ""])
 
 
@@ -237,7 +246,7 @@ def _profiles(records: Sequence[Record], gallery: Gallery) -> Markup:
 def _failures(failures: Sequence[Record]) -> Markup:
     if not failures:
         return Markup()
-    parts = [tag("h2", f"{count(len(failures), 'failed run')}", id="failures")]
+    parts = [tag("h2", count(len(failures), "failed run"), id="failures")]
     for failure in failures:
         run = failure["run"]
         cell = f"{run['task']}, {run['agent']}, budget {run['settings']['budget']:g}, seed {run['seed']}"

@@ -30,7 +30,7 @@ from train.markup import (
     table,
     tag,
 )
-from train.plots import PANELS, Point
+from train.plots import COLUMNS, PANELS, Point
 from train.results import Record, grouped
 from train.statistics import FEW_SEEDS, MARGIN, Interval, mean_interval
 from train.summary import FULL
@@ -122,7 +122,7 @@ def _tables(task: Task) -> Iterable[Markup]:
     heads = ("agent", "test accuracy %", "difference to full", "worst class %", "kept %", "cover %", "Gini", "spent")
     heads += ("scoring", "time s", "agent s", "seeds")
     groups = grouped(task.records)
-    everything = sum(map(len, task.cells.values())) <= 2 * SHOWN
+    everything = sum(map(len, task.cells.values())) <= SHOWN
     unequal = diverged = False
     for budget, cells in task.cells.items():
         lines = []
@@ -186,7 +186,9 @@ def _lossless(task: Task) -> Markup:
     ]
     counts = Counter(each.verdict for each in found)
     verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("lossless", "undecided", "lossy"))
-    return join([tag("p", note), folding(heads, lines, verdicts, f"Lossless, {task.name}")])
+    named = [f"{each.agent} at budget {each.budget:g}" for each in found if each.verdict == "lossless"]
+    answer = tag("p", tag("strong", f"Lossless: {listed(named) if named else 'none'}."))
+    return join([tag("p", note), answer, folding(heads, lines, verdicts, f"Lossless, {task.name}")])
 
 
 def _savings(task: Task) -> Markup:
@@ -240,7 +242,8 @@ def _accuracy(task: Task, gallery: Gallery) -> Markup:
     caption = (
         "Test accuracy of completed runs against the budget, on a log scale: one panel an agent in blue, full "
         "training in dashed black in each. Bands and bars are 95 % intervals. Above the dashed line is better at "
-        "equal compute; left of it is cheaper at equal accuracy. Far outliers lie below the panels."
+        "equal compute; left of it is cheaper at equal accuracy. Of far outliers, below the panels, the means are "
+        "given as numbers."
     )
     return gallery.show(f"{task.label}-accuracy", drawn, caption)
 
@@ -309,11 +312,11 @@ def _visits(task: Task, gallery: Gallery) -> Markup:
     parts = [gallery.show(f"{task.label}-visits", drawn, caption)]
     wrong = _points(task, lambda result: result["wrong_visits"])
     if wrong:
-        png = plots.forest(wrong, "visits of wrong labels, relative to all", ".2f", 1.0)
+        png = plots.forest(wrong, "visits of wrong labels, relative to all", ".2f", 1.0, better=-1)
         caption = (
             "How often the samples with a wrong label were trained on, relative to all samples: 1 is as often as "
-            "others, 2 twice as often. Preferring high losses finds them and trains on them (green: the interval "
-            "lies above 1); below 1 (vermilion) they were avoided."
+            "others, 2 twice as often. Preferring high losses finds them and trains on them (vermilion: the interval "
+            "lies above 1); below 1 (green) they were avoided."
         )
         parts.append(gallery.show(f"{task.label}-wrong", [("Relative visits of wrong labels, by agent", png)], caption))
     return join(parts)
@@ -422,9 +425,10 @@ def _interval_of(row: Row) -> Interval | None:
 
 
 def chunks(agents: Sequence[str]) -> list[list[str]]:
-    """Agents for each of several figures, about as many in each."""
-    figures = -(-len(agents) // PANELS)
-    return [part.tolist() for part in np.array_split(np.array(agents, dtype=object), figures)] if figures else []
+    """Agents for each of several figures, about as many in each, in full lines."""
+    figures = max(-(-len(agents) // PANELS), 1)
+    size = max(-(-len(agents) // (figures * COLUMNS)) * COLUMNS, 1)
+    return [list(agents[start : start + size]) for start in range(0, len(agents), size)]
 
 
 def chunks_of(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -50,8 +50,8 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
 
     Args:
         path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that; and `agents`,
-            `budgets`, `keep`, `seeds`, `tasks` (names; all by default) at the top or in `[[blocks]]`, where the top
-            holds for what a block does not set.
+            `budgets`, `keep` and `seeds` at the top or in `[[blocks]]`, where the top holds for what a block does not
+            set; a block may also name its `tasks`, all by default.
         more_agents: specs that are entered in every block too.
 
     Raises:
@@ -72,6 +72,9 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
         _known(f"{path}: task {name!r}", task, ("env", *SETTINGS))
         if not isinstance(task.get("env"), str):
             raise ValueError(f"{path}: task {name!r} needs an env, the id of an environment")
+        same = [other for other in tasks if tasks[other] == task]
+        if len(same) > 1:  # their cells would be one and the same
+            raise ValueError(f"{path}: tasks {' and '.join(map(repr, same))} are the same task")
     _known(str(path), document, (*LISTS, "seeds"))
     found: list[Block] = []
     for number, block in enumerate(blocks, start=1):
@@ -80,8 +83,8 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
         entries = {**DEFAULTS, "tasks": list(tasks), **document, **block}
         values = {name: _list(where, name, kind, entries) for name, kind in LISTS.items()}
         seeds = entries["seeds"]
-        if not isinstance(seeds, int) or isinstance(seeds, bool):
-            raise ValueError(f"{where}: seeds is {seeds!r}; it must be a whole number")
+        if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+            raise ValueError(f"{where}: seeds is {seeds!r}; it must be a whole number of at least 1")
         for name in values["tasks"]:
             if name not in tasks:
                 raise ValueError(f"{where}: task {name!r} is not known; there are {', '.join(tasks)}")
