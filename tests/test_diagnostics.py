@@ -66,7 +66,8 @@ def test_the_diary_against_its_restatement(n, steps, seed, full):
         before = difficulty.copy(), kept.copy()
         diary.record(difficulty.astype(np.float32), (time + 0.5) / 20, kept)
         np.testing.assert_array_equal(kept, before[1])
-        entered.append((difficulty.astype(np.float32).tolist(), time, kept.tolist()))
+        if any(kept):
+            entered.append((difficulty.astype(np.float32).tolist(), time, kept.tolist()))
     assert_tables(diary.kept_by_difficulty(), slow_kept(entered))
 
     choices = [kept for *_, kept in entered if not all(kept)]
@@ -124,7 +125,6 @@ def test_equal_difficulty_goes_by_the_order_of_the_samples():
     assert diary.kept_by_difficulty()[0] == [1.0] * 3 + [0.0] * 7
 
 
-@pytest.mark.xfail(strict=True, reason="0.7 arrives as 0.69999999 and is put down in the twentieth before")
 def test_a_step_that_begins_with_a_twentieth_is_in_it():
     diary = Diary(10)
     for step in range(20):
@@ -168,7 +168,6 @@ def test_a_static_subset_is_always_and_never():
     assert [i for i, _ in found["examples"]["never"]] == [1, 2, 4, 5, 7, 8, 10, 11]
 
 
-@pytest.mark.xfail(strict=True, reason="a step that only scores counts as one that kept nothing")
 def test_a_step_that_only_scores_is_no_choice_of_what_to_train_on():
     diary = Diary(4)
     diary.record(np.zeros(4), 0.0, np.ones(4, bool))

@@ -372,7 +372,7 @@ def killed(home: Path) -> Iterator[subprocess.Popen[str]]:
 def done(home: Path, killed: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     """The program run once from the folder, with an agent of its module."""
     command = [sys.executable, "-m", "train.sweep", "mine.toml", "--workers", "1", "--agents", "my_module:MyAgent"]
-    return subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, timeout=400)
 
 
 def test_the_cells_are_the_product_each_once(home: Path, done: subprocess.CompletedProcess[str]):
@@ -469,7 +469,7 @@ def test_agents_that_fail_cost_their_own_cells_only(
 def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     home: Path, done: subprocess.CompletedProcess[str], killed: subprocess.Popen[str]
 ):
-    output, error = killed.communicate(timeout=200)
+    output, error = killed.communicate(timeout=400)
     assert killed.returncode == 0, error
     status, counts = json.loads(output.splitlines()[-1])
     assert status == 0, error

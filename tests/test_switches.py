@@ -436,7 +436,6 @@ def test_switches_in_a_run():
     assert mixed > 100
 
 
-@pytest.mark.xfail(strict=True, reason="its scoring step keeps nothing, which ends the run")
 def test_the_amounts_of_an_agent_with_a_step_that_only_scores():
     spent = [float(observation["spent"][0]) for observation, _ in episode(make("same_amounts:grand"))]
     assert spent[-1] > 0.8

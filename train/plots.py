@@ -167,7 +167,7 @@ def seconds(rows: Sequence[Row], label: str) -> bytes:
     axes.set_ylim(low, high)
     least, most = min(row.seconds for row in rows), max(row.seconds for row in rows)
     axes.locator_params(axis="x", nbins=5)
-    if most > 2.5 * least:
+    if most > 5 * least:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "235" else "")
