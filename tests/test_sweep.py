@@ -292,7 +292,7 @@ for lines, delay in moments:
     os.kill(pid, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
     counts.append(out.read_bytes().count(b"\\n") if out.exists() else 0)
-    if out.exists() and len(counts) == 2:  # and a kill in the middle of a line
+    if counts[-1] and len(counts) == 2:  # and a kill in the middle of a line
         whole = out.read_bytes().splitlines(keepends=True)
         out.write_bytes(b"".join(whole[:-1]) + whole[-1][: len(whole[-1]) // 2])
 status = os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1])
@@ -473,11 +473,30 @@ def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     assert killed.returncode == 0, error
     status, counts = json.loads(output.splitlines()[-1])
     assert status == 0, error
-    assert counts[0] == 0
     assert 0 < counts[1] <= counts[2] < len(CELLS)
     assert "1 unreadable line(s) dropped" in error
     assert f"{len(CELLS)} runs, {counts[2]} of them done before" in error
-    resumed, straight = (records_of(home / out / "mine") for out in ("killed", "runs"))
+    assert_same(home, "killed")
+
+
+def assert_same(home: Path, out: str) -> None:
+    """What is in the folder `out` is what the program gives that was never killed."""
+    resumed, straight = (records_of(home / folder / "mine") for folder in (out, "runs"))
     assert sorted(map(cell, resumed)) == sorted(CELLS)
     assert {r["key"]: numbers(r) for r in resumed} == {r["key"]: numbers(r) for r in straight}
-    assert (home / "killed" / "mine" / "sweep.toml").read_text() == SWEEP
+    assert (home / out / "mine" / "sweep.toml").read_text() == SWEEP
+    accuracies = [re.findall(r"\d+\.\d+ \[.*?\]", (home / o / "mine" / "table.txt").read_text()) for o in (out, "runs")]
+    assert accuracies[0] == accuracies[1] != []
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(home: Path, done: subprocess.CompletedProcess[str]):
+    rng = random.Random()
+    moments = [(lines, rng.uniform(0.0, 2.0)) for lines in sorted(rng.randrange(len(CELLS) // 2) for _ in range(10))]
+    arguments = json.dumps(["mine.toml", "--agents", "my_module:MyAgent", "--workers", "2", "--out", "often"])
+    command = [sys.executable, "-c", DRIVER, arguments, "often/mine/results.jsonl", json.dumps(moments)]
+    ended = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, timeout=900)
+    status, counts = json.loads(ended.stdout.splitlines()[-1])
+    assert status == 0, (moments, counts, ended.stderr)
+    print("lines at the kills:", counts)
+    assert_same(home, "often")
