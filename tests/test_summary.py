@@ -492,3 +492,34 @@ def test_intervals_miss_as_often_as_the_statistics_say():
     assert 2 * summary._miss(10) == pytest.approx(1 - 0.90, abs=0.01)
     assert summary._miss(2) == 0.25  # two of a sign
     assert summary._miss(10_000) == pytest.approx(0.025, abs=1e-3)
+
+
+def test_agents_that_differ_in_one_thing():
+    specs = [
+        "full",
+        "full+mixup=0.5",
+        "random:keep=0.5",
+        "static_random:keep=0.5",
+        "static_random:keep=0.3",
+        "ucb:keep=0.5",
+        "ucb:keep=0.5,c=1e+1",
+        "ucb:keep=0.5+anneal=0.1",
+        "ucb:keep=0.5+anneal=0.1+mixup=0.5",
+        "ucb:keep=0.3",
+        "infobatch",
+        "infobatch:r=0.3",
+        "same_amounts:infobatch",
+        "my_module:MyAgent",
+    ]
+    assert sorted(summary.one_apart(specs)) == sorted(
+        [
+            ("full+mixup=0.5", "full"),
+            ("random:keep=0.5", "static_random:keep=0.5"),
+            ("ucb:keep=0.5,c=1e+1", "ucb:keep=0.5"),
+            ("ucb:keep=0.5+anneal=0.1", "ucb:keep=0.5"),
+            ("ucb:keep=0.5+anneal=0.1+mixup=0.5", "ucb:keep=0.5+anneal=0.1"),
+            ("infobatch:r=0.3", "infobatch"),
+            ("infobatch", "same_amounts:infobatch"),
+        ]
+    )
+    assert summary.one_apart([]) == []

@@ -99,6 +99,8 @@ def section(task: Task, gallery: Gallery) -> Markup:
         _lossless(task),
         tag("h3", "Compute saved at equal accuracy"),
         _savings(task),
+        tag("h3", "What brings it? Agents that differ in one thing"),
+        _attribution(task),
         tag("h3", "One number for all budgets: area under accuracy over log budget"),
         _areas(task),
         tag("h3", "Accuracy over budget"),
@@ -210,6 +212,22 @@ def _savings(task: Task) -> Markup:
         lines.append((breakable(each.agent), *budgets, sign[each.bound] + saved))
     heads = ("agent", "budget", "full needs", "saved %")
     return join([tag("p", note), folding(heads, lines, count(len(lines), "comparison"), f"Savings, {task.name}")])
+
+
+def _attribution(task: Task) -> Markup:
+    lines = [
+        (breakable(first), breakable(second), f"{each.budget:g}", difference(each.difference))
+        for first, second in summary.one_apart(task.order)
+        for each in summary.pairs(task.records, first, second)
+    ]
+    if not lines:
+        return remark("No two agents differ in one thing only.")
+    note = (
+        "Paired difference in points between an agent and one that lacks a switch or an option of it; that trains on "
+        "as many samples, drawn at random (same_amounts); or that draws its random samples once for the run."
+    )
+    heads = ("agent", "against", "budget", "difference")
+    return join([tag("p", note), folding(heads, lines, count(len(lines), "comparison"), f"Switches, {task.name}")])
 
 
 def _areas(task: Task) -> Markup:

@@ -22,6 +22,7 @@ from train.results import Record
 from train.statistics import MARGIN, Interval, Profile, Verdict
 
 FULL = "full"
+SWITCH = r"\+(?=[A-Za-z_]\w*=)"  # before one, as in agents
 NEAR = 0.01  # relative: a budget of `full` this near to budget / keep counts as that
 
 Runs = dict[int, float]  # test accuracy in [0, 1] by seed
@@ -378,6 +379,27 @@ def pairs(records: Sequence[Record], first: str, second: str) -> list[Paired]:
     of_first, of_second = table.get(first, {}), table.get(second, {})
     differences = {b: _difference(of_first[b], of_second[b]) for b in sorted(of_first.keys() & of_second.keys())}
     return [Paired(budget, difference) for budget, difference in differences.items() if difference]
+
+
+def one_apart(specs: Collection[str]) -> list[tuple[str, str]]:
+    """Pairs of agents that differ in one thing, for `pairs`: what does that thing bring?
+
+    An agent with a switch more than another ("ucb:keep=0.5+mixup=0.5" and "ucb:keep=0.5") or with more options than
+    its plain self ("swdpp:keep=0.5,tau=0" and "swdpp:keep=0.5"); one and its `same_amounts:`, which has all but the
+    choice; and `random` and `static_random` with the same keep, which differ in drawing anew.
+    """
+    found = []
+    for spec in specs:
+        base, *switches = re.split(SWITCH, spec)
+        names = [spec[: m.start()] + spec[m.start() + len(m[0]) :] for m in re.finditer(rf"{SWITCH}[^+]*", spec)]
+        found += [(spec, less) for less in names if less in specs]
+        plain = base.split(",")[0] if keep_of(base) is not None else base.partition(":")[0]
+        if not switches and plain != base and plain in specs:
+            found.append((spec, plain))
+        for other in (f"same_amounts:{spec}", f"static_{spec}" if base.startswith("random") else ""):
+            if other in specs:
+                found.append((spec, other))
+    return found
 
 
 def wins(records: Sequence[Record]) -> Wins:
