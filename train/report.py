@@ -321,14 +321,16 @@ def _plain_table(lines: Iterable[tuple[str, Markup]], label: str) -> Markup:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the program with `args` (else those of the command line); return its exit status: 0, or 2 without "
-    "results."""
+    """Run the program with `args` (else those of the command line); return its exit status: 2 without results."""
     arguments = tyro.cli(Arguments, args=args)
     try:
         page, images = build(arguments.folder, arguments.root)
+        figures = arguments.folder / "figures"
         for name, png in images.items():
-            files.replace(arguments.folder / "figures" / name, png)
+            files.replace(figures / name, png)
         files.replace(arguments.folder / "report.html", page.encode())
+        for name in {path.name for path in figures.glob("*.png")} - images.keys():
+            (figures / name).unlink()  # of a report that had other tasks
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
