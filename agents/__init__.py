@@ -76,13 +76,38 @@ def make(spec: str) -> Agent:
 
 def _make(spec: str) -> Agent:
     """The agent of a spec without switches."""
+    found, settings = _bind(spec)
+    # an instance may keep state, which must not pass from run to run
+    return found(**settings) if isinstance(found, type) else copy.deepcopy(found)
+
+
+def check(spec: str) -> None:
+    """Check all of `spec` that can be checked without running code of the agent's, but for what its module imports.
+
+    The agents of this package are built; of others it is looked whether they can be found and take the options.
+
+    Raises:
+        ValueError: as for `make`.
+    """
+    base, switched = _switches(spec)
+    if _is_same_amounts(base):
+        check(_other(base))
+    elif _split(base)[0] in AGENTS:
+        _make(base)
+    else:
+        _bind(base)
+    Switched(agent=Full(), **switched)
+
+
+def _bind(spec: str) -> tuple[Any, dict[str, Any]]:
+    """What a spec without switches names, and the options that it takes."""
     name, options = _split(spec)
     found = _find(spec, name)
     settings = _parse(spec, options)
     if not isinstance(found, type):
         if settings:
             raise ValueError(f"agent {spec!r}: {name} is not a class, so it takes no options")
-        return copy.deepcopy(found)  # an instance may keep state, which must not pass from run to run
+        return found, settings
     signature = inspect.signature(found)
     try:
         signature.bind(**settings)
@@ -90,7 +115,7 @@ def _make(spec: str) -> Agent:
         plain = [str(option.replace(annotation=option.empty)) for option in signature.parameters.values()]
         known = ", ".join(plain) or "none"
         raise ValueError(f"agent {spec!r}: {error}; the options of {name} are: {known}") from None
-    return found(**settings)
+    return found, settings
 
 
 def spec_with_keep(spec: str, keep: float) -> str:
@@ -183,8 +208,9 @@ def _find(spec: str, name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         imported = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"agent {spec!r}: module {module!r} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # a module of yours can raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"agent {spec!r}: module {module!r} cannot be imported: {reason}") from error
     if not hasattr(imported, attribute):
         raise ValueError(f"agent {spec!r}: module {module!r} has no {attribute!r}")
     found = getattr(imported, attribute)

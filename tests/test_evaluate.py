@@ -104,7 +104,9 @@ def test_prints_a_table_and_writes_every_file(done: Done):
     assert "Few seeds: 2" in done.stdout
     assert done.stdout == (done.folder / "table.txt").read_text()
     assert sorted(path.name for path in done.folder.iterdir()) == [
+        ".lock",
         "accuracy.png",
+        "cells.json",
         "curves.csv",
         "results.jsonl",
         "table.txt",
@@ -159,9 +161,9 @@ def test_failing_agents_fail_alone_and_edited_ones_run_again(
     assert "full" in printed.out
     assert {record["agent"] for record in _records(tmp_path / "moody")} == {"full"}
     failures = [json.loads(line) for line in (tmp_path / "moody" / "failures.jsonl").read_text().splitlines()]
-    assert [failure["run"]["agent"] for failure in failures] == ["moody:raises", "moody:confused"] * 2
+    assert [failure["run"]["agent"] for failure in failures] == ["moody:raises"] * 2 + ["moody:confused"] * 2
     assert 'sys.exit("no idea")' in failures[0]["traceback"]
-    assert "the action is a int" in failures[1]["error"]
+    assert "the action is a int" in failures[2]["error"]
 
     repaired = "\n\nfrom agents import make\n\nraises = confused = make('full')\n"
     module.write_text(wrong.format("pass") + repaired)
@@ -249,7 +251,15 @@ def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
     (tmp_path / "slow.py").write_text(f"import time\n{FIRST_HALF.replace('n = len', 'time.sleep(0.1); n = len')}")
     arguments = ["--agents", "slow:FirstHalf", *SMALL[:4], "--seeds", "500", "--name", "slow", "--out", str(tmp_path)]
     command = [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "1"]
-    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background, perhaps these tests, ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
         results_file = tmp_path / "slow" / "results.jsonl"
         deadline = time.monotonic() + 60
         while not results_file.exists() and time.monotonic() < deadline:
@@ -426,6 +436,42 @@ def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     outcome = record["results"]
     assert (outcome["steps"], outcome["coverage"], outcome["visits_gini"]) == (1, 0.0, 0.0)
     assert outcome["class_visits"] == [1.0] * 10
+
+
+def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(done.folder, tmp_path / "small")
+    before = (tmp_path / "small" / "results.jsonl").read_bytes()
+    code = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "small" / ".lock")]
+    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert evaluate.main(arguments) == 2
+        assert "another program is writing to" in capsys.readouterr().err
+        other.kill()
+    assert (tmp_path / "small" / "results.jsonl").read_bytes() == before
+    assert evaluate.main(arguments) == 0  # the dead one's lock is gone with it
+    keys = json.loads((tmp_path / "small" / "cells.json").read_text())
+    assert set(keys) == {record["key"] for record in done.records if record["agent"] == "full"}
+
+
+def test_an_agent_that_cannot_be_built_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "unbuilt.py").write_text(
+        "class Agent:\n    def __init__(self, keep=0.5):\n        raise KeyError('no')\n"
+    )
+    (tmp_path / "unimported.py").write_text("import sys\n\nsys.exit(0)\n")
+    arguments = [*SMALL[:4], "--seeds", "1", "--name", "unbuilt", "--out", str(tmp_path), "--workers", "1"]
+    assert evaluate.main(["--agents", "full", "unbuilt:Agent", *arguments]) == 1
+    assert "1 run(s) failed, of unbuilt:Agent:keep=0.5" in capsys.readouterr().err
+    assert evaluate.main(["--agents", "full", "unimported:Agent", *arguments]) == 2
+    assert "module 'unimported' cannot be imported: SystemExit" in capsys.readouterr().err
 
 
 def test_a_key_changes_with_everything_that_matters():

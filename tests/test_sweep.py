@@ -393,7 +393,13 @@ def test_the_cells_are_the_product_each_once(home: Path, done: subprocess.Comple
 
 def test_the_folder_of_results(home: Path, done: subprocess.CompletedProcess[str]):
     folder = home / "runs" / "mine"
-    assert sorted(path.name for path in folder.iterdir()) == ["results.jsonl", "sweep.toml", "table.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "cells.json",
+        "results.jsonl",
+        "sweep.toml",
+        "table.txt",
+    ]
     assert (folder / "sweep.toml").read_text() == SWEEP
     assert done.stdout == (folder / "table.txt").read_text()
     assert [line.strip() for line in done.stdout.splitlines() if line.strip() in ("clean", "noisy")] == [

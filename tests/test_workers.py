@@ -46,7 +46,7 @@ def agent(observation, rng):
             pass
 """,
     "never_built": "class agent:\n    def __init__(self):\n        time.sleep(600)\n",
-    "slow": "def agent(observation, rng):\n    time.sleep(1.0)\n    return full(observation, rng)\n",
+    "slow": "def agent(observation, rng):\n    time.sleep(1.6)\n    return full(observation, rng)\n",
     "raises": "def agent(observation, rng):\n    raise KeyError('no idea')\n",
     "interrupts": "def agent(observation, rng):\n    raise KeyboardInterrupt\n",
     "unprintable": """
@@ -147,14 +147,14 @@ def test_a_process_that_dies_costs_its_own_run_only(home: Path):
 
 def test_an_agent_that_hangs_fails_alone(home: Path):
     start = time.monotonic()
-    records, failures = _sorted_out(_runs("slow", "full", "clings", "never_built"), agent_timeout=1.8)
+    records, failures = _sorted_out(_runs("slow", "full", "clings", "never_built"), agent_timeout=3.0)
     assert time.monotonic() - start < 60.0
     assert {record["agent"] for record in records.values()} == {"slow_agent:agent", "full"}
     assert len(failures) == 2
     for failure in failures.values():
-        assert failure.error == "the agent took more than 1.8 s for one decision; --agent-timeout allows longer"
+        assert failure.error == "the agent took more than 3 s for one decision; --agent-timeout allows longer"
     slow = next(record for record in records.values() if record["agent"] != "full")
-    assert slow["results"]["seconds"]["select"] > 1.8  # in all: the clock is that of one decision
+    assert slow["results"]["seconds"]["select"] > 3.0  # in all: the clock is that of one decision
 
 
 def test_leaving_early_ends_the_process_at_once(home: Path):
@@ -162,7 +162,7 @@ def test_leaving_early_ends_the_process_at_once(home: Path):
         assert isinstance(next(found), dict)
         (process,) = multiprocessing.active_children()
         start = time.monotonic()
-    assert time.monotonic() - start < 5.0
+    assert time.monotonic() - start < 20.0
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid or 0, 0)
 

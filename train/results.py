@@ -58,7 +58,7 @@ def append(path: Path, record: Record) -> None:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"
+    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def grouped(records: Sequence[Record]) -> dict[float, dict[str, list[Record]]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,11 +15,17 @@ import gymnasium as gym
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from prune_env import files
 from train import provenance, results, workers
 from train.episode import Run
 from train.plan import Block, Place, Plan, make_plan
 from train.results import Record
 from train.workers import Failure
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @dataclass
@@ -72,7 +79,11 @@ def carry_out(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     try:
-        records, failures = _run_missing(plan, folder, running, command, console)
+        with _locked(folder):
+            records, failures = _run_missing(plan, folder, running, command, console)
+    except BlockingIOError:
+        print(f"error: another program is writing to {folder}; wait for its end, or choose --name", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130
@@ -86,11 +97,24 @@ def carry_out(
     return 0
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep others out of `folder`; raises BlockingIOError if one is in. The system unlocks when the process ends."""
+    with open(folder / ".lock", "ab") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def _run_missing(
     plan: Plan, folder: Path, running: Running, command: str, console: Console
 ) -> tuple[list[Record], list[Failure]]:
-    """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed."""
+    """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed.
+
+    cells.json gets the keys of the plan: results.jsonl may also hold runs of former ones.
+    """
     path, failed = folder / "results.jsonl", folder / "failures.jsonl"
+    files.replace(folder / "cells.json", json.dumps(list(plan.runs), indent=0).encode())
     done, unreadable = results.read(path)
     if unreadable:
         dropped = f"warning: {unreadable} unreadable line(s) dropped from {path}; those runs are done again"
@@ -113,7 +137,9 @@ def _run_missing(
         ):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
-                    results.append(failed, asdict(outcome))
+                    failure = asdict(outcome)
+                    failure["run"]["settings"].pop("root", None)  # a matter of this machine
+                    results.append(failed, failure)
                     bar.advance(outcome.run, f"failed: {outcome.error}")
                     failures.append(outcome)
                 else:

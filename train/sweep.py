@@ -36,7 +36,7 @@ class Arguments(Running):
     """
 
     file: tyro.conf.Positional[Path]
-    """The sweep file, see the README."""
+    """The sweep file, see docs/benchmark.md."""
     agents: tuple[str, ...] = ()
     """More agents, entered beside the file's in every block."""
 

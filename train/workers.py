@@ -184,6 +184,7 @@ def _env_for(run: Run) -> gym.Env:
 
 def attempt(key: str, run: Run, watch: Callable[[], AbstractContextManager[None]]) -> Record | Failure:
     """Do one run, entering `watch()` around each call of the agent; whatever that raises becomes a `Failure`."""
+    torch.set_num_threads(1)  # an agent before may have set another number, and that changes rounding
     try:
         record = play(run, _env_for(run), watch)
         if record["key"] != key:
