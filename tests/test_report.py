@@ -16,7 +16,7 @@ from PIL import Image
 
 from prune_env import data
 from tests import trees
-from train import plots, provenance, report, results, summary, table
+from train import pictures, plots, provenance, report, results, summary, table
 from train.episode import Run, play
 from train.results import Record
 
@@ -328,6 +328,144 @@ def test_a_file_that_is_being_written_is_left_alone(records: list[Record], tmp_p
     assert "could not be read: 1." in (tmp_path / "report.html").read_text()
     assert len(results.read(path)[0]) == len(some)
     assert path.read_bytes() != before  # who goes on writing repairs it
+
+
+def test_only_the_cells_of_the_last_plan_count(
+    records: list[Record], tmp_path: Path, capsys: pytest.CaptureFixture[str], undrawn: None
+):
+    some = [record for record in records if record["task"] == "clean" and record["budget"] == 2.0]
+    older = next(record for record in some if (record["agent"], record["seed"]) == ("ucb:keep=0.5", 0))
+    newer = changed(older)
+    newer["configuration"]["recipe"]["lr"] = 7.25
+    newer["results"]["test_accuracy"] = 0.1
+    failures = [
+        {"key": key, "run": {**older, "settings": {"budget": 2.0}}, "error": key, "traceback": ""}
+        for key in ("failed-now", "failed-then")
+    ]
+    (tmp_path / "failures.jsonl").write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+
+    page = write(tmp_path, [*some, newer])
+    assert ["ucb:keep=0.5", "50.50 [10.00, 91.00]"] in [row[:2] for row in page.rows]  # without a plan the last counts
+    assert "7 runs of" not in page.text
+    assert "2 failed runs" in page.text
+
+    keys = [record["key"] for record in some]
+    (tmp_path / "cells.json").write_text(json.dumps([*keys, "failed-now", *map(str, range(1993))]))
+    page = write(tmp_path, [newer, *some, newer])
+    assert ["ucb:keep=0.5", "90.50 [90.00, 91.00]"] in [row[:2] for row in page.rows]
+    assert "6 of 2,000 planned runs of 3 agents on clean" in page.text
+    assert "7.25" not in page.text
+    assert "1 failed run" in page.text
+    assert "failed-then" not in page.text
+
+    (tmp_path / "cells.json").write_text(json.dumps(keys[::-1]))
+    page = write(tmp_path, [*some, newer])
+    assert "6 runs of 3 agents on clean" in page.text
+    assert "planned" not in page.text
+
+    for plan in ("[]", '["other"]', "{"):
+        (tmp_path / "cells.json").write_text(plan)
+        capsys.readouterr()
+        assert report.main([str(tmp_path)]) == 2
+        expected = "JSON|Expecting" if plan == "{" else "has no results of the plan"
+        assert re.fullmatch(rf"error: .*({expected}).*\n", capsys.readouterr().err)
+
+
+FALLING = {  # full falls from 3 to 24 and the others do not
+    "full": {3.0: 0.90, 6.0: 0.88, 12.0: 0.86, 24.0: 0.82, 48.0: 0.84},
+    "ucb:keep=0.5": {3.0: 0.91, 6.0: 0.92, 12.0: 0.85, 24.0: 0.845},
+    "random:keep=0.5": {3.0: 0.70, 6.0: 0.88, 24.0: 0.80},
+    "infobatch": {3.0: 0.89, 6.0: 0.91},
+    "ucb:keep=0.3": {3.0: 0.80},
+    "full+mixup=0.5": {3.0: 0.88},
+}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_task_where_longer_training_loses(records: list[Record], tmp_path: Path):
+    base = next(record for record in records if record["task"] == "clean")
+    some = []
+    for agent, accuracies in FALLING.items():
+        for budget, accuracy in accuracies.items():
+            for seed in range(5):
+                other = changed(base, agent=agent, budget=budget, seed=seed)
+                other["results"]["test_accuracy"] = accuracy + 0.001 * seed  # the mean is 0.2 points more
+                some.append(other)
+    page = write(tmp_path, some)
+
+    # the first screen
+    assert (
+        "More compute than budget 6 does not help here: the highest mean of all, 92.20 %, is ucb:keep=0.5's at "
+        "budget 6. Full training is best at budget 3: 90.20 %, and 84.20 % at 48."
+    ) in page.text
+    bests = [row for row in page.rows if row[0] in ("3", "6", "12", "24", "48") and len(row) == 5]
+    assert [row[:2] for row in bests] == [
+        ["3", "ucb:keep=0.5"],
+        ["6", "ucb:keep=0.5"],
+        ["12", "full"],
+        ["24", "ucb:keep=0.5"],
+    ]
+    assert "Alone at a budget" not in page.text  # full at 48 is there to compare with
+
+    # lossless
+    rows = {(row[0], row[1]): row[3] for row in page.rows if len(row) == 6 and row[2] in ("6", "12", "24", "48")}
+    assert rows == {
+        ("ucb:keep=0.5", "3"): "lossless (so is full itself)",
+        ("ucb:keep=0.5", "6"): "lossless (so is full itself)",
+        ("ucb:keep=0.5", "12"): "lossless (so is full itself)",
+        ("ucb:keep=0.5", "24"): "lossless",  # full itself loses 2 points
+        ("random:keep=0.5", "3"): "lossy",
+        ("random:keep=0.5", "6"): "lossless (so is full itself)",
+        ("random:keep=0.5", "24"): "lossy",
+    }
+    assert "Lossless where full itself is not: ucb:keep=0.5 at budget 24." in page.text
+    assert (
+        "At 3 against 6 (+2.00 [+2.00, +2.00] points), 6 against 12 (+2.00 [+2.00, +2.00] points) and 12 against 24 "
+        "(+4.00 [+4.00, +4.00] points) training longer brings nothing: full itself at the smaller budget is lossless"
+    ) in page.text
+    assert "5 lossless (4 where full itself is), 0 undecided, 2 lossy" in page.text
+    assert "7 verdicts, each by itself" in page.text
+    assert "Never a verdict: infobatch and full+mixup=0.5." in page.text
+    assert "No verdict: ucb:keep=0.3." in page.text
+
+    # savings
+    assert ["ucb:keep=0.5", "12", "≤ 3", "≤ -300"] in page.rows  # 85.2 %, which full has at 3 already, and at 24 not
+    assert ["ucb:keep=0.5", "6", "≥ 48", "≥ +88"] in page.rows
+    assert (
+        "Full's mean falls somewhere with the budget here: 90.20 % at 3, 88.20 % at 6, 86.20 % at 12, 82.20 % at 24 "
+        "and 84.20 % at 48."
+    ) in page.text
+
+
+def test_where_full_rises_nothing_is_said_of_falling(page: Page):
+    for words in ("does not help", "Full training is best", "mean falls", "training longer", "so is full"):
+        assert words not in page.text
+    assert "Lossless: none." in page.text
+    assert "From here on all is of budget 4, the largest of those at which most agents ran: 3 of 3." in page.text
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_several_configurations_and_codes_are_shown(records: list[Record], tmp_path: Path):
+    some = copy.deepcopy([record for record in records if record["task"] == "clean"])
+    for record in some:
+        record["provenance"]["agent_digest"] = record["agent"].encode().hex().ljust(64, "0")
+    some[0]["configuration"]["recipe"]["lr"] = 7.25
+    some[0]["configuration"]["settings"]["momentum"] = 0.125  # the others do not set it
+    some[0]["provenance"]["agent_digest"] = "f" * 64
+    page = write(tmp_path, some)
+    lr = some[1]["configuration"]["recipe"]["lr"]
+    assert ["lr", f"7.25 (1 run) and {lr} (5 runs) at 2; {lr} at 4"] in page.rows
+    assert ["momentum", "0.125 (1 run) and None (5 runs) at 2; None at 4"] in page.rows
+    digests = {agent: agent.encode().hex().ljust(64, "0")[:12] for agent in SPECS}
+    assert ["full", f"{'f' * 12} (1 run) and {digests['full']} (3 runs) several"] in page.rows
+    assert ["random:keep=0.5", digests["random:keep=0.5"]] in page.rows
+    assert "Code of the agents, SHA-256 (1 agent with several)" in page.text
+
+
+def test_agents_with_switches_are_not_pictured():
+    agents = ["ucb:keep=0.5+mixup=0.5", "ucb:keep=0.5,c=1e+1", "mine:A+anneal=0.1", "full", "middle:keep=0.5", "mine:B"]
+    assert pictures.pictured(agents) == ["ucb:keep=0.5,c=1e+1", "middle:keep=0.5", "mine:B"]
+    assert pictures.pictured(["full+mixup=0.5", "ucb:keep=0.5+mixup=0.5"]) == []
 
 
 def test_no_results_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

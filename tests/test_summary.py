@@ -349,6 +349,36 @@ def test_equivalences_find_full_at_the_larger_budget():
         summary.equivalences(records, margin=-1.0)
 
 
+def test_equivalences_are_vacuous_where_full_itself_is_lossless():
+    five = [90.0, 90.1, 90.2, 90.3, 90.4]
+    records = [
+        *(runs(HALF, 3.0, [92.0] * 5) + runs(OTHER, 3.0, [80.0] * 5) + runs("ucb:keep=0.25", 3.0, [92.0] * 5)),
+        *(runs("full", 3.0, [91.0] * 5) + runs("full", 6.0, five) + runs("full", 12.0, [91.2] * 5)),
+        *(runs(HALF, 12.0, [92.0] * 5) + runs("full", 24.0, [91.0] * 5)),
+        *(runs(HALF, 24.0, [92.0] * 5) + runs("full", 48.0, [91.5] * 5)),
+        *(runs(HALF, 96.0, [92.0] * 5) + runs("full", 192.0, [91.5] * 5)),  # full has no 96
+    ]
+    found = {(row.agent, row.budget): row for row in summary.equivalences(records)}
+    row = found[HALF, 3.0]
+    assert row.itself
+    assert approx(row.itself, 0.8, mean_interval([1.0, 0.9, 0.8, 0.7, 0.6]), 5)
+    assert (row.verdict, row.vacuous) == ("lossless", True)
+    assert (found[OTHER, 3.0].verdict, found[OTHER, 3.0].vacuous) == ("lossy", True)
+    # an end on the margin does not lie above it
+    assert (found["ucb:keep=0.25", 3.0].verdict, found["ucb:keep=0.25", 3.0].vacuous) == ("lossless", False)
+    assert found[HALF, 12.0].vacuous
+    assert not found[HALF, 24.0].vacuous  # half a point is lost
+    assert (found[HALF, 96.0].itself, found[HALF, 96.0].vacuous) == (None, False)
+    assert {row.vacuous for row in summary.equivalences(records, margin=2.0)} == {True, False}
+    assert all(row.vacuous for row in summary.equivalences(records, margin=2.0) if row.budget < 96.0)
+    # over the agent's seeds alone, and few of them decide nothing
+    some = runs(HALF, 3.0, [92.0, None, 92.0]) + [r for r in records if r["agent"] == "full"]
+    (row,) = summary.equivalences(some)
+    assert row.itself
+    assert approx(row.itself, 0.9, mean_interval([1.0, 0.8]), 2)
+    assert not row.vacuous
+
+
 def test_equivalences_of_few_seeds():
     few = runs(HALF, 3.0, [90.0]) + runs("full", 6.0, [90.0, 91.0])
     (row,) = summary.equivalences(few)
@@ -358,6 +388,12 @@ def test_equivalences_of_few_seeds():
 
 
 # savings
+
+
+def test_the_curve_of_full_is_over_the_same_seeds():
+    records = runs("full", 6.0, [91.0, 93.0]) + runs("full", 3.0, [90.0, 91.0, 80.0]) + runs("full", 12.0, [70.0])
+    assert summary.full_curve(records + runs("a", 24.0, [99.0])) == pytest.approx({3.0: 90.5, 6.0: 92.0})
+    assert summary.full_curve(runs("a", 3.0, [90.0])) == {}
 
 
 def full_log(budgets, offsets=(0.0,), a=80.0, c=3.0):
@@ -523,3 +559,31 @@ def test_agents_that_differ_in_one_thing():
         ]
     )
     assert summary.one_apart([]) == []
+
+
+def test_one_option_or_one_switch_is_one_thing():
+    specs = [
+        "swdpp:keep=0.5",
+        "swdpp:keep=0.5,tau=0",
+        "swdpp:keep=0.5,tau=0,dynamics=False,q_max=0",
+        "swdpp:keep=0.5,tau=0,dynamics=False",
+        "swdpp:keep=0.5,tau=0+mixup=0.5",
+        "swdpp:keep=0.5+mixup=0.5",
+        "same_amounts:swdpp:keep=0.5",
+        "a.b:C:x='p,q=1',c=1e+1",
+        "a.b:C:x='p,q=1'",
+        "a.b:C",
+    ]
+    assert sorted(summary.one_apart(specs)) == sorted(
+        [
+            ("swdpp:keep=0.5,tau=0", "swdpp:keep=0.5"),
+            ("swdpp:keep=0.5,tau=0,dynamics=False,q_max=0", "swdpp:keep=0.5,tau=0,dynamics=False"),
+            ("swdpp:keep=0.5,tau=0,dynamics=False", "swdpp:keep=0.5,tau=0"),
+            ("swdpp:keep=0.5,tau=0+mixup=0.5", "swdpp:keep=0.5,tau=0"),
+            ("swdpp:keep=0.5,tau=0+mixup=0.5", "swdpp:keep=0.5+mixup=0.5"),
+            ("swdpp:keep=0.5+mixup=0.5", "swdpp:keep=0.5"),
+            ("swdpp:keep=0.5", "same_amounts:swdpp:keep=0.5"),
+            ("a.b:C:x='p,q=1',c=1e+1", "a.b:C:x='p,q=1'"),
+            ("a.b:C:x='p,q=1'", "a.b:C"),
+        ]
+    )

@@ -18,7 +18,7 @@ import pytest
 
 import agents
 from train import plan, sweep
-from train.plan import Block
+from train.plan import Block, Place, make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = 'env = "prune_env/Digits-v0"'
@@ -75,6 +75,21 @@ budgets = [1]
     assert [block.agents for block in more] == [(*block.agents, "mine:Own", "ucb") for block in expected]
 
 
+def test_a_task_may_have_learning_rates_by_budget(tmp_path: Path):
+    text = f'agents = ["full", "random"]\nbudgets = [2, 4.5, 7, 40]\nseeds = 1\n{TASK}lr = {{3 = 0.1, "12.5" = 0.05}}\n'
+    (block,) = sweep.read(write(tmp_path, text))
+    assert block.settings == {"lr": {3.0: 0.1, 12.5: 0.05}}
+    runs = make_plan([block], Place(None, False, "cpu")).runs.values()
+    # nearest in ratio: the geometric mean of 3 and 12.5 is 6.12
+    assert {(run.settings["budget"], run.settings["lr"]) for run in runs} == {
+        (2, 0.1),
+        (4.5, 0.1),
+        (7, 0.05),
+        (40, 0.05),
+    }
+    assert all(run.make_env().unwrapped.recipe.lr == run.settings["lr"] for run in runs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_defaults(tmp_path: Path):
     (block,) = sweep.read(write(tmp_path, f'agents = ["full"]\nbudgets = [2]\n{TASK}'))
     assert (block.keep, block.seeds, block.task) == ((0.5,), 5, "digits")
@@ -124,6 +139,9 @@ WRONG = {
     "true among the budgets": (f'agents = ["full"]\nbudgets = [true]\n{TASK}', ["block 1", "budgets", "True"]),
     "half a seed": (f"{TOP}seeds = 2.5\n{TASK}", ["block 1", "seeds is 2.5"]),
     "seeds by name": (f"{TOP}{TASK}[[blocks]]\nseeds = [0, 1]", ["block 1", "seeds is [0, 1]"]),
+    "no rates": (f"{TOP}{TASK}lr = {{}}", ["task 'digits'", "lr is {}"]),
+    "rates of words": (f"{TOP}{TASK}lr = {{small = 0.1}}", ["task 'digits'", "lr is {'small': 0.1}"]),
+    "a rate of 0": (f"{TOP}{TASK}lr = {{3 = 0}}", ["task 'digits'", "positive"]),
     "true seeds": (f"{TOP}seeds = true\n{TASK}", ["block 1", "seeds is True"]),
     "unknown task": (f'{TOP}{TASK}[[blocks]]\ntasks = ["digit"]', ["block 1", "task 'digit'", "digits"]),
 }

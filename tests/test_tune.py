@@ -114,6 +114,8 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         ({"workers": 0}, "--workers"),
         ({"save": "digit"}, "--save is 'digit'"),
         ({"save": "digits", "model": "mlp:16"}, "'mlp:16'"),
+        ({"save": "digits", "label_noise": 0.2}, "--label-noise"),
+        ({"label_noise": 2.0}, "label_noise=2.0"),
         ({"model": "perceptron"}, "perceptron"),
         ({"env": "prune_env/Nothing-v0"}, "Nothing"),
         ({"env": "CartPole-v1"}, ""),

@@ -15,6 +15,7 @@ from prune_env.data import Data
 from train.markup import Markup, image, tag
 from train.plan import TASK
 from train.results import Record
+from train.summary import SWITCH
 
 CHOOSING = ("ucb", "swdpp", "epsilon_greedy", "middle")  # by statistics: their pictures say most
 RANDOM = ("full", "random", "static_random")
@@ -23,8 +24,7 @@ PIXELS = 64  # of a picture's longer side; larger ones are made smaller
 
 
 def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
-    """What a run trained on, or None and why. Without `root` only what comes with the package: it may be passed "
-    "on."""
+    """What a run trained on, or None and why. Without `root` only what comes with the package: it may be passed on."""
     configuration = record["configuration"]
     try:
         settings = {**gym.spec(configuration["env"]).kwargs, **configuration["settings"]}
@@ -45,9 +45,9 @@ def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
 
 def pictured(agents: Sequence[str]) -> list[str]:
     """Those of `agents` whose pictures say most: rules that choose by statistics, without switches."""
-    names = {agent: re.split(r"[:+]", agent)[0] for agent in agents}
-    chosen = [next((agent for agent in agents if names[agent] == name), "") for name in CHOOSING]
-    others = [agent for agent in agents if names[agent] not in (*CHOOSING, *RANDOM)]
+    names = {agent: agent.partition(":")[0] for agent in agents if not re.search(SWITCH, agent)}
+    chosen = [next((agent for agent in names if names[agent] == name), "") for name in CHOOSING]
+    others = [agent for agent in names if names[agent] not in (*CHOOSING, *RANDOM)]
     return [*filter(None, chosen), *others][:PICTURED]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Block:
 
     task: str  # name of the task
     env: str  # id
-    settings: dict[str, Any]  # of the environment, of SETTINGS
+    settings: dict[str, Any]  # of the environment, of SETTINGS; `lr` may be a dict of rates by budget
     agents: tuple[str, ...]  # specs
     keep: tuple[float, ...]  # shares, for agents that take `keep` and do not set it
     budgets: tuple[float, ...]  # full-epoch equivalents
@@ -83,6 +84,8 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
         given = {**block.settings} if place.root is None else {**block.settings, "root": place.root}
         for budget in sorted(set(block.budgets)):
             settings = {**given, "budget": budget, "device": place.device}
+            if isinstance(given.get("lr"), dict):
+                settings["lr"] = _nearest(given["lr"], budget)
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
             for agent in specs:
                 for seed in range(block.seeds):
@@ -91,6 +94,11 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             device = cast(PruneEnv, env.unwrapped).train_data.images.device.type
             env.close()
     return Plan(runs, 1 if device == "cuda" else _cores())
+
+
+def _nearest(rates: dict[float, float], budget: float) -> float:
+    """The rate at the budget that is nearest in ratio, as `prune_env.recipes.tuned` takes it."""
+    return rates[min(rates, key=lambda tuned_at: abs(math.log(tuned_at / budget)))]
 
 
 def _with_keeps(specs: Iterable[str], keeps: Iterable[float]) -> list[str]:

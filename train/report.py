@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -44,7 +45,8 @@ THRESHOLDS = 81  # of a performance profile
 class Arguments:
     """Write FOLDER/report.html, which needs no network and no JavaScript, and its figures as PNG beside it.
 
-    FOLDER is what `train.sweep` or `train.evaluate` wrote. It may still be running: nothing else is touched.
+    FOLDER is what `train.sweep` or `train.evaluate` wrote. It may still be running: nothing else is touched. Runs that
+    the last plan, cells.json there, does not have are left out.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -57,14 +59,22 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
     """The report on a folder of results, as HTML, and its figures by name.
 
     Raises:
-        ValueError: there are no results.
+        ValueError: there are no results, or none of the last plan; or cells.json, its keys, is no JSON.
         OSError: they cannot be read.
     """
     found, unreadable = results.read(folder / "results.jsonl", repair=False)
+    failed, _ = results.read(folder / "failures.jsonl", repair=False)
+    cells, planned = folder / "cells.json", len(found)
+    if cells.exists():
+        keys = json.loads(cells.read_text())
+        planned = len(keys)
+        found = {key: found[key] for key in keys if key in found}
+        failed = {key: failed[key] for key in keys if key in failed}
     if not found:
-        raise ValueError(f"{folder / 'results.jsonl'} has no results; is {folder} what train.sweep wrote?")
+        of_plan = " of the plan in cells.json" if cells.exists() else ""
+        raise ValueError(f"{folder / 'results.jsonl'} has no results{of_plan}; is {folder} what train.sweep wrote?")
     records = summary.latest(list(found.values()))
-    failures = list(results.read(folder / "failures.jsonl", repair=False)[0].values())
+    failures = list(failed.values())
     tasks = [
         make_task(number, name, of_task, root)
         for number, (name, of_task) in enumerate(summary.by_task(records).items(), start=1)
@@ -73,7 +83,10 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
     title = f"prune_env: {folder.resolve().name}"
     content = [
         tag("h1", title),
-        tag("p", _compared(tasks, records)),
+        tag(
+            "p",
+            _compared(tasks, records, f"{len(found):,} of {planned:,} planned runs" if len(found) < planned else ""),
+        ),
         _contents(tasks, len(failures)),
         _answer(tasks, records),
         *(section(task, gallery) for task in tasks),
@@ -104,13 +117,14 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
 # The first screen
 
 
-def _compared(tasks: Sequence[Task], records: Sequence[Record]) -> str:
+def _compared(tasks: Sequence[Task], records: Sequence[Record], part: str) -> str:
+    """What was run; `part` says how many of the planned runs if not all of them."""
     networks = dict.fromkeys(record["configuration"]["recipe"]["model"] for record in records)
     budgets = sorted({record["budget"] for record in records})
     names = [task.name + (f" ({len(task.data):,} training samples)" if task.data else "") for task in tasks]
     seeds = len({record["seed"] for record in records})
     return (
-        f"{count(len(records), 'run')} of {count(len({r['agent'] for r in records}), 'agent')} on "
+        f"{part or count(len(records), 'run')} of {count(len({r['agent'] for r in records}), 'agent')} on "
         f"{listed(names)}: network {listed(networks)}, {count(seeds, 'seed')}, "
         f"{'budgets' if len(budgets) > 1 else 'budget'} {listed(f'{b:g}' for b in budgets)}, in full-epoch "
         "equivalents of compute. Every number is the test accuracy of a completed run, whose test split was opened "
@@ -131,7 +145,7 @@ def _contents(tasks: Sequence[Task], failures: int) -> Markup:
 def _answer(tasks: Sequence[Task], records: Sequence[Record]) -> Markup:
     parts = [tag("h2", "Which agent should I use at my budget?")]
     for task in tasks:
-        parts += [tag("h3", task.name), tag("div", _verdict(task)), _best(task)]
+        parts += [tag("h3", task.name), tag("div", _verdict(task)), _longer(task), _best(task)]
     wins = summary.wins(records)
     if wins.cells:
         chance = (
@@ -169,12 +183,32 @@ def _verdict(task: Task) -> Markup:
     return join([tag("p", tag("strong", "Better than full training beyond its interval:")), bullets(lines)])
 
 
+def _longer(task: Task) -> Markup:
+    """In words: whether the best mean, and that of full, are had before the largest budget; else nothing."""
+    every = summary.best(task.records)
+    rivals = [best.budget for best in every if len(task.cells[best.budget]) > 1] or [best.budget for best in every]
+    top = max(every, key=lambda best: best.accuracy, default=None)
+    told = []
+    if top and top.budget < max(rivals):
+        told.append(
+            f"More compute than budget {top.budget:g} does not help here: the highest mean of all, "
+            f"{top.accuracy:.2f} %, is {top.agent}'s at budget {top.budget:g}."
+        )
+    curve = summary.full_curve(task.records)
+    at = max(curve, key=lambda budget: (round(curve[budget], 9), -budget), default=0.0)
+    if curve and at < max(curve) and not (told and top and top.agent == FULL):
+        last = max(curve)
+        told.append(f"Full training is best at budget {at:g}: {curve[at]:.2f} %, and {curve[last]:.2f} % at {last:g}.")
+    return tag("p", " ".join(told)) if told else Markup()
+
+
 def _best(task: Task) -> Markup:
+    """The best agent at each budget, but for those at which full alone ran: they are there to compare with."""
     lines, alone = [], []
     for best in summary.best(task.records):
         others = len(task.cells[best.budget]) - 1
         if not others and len(task.order) > 1:
-            alone.append(f"{best.agent} at {best.budget:g}")
+            alone += [f"{best.agent} at {best.budget:g}"] if best.agent != FULL else []
             continue
         tied = join(map(breakable, best.tied), ", ") or ("none: every other is told apart" if others else "–")
         if len(best.tied) > NAMED:
@@ -279,6 +313,7 @@ def _provenance(folder: Path, tasks: Sequence[Task], records: Sequence[Record], 
         parts.append(remark(f"Lines of results.jsonl that could not be read: {unreadable}."))
     for task in tasks:
         parts += [tag("h3", task.name), _plain_table(_recipe(task), f"Recipe and data, {task.name}")]
+    parts.append(_code(records))
     sweep = folder / "sweep.toml"
     if sweep.exists():
         parts += [tag("h3", "Sweep file"), tag("pre", sweep.read_text(errors="replace"))]
@@ -286,27 +321,45 @@ def _provenance(folder: Path, tasks: Sequence[Task], records: Sequence[Record], 
 
 
 def _recipe(task: Task) -> list[tuple[str, Markup]]:
-    """What was trained how, a line a setting; values that depend on the budget with their budgets."""
+    """What was trained how, a line a setting; values that are not the same for all runs with their budgets."""
     configurations = [(record["budget"], record["configuration"]) for record in task.records]
-    first = configurations[0][1]
     lines = [("env", _values(c["env"] for _, c in configurations))]
-    for part, names in (
-        ("settings", [n for n in first["settings"] if n != "budget"]),
-        ("recipe", list(first["recipe"])),
-    ):
-        for name in names:
-            by_budget = {budget: c[part].get(name) for budget, c in configurations}
-            if len({str(value) for value in by_budget.values()}) > 1:
-                lines.append(
-                    (name, escaped("; ".join(f"{value} at {budget:g}" for budget, value in by_budget.items())))
-                )
-            else:
-                lines.append((name, escaped(str(first[part].get(name)))))
+    for part in ("settings", "recipe"):
+        for name in dict.fromkeys(name for _, c in configurations for name in c[part] if name != "budget"):
+            by_budget: dict[float, Counter[str]] = {}
+            for budget, c in configurations:
+                by_budget.setdefault(budget, Counter())[str(c[part].get(name))] += 1
+            same = len({value for values in by_budget.values() for value in values}) == 1
+            told = [_one_or_more(values) + ("" if same else f" at {budget:g}") for budget, values in by_budget.items()]
+            lines.append((name, escaped("; ".join(dict.fromkeys(told)))))
     parts = dict.fromkeys(part for r in task.records for part in r["provenance"]["data"])
     digests = [
         (f"{part} data, SHA-256", _values(r["provenance"]["data"].get(part) for r in task.records)) for part in parts
     ]
     return lines + digests
+
+
+def _one_or_more(values: Counter[str]) -> str:
+    """A value, or several of one budget, each with how many runs have it."""
+    return next(iter(values)) if len(values) == 1 else listed(f"{v} ({count(n, 'run')})" for v, n in values.items())
+
+
+def _code(records: Sequence[Record]) -> Markup:
+    """Digests of the agents' code, shortened."""
+    digests: dict[str, Counter[str]] = {}
+    for record in records:
+        digest = str(record["provenance"].get("agent_digest") or "–")[:12]
+        digests.setdefault(record["agent"], Counter())[digest] += 1
+    several = sum(len(of_agent) > 1 for of_agent in digests.values())
+    lines = [
+        (
+            breakable(agent),
+            join([_one_or_more(found), tag("span", " several", class_="down") if len(found) > 1 else ""]),
+        )
+        for agent, found in digests.items()
+    ]
+    name = "Code of the agents, SHA-256" + (f" ({count(several, 'agent')} with several)" if several else "")
+    return folded(name, table(("agent", "digest"), lines, name))
 
 
 def _values(values: Iterable[Any]) -> Markup:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ from train.markup import (
 )
 from train.plots import COLUMNS, PANELS, Point
 from train.results import Record, grouped
-from train.statistics import FEW_SEEDS, MARGIN, Interval, mean_interval
-from train.summary import FULL
+from train.statistics import FEW_SEEDS, MARGIN, ROUNDING, Interval, mean_interval
+from train.summary import FULL, AgainstLarger
 from train.table import MOSTLY, Row, rows
 
 
@@ -110,6 +111,10 @@ def section(task: Task, gallery: Gallery) -> Markup:
         tag("h3", "Accuracy against seconds"),
         _seconds(task, gallery),
         tag("h3", f"What was kept over time, at budget {task.budget:g}"),
+        remark(
+            f"From here on all is of budget {task.budget:g}, the largest of those at which most agents ran: "
+            f"{len(task.agents)} of {len(task.order)}."
+        ),
         _kept(task, gallery),
         tag("h3", f"Visits per sample, at budget {task.budget:g}"),
         _visits(task, gallery),
@@ -152,9 +157,10 @@ def _tables(task: Task) -> Iterable[Markup]:
         shown = everything or budget == task.budget
         yield folded(name, table(heads, lines, f"{task.name}, budget {budget:g}"), shown=shown)
     note = (
-        "Kept: share of the samples kept in a step. Cover: share ever trained on. Gini of the visits: 0 when every "
-        "sample was trained on equally often. Spent: full-epoch equivalents, and what of it went into scoring "
-        "samples without training on them. Time: seconds of a whole run, and of these what the agent took."
+        "Kept: share of the samples kept in a step; a step that only scores counts as 0. Cover: share ever trained "
+        "on. Gini of the visits: 0 when every sample was trained on equally often. Spent: full-epoch equivalents, and "
+        "what of it went into scoring samples without training on them. Time: seconds of a whole run, and of these "
+        "what the agent took."
     )
     if unequal:
         note += f" † Not at equal compute: less than {MOSTLY:.0%} of the budget was spent."
@@ -170,27 +176,72 @@ def _lossless(task: Task) -> Markup:
     if not found:
         return remark("No agent that keeps a share k ran at a budget B together with full at B / k.")
     note = (
-        "An agent that keeps a share k of the samples is compared with full training of as many steps, at budget / "
-        f"k. Lossless: the whole interval of the difference lies above -{MARGIN:g} points; lossy: all of it lies "
-        f"below; else undecided, as always with fewer than {FEW_SEEDS} seeds."
+        "An agent that keeps a share k of the samples is compared with full training of about as many steps, at "
+        f"budget / k. Lossless: the whole interval of the difference lies above -{MARGIN:g} points; lossy: all of it "
+        f"lies below; else undecided, as always with fewer than {FEW_SEEDS} seeds."
     )
+    vacuous = [each for each in found if each.verdict == "lossless" and each.vacuous]
     heads = ("agent", "budget", "full at", "verdict", "difference to that", "to full at the same budget")
     lines = [
         (
             breakable(each.agent),
             f"{each.budget:g}",
             f"{each.larger:g}",
-            tag("span", each.verdict, class_={"lossless": "up", "lossy": "down"}.get(each.verdict, "")),
+            tag("span", f"{each.verdict} (so is full itself)", class_="note")
+            if each in vacuous
+            else tag("span", each.verdict, class_={"lossless": "up", "lossy": "down"}.get(each.verdict, "")),
             difference(each.difference),
             difference(each.same),
         )
         for each in found
     ]
     counts = Counter(each.verdict for each in found)
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("lossless", "undecided", "lossy"))
-    named = [f"{each.agent} at budget {each.budget:g}" for each in found if each.verdict == "lossless"]
-    answer = tag("p", tag("strong", f"Lossless: {listed(named) if named else 'none'}."))
-    return join([tag("p", note), answer, folding(heads, lines, verdicts, f"Lossless, {task.name}")])
+    so_is_full = f" ({len(vacuous)} where full itself is)" if vacuous else ""
+    verdicts = f"{counts['lossless']} lossless{so_is_full}, {counts['undecided']} undecided, {counts['lossy']} lossy"
+    named = [
+        f"{each.agent} at budget {each.budget:g}"
+        for each in found
+        if each.verdict == "lossless" and each not in vacuous
+    ]
+    where = " where full itself is not" if vacuous else ""
+    parts = [
+        tag("p", note),
+        tag("p", tag("strong", f"Lossless{where}: {listed(named) if named else 'none'}.")),
+        *_brings_nothing([each for each in found if each.vacuous]),
+        folding(heads, lines, verdicts, f"Lossless, {task.name}"),
+        remark(
+            f"{count(len(found), 'verdict')}, each by itself: with few seeds some are lossless by chance, of agents "
+            "that lose exactly the margin about 5 % at ten seeds and 8 % at five."
+        ),
+    ]
+    compared = {each.agent for each in found}
+    keeps = {agent: summary.keep_of(agent) for agent in task.order if agent not in (FULL, *compared)}
+    own = [agent for agent, keep in keeps.items() if keep is None or not 0 < keep < 1]
+    others = [agent for agent in keeps if agent not in own]
+    if own:
+        parts.append(
+            remark(f"Never a verdict: {listed(own)}. They set no share k: they choose their own amounts, or keep all.")
+        )
+    if others:
+        parts.append(remark(f"No verdict: {listed(others)}. Full has not run with their seeds at budget / k."))
+    return join(parts)
+
+
+def _brings_nothing(vacuous: Sequence[AgainstLarger]) -> Iterable[Markup]:
+    """Where verdicts are vacuous, and why; of several agents at one budget that with most seeds has the numbers."""
+    most = sorted(vacuous, key=lambda each: each.itself.seeds if each.itself else 0)
+    places = {(each.budget, each.larger): each.itself for each in most}
+    told = [
+        f"{budget:g} against {larger:g} ({spread(itself.mean, itself.interval, '+.2f')} points)"
+        for (budget, larger), itself in sorted(places.items())
+        if itself
+    ]
+    if told:
+        yield tag(
+            "p",
+            f"At {listed(told)} training longer brings nothing: full itself at the smaller budget is lossless, so "
+            "that an agent is lossless there says nothing of its choice.",
+        )
 
 
 def _savings(task: Task) -> Markup:
@@ -199,9 +250,16 @@ def _savings(task: Task) -> Markup:
         return remark("This needs runs of full with the same seeds at two budgets or more.")
     note = (
         "Full training would need the budget in the third column for the agent's mean accuracy, read off its mean "
-        "accuracies, linear in log budget; saved is 1 - budget / that. Negative: the agent needs more than full. ≥ "
-        "and ≤: the accuracy lies above or below all that full reaches, and intervals end there too."
+        "accuracies, linear in log budget; saved is 1 - budget / that. Negative: the agent needs more than full. ≤: "
+        "full has that accuracy at its smallest budget already; ≥: at no budget that it ran. Intervals end there too."
     )
+    curve = summary.full_curve(task.records)
+    if any(after < before - ROUNDING for before, after in pairwise(curve.values())):
+        means = listed(f"{mean:.2f} % at {budget:g}" for budget, mean in curve.items())
+        note += (
+            f" Full's mean falls somewhere with the budget here: {means}. The smallest budget with the accuracy "
+            "counts, whatever full has at larger ones."
+        )
     sign = {"at_least": "≥ ", "at_most": "≤ ", None: ""}
     lines = []
     for each in found:
@@ -223,8 +281,10 @@ def _attribution(task: Task) -> Markup:
     if not lines:
         return remark("No two agents differ in one thing only.")
     note = (
-        "Paired difference in points between an agent and one that lacks a switch or an option of it; that trains on "
-        "as many samples, drawn at random (same_amounts); or that draws its random samples once for the run."
+        "Paired difference in points between an agent and one that lacks a single switch or option of it; that takes "
+        "only the numbers of samples from it and draws them at random (same_amounts: without the agent's choice, and "
+        "without its weights, Mixup and scoring too where it has them); or that draws its random samples once for "
+        "the run."
     )
     heads = ("agent", "against", "budget", "difference")
     return join([tag("p", note), folding(heads, lines, count(len(lines), "comparison"), f"Switches, {task.name}")])
@@ -296,7 +356,8 @@ def _seconds(task: Task, gallery: Gallery) -> Markup:
     caption = (
         "Mean test accuracy, with its interval, against the mean wall-clock seconds of a run at one budget. Named: "
         "full (star) and the agents, in blue, that no other beats in both; the rest is grey. Equal budgets are "
-        "equal counted compute; seconds also have the agent's own time, and whatever else the machine was doing."
+        "equal counted compute; seconds also have the agent's own time. They are wall-clock of runs that shared the "
+        "machine with each other (on a CPU one process a core), and with whatever else ran there: compare with care."
     )
     return gallery.show(f"{task.label}-seconds", drawn, caption)
 

@@ -23,6 +23,8 @@ from train.statistics import MARGIN, Interval, Profile, Verdict
 
 FULL = "full"
 SWITCH = r"\+(?=[A-Za-z_]\w*=)"  # before one, as in agents
+# at the beginning of an option: what follows has whole strings
+OPTION = r"(?=\s*[A-Za-z_]\w*\s*=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)"
 NEAR = 0.01  # relative: a budget of `full` this near to budget / keep counts as that
 
 Runs = dict[int, float]  # test accuracy in [0, 1] by seed
@@ -80,7 +82,7 @@ class AgentImprovement:
 
 @dataclass(frozen=True)
 class AgainstLarger:
-    """An agent that keeps the share `keep`, at a budget, against `full` at budget / keep, which has as many steps."""
+    """An agent that keeps the share `keep`, at a budget, against `full` at budget / keep: about as many steps."""
 
     agent: str
     budget: float
@@ -89,6 +91,8 @@ class AgainstLarger:
     verdict: Verdict
     difference: Difference  # to full at the larger budget
     same: Difference | None  # to full at the same budget; None if that has not run
+    itself: Difference | None  # of full at `budget` to full at `larger`, over those seeds that it has; None without any
+    vacuous: bool  # full itself at `budget` is lossless: training longer brings nothing, so keeping less loses nothing
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,12 @@ class Saving:
     seeds: int
     full_budget: float  # at which full has the agent's accuracy
     saved: float  # 0.3: 30 % saved; negative: needs more than full
-    interval: Interval | None  # of saved; None from one seed. Ends are clipped to full's range like `saved`
-    bound: Literal["at_least", "at_most"] | None  # what `saved` is if the accuracy lies out of full's range
+    interval: Interval | None  # of saved; None from one seed. Ends are clipped to full's budgets like `saved`
+    bound: Literal["at_least", "at_most"] | None  # what `saved` is if `full_budget` lies out of full's budgets
 
     @property
     def clipped(self) -> bool:
-        """Whether the accuracy lies above (`at_least`) or below (`at_most`) all that full reaches."""
+        """Whether full has the accuracy at no budget (`at_least`), or more at its smallest already (`at_most`)."""
         return self.bound is not None
 
 
@@ -294,6 +298,7 @@ def equivalences(records: Sequence[Record], margin: float = MARGIN) -> list[Agai
 
     Budgets ascending, then agents in the order of the records. The budget of full may differ by one in a hundred (21.43
     for 15 / 0.7); without common seeds there the agent is left out. `margin` in points, see `statistics.lossless`.
+    Where longer training brings nothing, full at budget b is lossless itself: such verdicts are marked as vacuous.
 
     Raises:
         ValueError: a margin below 0 or not finite.
@@ -313,18 +318,34 @@ def equivalences(records: Sequence[Record], margin: float = MARGIN) -> list[Agai
         if difference is None:
             continue
         verdict = statistics.lossless(_differences(runs, full[larger]), margin).verdict
-        same = _difference(runs, full.get(budget, {}))
-        found.append(AgainstLarger(agent, budget, keep, larger, verdict, difference, same))
+        of_full = {seed: accuracy for seed, accuracy in full.get(budget, {}).items() if seed in runs}
+        same = _difference(runs, of_full)
+        itself = _differences(of_full, full[larger])
+        vacuous = bool(itself) and statistics.lossless(itself, margin).verdict == "lossless"
+        of_itself = _of_values(itself) if itself else None
+        found.append(AgainstLarger(agent, budget, keep, larger, verdict, difference, same, of_itself, vacuous))
     return found
+
+
+def full_curve(records: Sequence[Record]) -> dict[float, float]:
+    """Mean accuracy of `full` in % at the budgets of one task, ascending, over the same seeds at each.
+
+    Budgets and seeds are the largest block without a gap, as in `areas`. Empty without full.
+    """
+    full = _table(records).get(FULL, {})
+    seeds = {seed: [budget for budget in full if seed in full[budget]] for seed in sorted(set().union(*full.values()))}
+    common, budgets = _block(seeds)
+    return {budget: _mean(100.0 * full[budget][seed] for seed in common) for budget in budgets}
 
 
 def savings(records: Sequence[Record]) -> list[Saving]:
     """How much less every agent of one task trains than `full` for the same accuracy; budgets ascending, then agents.
 
     The budget that full needs is read off its mean accuracy, linear in log budget between the budgets it has, made
-    monotone by a running maximum: the smallest budget with the agent's mean accuracy. An accuracy out of full's range
-    gives a bound. Agent and full share the resampled seeds. The seeds and full's budgets are the largest block without
-    a gap of those seeds that the agent has; with fewer than two budgets the agent is left out.
+    monotone by a running maximum: the smallest budget with the agent's mean accuracy. An accuracy above all of full's,
+    or below that at its smallest budget, gives a bound. Agent and full share the resampled seeds. The seeds and full's
+    budgets are the largest block without a gap of those seeds that the agent has; with fewer than two budgets the agent
+    is left out.
     """
     table = _table(records)
     full = table.pop(FULL, {})
@@ -384,22 +405,31 @@ def pairs(records: Sequence[Record], first: str, second: str) -> list[Paired]:
 def one_apart(specs: Collection[str]) -> list[tuple[str, str]]:
     """Pairs of agents that differ in one thing, for `pairs`: what does that thing bring?
 
-    An agent with a switch more than another ("ucb:keep=0.5+mixup=0.5" and "ucb:keep=0.5") or with more options than
-    its plain self ("swdpp:keep=0.5,tau=0" and "swdpp:keep=0.5"); one and its `same_amounts:`, which has all but the
-    choice; and `random` and `static_random` with the same keep, which differ in drawing anew.
+    An agent with one switch ("ucb:keep=0.5+mixup=0.5" and "ucb:keep=0.5") or one option more than another
+    ("swdpp:keep=0.5,tau=0" and "swdpp:keep=0.5"); one and its `same_amounts:`, which takes only the numbers of samples
+    from it: it lacks the agent's choice, and its weights, Mixup and scoring too where it has them; and `random` and
+    `static_random` with the same keep, which differ in drawing anew.
     """
     found = []
     for spec in specs:
         base, *switches = re.split(SWITCH, spec)
-        names = [spec[: m.start()] + spec[m.start() + len(m[0]) :] for m in re.finditer(rf"{SWITCH}[^+]*", spec)]
+        agent, *options = re.split(f":{OPTION}", base, maxsplit=1)
+        options = re.split(f",{OPTION}", options[0]) if options else []
+        names = [_spec(agent, others, switches) for others in _without_one(options)]
+        names += [_spec(agent, options, others) for others in _without_one(switches)]
         found += [(spec, less) for less in names if less in specs]
-        plain = base.split(",")[0] if keep_of(base) is not None else base.partition(":")[0]
-        if not switches and plain != base and plain in specs:
-            found.append((spec, plain))
         for other in (f"same_amounts:{spec}", f"static_{spec}" if base.startswith("random") else ""):
             if other in specs:
                 found.append((spec, other))
     return found
+
+
+def _without_one(parts: Sequence[str]) -> list[list[str]]:
+    return [[*parts[:place], *parts[place + 1 :]] for place in range(len(parts))]
+
+
+def _spec(agent: str, options: Sequence[str], switches: Sequence[str]) -> str:
+    return "+".join([f"{agent}:{','.join(options)}" if options else agent, *switches])
 
 
 def wins(records: Sequence[Record]) -> Wins:

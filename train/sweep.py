@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,8 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
     """The blocks of a sweep file.
 
     Args:
-        path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that; and `agents`,
+        path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that (`lr` may be a
+            table of rates by budget, of which the nearest in ratio is taken); and `agents`,
             `budgets`, `keep` and `seeds` at the top or in `[[blocks]]`, where the top holds for what a block does not
             set; a block may also name its `tasks`, all by default.
         more_agents: specs that are entered in every block too.
@@ -89,9 +91,22 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
             if name not in tasks:
                 raise ValueError(f"{where}: task {name!r} is not known; there are {', '.join(tasks)}")
             settings = {setting: value for setting, value in tasks[name].items() if setting != "env"}
+            if isinstance(settings.get("lr"), dict):
+                settings["lr"] = _rates(f"{path}: task {name!r}", settings["lr"])
             specs = (*values["agents"], *more_agents)
             found.append(Block(name, tasks[name]["env"], settings, specs, values["keep"], values["budgets"], seeds))
     return found
+
+
+def _rates(where: str, table: dict[str, Any]) -> dict[float, float]:
+    """Learning rates by budget: {"3": 0.1, "12": 0.05} -> {3.0: 0.1, 12.0: 0.05}."""
+    try:
+        rates = {float(budget): float(rate) for budget, rate in table.items()}
+    except (TypeError, ValueError):
+        rates = {}
+    if not rates or not all(0.0 < x < math.inf for pair in rates.items() for x in pair):
+        raise ValueError(f"{where}: lr is {table!r}; it must be a positive number, or such numbers by budget")
+    return rates
 
 
 def _known(where: str, entries: dict[str, Any], known: Sequence[str]) -> None:

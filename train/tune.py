@@ -47,6 +47,8 @@ class Args:
     """Rows of a batch; the recipe's without."""
     train_size: int | None = None
     """Training images; all without."""
+    label_noise: float | None = None
+    """Share of the training labels that are wrong; the rates then go into a sweep file's task."""
     image_size: int | None = None
     """Side of the images; the id's default without."""
     root: str | None = None
@@ -104,6 +106,8 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
     if args.save is not None and args.save not in ("*", *datasets.SOURCES):
         raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
+    if args.save is not None and args.label_noise is not None:
+        raise ValueError("--save with --label-noise: recipes are of data as they are; put the rates into a sweep file")
     if args.save is not None and ":" in run.recipe.model:
         raise ValueError(f"--save with model {run.recipe.model!r}: recipes are stored for names without a colon")
     return run.recipe
@@ -126,7 +130,7 @@ def tune(args: Args, fixed: dict[str, Any]) -> dict[tuple[float, float], list[fl
 
 def main(args: Args) -> int:
     """Run the program; return its exit status, 2 for wrong arguments."""
-    given = ("model", "batch_size", "train_size", "image_size", "root")
+    given = ("model", "batch_size", "train_size", "label_noise", "image_size", "root")
     fixed = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     try:
         recipe = check(args, fixed)
