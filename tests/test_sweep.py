@@ -516,7 +516,7 @@ def assert_same(home: Path, out: str) -> None:
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(home: Path, done: subprocess.CompletedProcess[str]):
     rng = random.Random()
-    lines = sorted(rng.randrange(len(CELLS) // 2) for _ in range(10))  # of results; before there are any it takes longer
+    lines = sorted(rng.randrange(len(CELLS) // 2) for _ in range(10))  # results; before the first it takes longer
     moments = [(many, rng.uniform(0.0, 0.1 if many else 2.0)) for many in lines]
     arguments = json.dumps(["mine.toml", "--agents", "my_module:MyAgent", "--workers", "2", "--out", "often"])
     command = [sys.executable, "-c", DRIVER, arguments, "often/mine/results.jsonl", json.dumps(moments)]
