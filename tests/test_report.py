@@ -418,7 +418,7 @@ def test_a_task_where_longer_training_loses(records: list[Record], tmp_path: Pat
         ("random:keep=0.5", "6"): "lossless (so is full itself)",
         ("random:keep=0.5", "24"): "lossy",
     }
-    assert "Lossless where full itself is not: ucb:keep=0.5 at budget 24." in page.text
+    assert "Lossless where full itself is not found so: ucb:keep=0.5 at budget 24." in page.text
     assert (
         "At 3 against 6 (+2.00 [+2.00, +2.00] points), 6 against 12 (+2.00 [+2.00, +2.00] points) and 12 against 24 "
         "(+4.00 [+4.00, +4.00] points) training longer brings nothing: full itself at the smaller budget is lossless"

@@ -203,7 +203,7 @@ def _lossless(task: Task) -> Markup:
         for each in found
         if each.verdict == "lossless" and each not in vacuous
     ]
-    where = " where full itself is not" if vacuous else ""
+    where = " where full itself is not found so" if vacuous else ""
     parts = [
         tag("p", note),
         tag("p", tag("strong", f"Lossless{where}: {listed(named) if named else 'none'}.")),
