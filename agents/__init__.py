@@ -54,6 +54,7 @@ AGENTS: dict[str, type] = {
 }
 SAME_AMOUNTS = "same_amounts"
 SWITCHES = ("anneal", "mixup")
+SWITCH = r"\+(?=[A-Za-z_]\w*=)"  # stands before each in a spec; 1e+5 is a number
 
 
 def make(spec: str) -> Agent:
@@ -165,7 +166,7 @@ def _modules(spec: str) -> list[ModuleType]:
 
 def _switches(spec: str) -> tuple[str, dict[str, Any]]:
     """A spec without its switches, and these: "ucb:c=2+mixup=0.5" -> "ucb:c=2", {"mixup": 0.5}."""
-    base, *found = re.split(r"\+(?=[A-Za-z_]\w*=)", spec)  # 1e+5 is a number
+    base, *found = re.split(SWITCH, spec)
     settings = _parse(spec, ",".join(found))
     unknown = sorted(set(settings) - set(SWITCHES))
     if unknown:

@@ -10,12 +10,12 @@ import gymnasium as gym
 from PIL import Image
 from torch import Tensor
 
+from agents import SWITCH
 from prune_env import data, datasets
 from prune_env.data import Data
 from train.markup import Markup, image, tag
 from train.plan import TASK
 from train.results import Record
-from train.summary import SWITCH
 
 CHOOSING = ("ucb", "swdpp", "epsilon_greedy", "middle")  # by statistics: their pictures say most
 RANDOM = ("full", "random", "static_random")

@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agents import SWITCH
 from train import statistics
 from train.results import Record
 from train.statistics import MARGIN, Interval, Profile, Verdict
 
 FULL = "full"
-SWITCH = r"\+(?=[A-Za-z_]\w*=)"  # before one, as in agents
 # at the beginning of an option: what follows has whole strings
 OPTION = r"(?=\s*[A-Za-z_]\w*\s*=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)"
 NEAR = 0.01  # relative: a budget of `full` this near to budget / keep counts as that

@@ -16,11 +16,10 @@ from rich.text import Text
 
 from prune_env import files
 from train.results import Record, grouped
-from train.statistics import mean_interval
+from train.statistics import FEW_SEEDS, mean_interval
 
 WIDTH = 100  # characters: what fits a README and a narrow terminal
 MOSTLY = 0.98  # share of the budget below which compute is not equal any more
-FEW_SEEDS = 5  # fewer say little about an average over seeds
 
 
 @dataclass(frozen=True)
