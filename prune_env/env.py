@@ -79,8 +79,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ## Compute
     One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
     `info` has counted work only: `spent` is this step's and `total_spent` the run's, in full-epoch equivalents;
-    `trained`, `mixed` and `scored` are samples, `kept` and `coverage` (ever trained on) shares of N. Seconds are in
-    `env.unwrapped.trainer.ledger.seconds`.
+    `trained`, `mixed` and `scored` are samples, `kept` and `coverage` (ever trained on) shares of N. That of `reset`
+    has the run's `seed`. Seconds are in `env.unwrapped.trainer.ledger.seconds`.
 
     ## Arguments
     `None` stands for the value that suits the data set and model. Plain Python values survive `EnvSpec.to_json`.
@@ -205,7 +205,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.history = render.History()
         self._finished = False
         self.history.record(0.0, self.trainer.val_accuracy)
-        return self._observe(), {"val_accuracy": self.trainer.val_accuracy}
+        return self._observe(), {"val_accuracy": self.trainer.val_accuracy, "seed": run_seed}
 
     def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
         """Train once on what `action` selects.

@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "render": {"data"},
     "data": {"checks", "datasets"},
     "datasets": {"checks", "datasets", "files"},
+    "encoding": set(),
     "augment": set(),
     "checks": set(),
     "compute": set(),
