@@ -16,7 +16,7 @@ from prune_env import data, models, render, selection, stats
 from prune_env.checks import real, text
 from prune_env.compute import Ledger
 from prune_env.recipes import Recipe, tuned
-from prune_env.trainer import Trainer
+from prune_env.trainer import EpochResult, Trainer
 
 DEFAULT_MODEL = {"digits": "mlp"}  # every other source: convnet
 MAX_BUDGET = 1e6  # full-epoch equivalents: a finite bound for the observation
@@ -169,6 +169,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.trainer: Trainer | None = None
         self.history = render.History()
         self._finished = False
+        self._kept = 0.0  # share of N that the step in progress selects
 
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
@@ -214,22 +215,40 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
             TypeError, ValueError: the action is not valid, see `selection.check`; nothing has changed then.
         """
+        return self.conclude(self.running.run_epoch(self.choose(action)))
+
+    @property
+    def running(self) -> Trainer:
+        """The run in progress.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
+        """
         if self.trainer is None or self._finished:
             raise gym.error.ResetNeeded("the budget of this run is spent, or none was started: call reset()")
+        return self.trainer
+
+    def choose(self, action: dict[str, NDArray]) -> selection.Selection:
+        """The first half of a step: what `action` selects. Raises as `step` does."""
+        trainer = self.running
         chosen = selection.check(action, len(self.train_data))
         if self.render_mode is not None:
-            difficulty = self.trainer.stats.observe(0.0)["loss_mean"]
-            self.history.choose(difficulty, chosen["weight"])
-        result = self.trainer.run_epoch(self.trainer.select(chosen))
+            self.history.choose(trainer.stats.observe(0.0)["loss_mean"], chosen["weight"])
+        self._kept = float(np.mean(chosen["weight"] > 0))
+        return trainer.select(chosen)
+
+    def conclude(self, result: EpochResult) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
+        """The second half of a step: what `step` returns of an epoch's result."""
+        trainer = self.running
         self._finished = result.finished
         if self.render_mode is not None:
-            self.history.record(self.trainer.ledger.spent, result.val_accuracy)
+            self.history.record(trainer.ledger.spent, result.val_accuracy)
         observation = self._observe()
         reward = result.gained / self.budget - self.price * result.spent
         info = asdict(result) | {
-            "kept": float(np.mean(chosen["weight"] > 0)),
+            "kept": self._kept,
             "coverage": float(np.mean(observation["visits"] > 0)),
-            "total_spent": self.trainer.ledger.spent,
+            "total_spent": trainer.ledger.spent,
         }
         return observation, reward, result.finished, False, info
 

@@ -69,53 +69,8 @@ class Stats:
     def update(
         self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float, *, trained: bool = True
     ) -> Tensor:
-        """Enter one visit of each of B distinct samples, or one measurement by a forward pass alone.
-
-        Mixed rows count as visits and leave everything else as it was. So do rows whose logits are not
-        finite: they are counted, never measured.
-
-        Args:
-            indices: (B,) int64, distinct.
-            logits: (B, C) float32, of that pass.
-            labels: (B,) int64.
-            clean: (B,) bool, false where the row was blended with a partner.
-            spent: full-epoch equivalents of compute, to stand as the time of the measurement.
-            trained: whether this was a visit; a sample that is only scored keeps its count.
-
-        Returns:
-            (3,) float32: how many rows had finite logits, how many of these were clean and thus measured,
-            and how many of those were predicted right.
-        """
-        old = self.table.index_select(0, indices)  # (B, F)
-        label = labels[:, None]  # (B, 1)
-        z = (logits - logits.amax(dim=1, keepdim=True)).clamp(min=-MAX_LOSS)  # (B, C)
-        e = z.exp()
-        total = e.sum(dim=1, keepdim=True)  # (B, 1)
-        p = e / total
-        log_total = total.log()[:, 0]
-        loss = (log_total - z.gather(1, label)[:, 0]).clamp(max=MAX_LOSS)
-        own = p.gather(1, label)  # (B, 1)
-        confidence = own[:, 0]
-        margin = confidence - p.scatter(1, label, -1.0).amax(dim=1)
-        entropy = (log_total - (p * z).sum(dim=1)) / math.log(p.shape[1])
-        el2n = p.scatter(1, label, own - 1.0).norm(dim=1)
-        correct = (logits.argmax(dim=1) == labels).float()
-
-        first = old[:, _MEASURED] < 0.0
-        deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
-        mean = torch.where(first, loss, old[:, _MEAN] + self.ema * deviation)
-        var = (1.0 - self.ema) * old[:, _VAR] + self.ema * deviation.square()
-        forgets = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - correct)
-        visits = old[:, _VISITS] + float(trained)
-        now = torch.full_like(loss, spent)
-        new = [loss, mean, var, confidence, margin, entropy, el2n, correct, forgets, visits, now]
-
-        finite = torch.isfinite(logits.sum(dim=1))  # no sum of finite logits comes near 1e38
-        measured = clean & finite
-        row = torch.where(measured[:, None], torch.stack(new, dim=1), old)  # (B, F)
-        row[:, _VISITS] = visits
-        self.table.index_copy_(0, indices, row)
-        return torch.stack([finite, measured, measured & (correct > 0.0)]).float().sum(dim=1)
+        """Enter one visit of each of B distinct samples, or one measurement; arguments and result as for `enter`."""
+        return enter(self.table, indices, logits, labels, clean, spent, self.ema, trained=trained)
 
     def visits(self, indices: Tensor) -> Tensor:
         """How often each of (B,) samples was trained on, (B,) int64."""
@@ -133,3 +88,65 @@ class Stats:
         for name, (low, high) in BOUNDS.items():
             np.clip(seen[name], low, high, out=seen[name])
         return seen
+
+
+def enter(
+    table: Tensor,
+    indices: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    clean: Tensor,
+    spent: float | Tensor,
+    ema: float | Tensor,
+    *,
+    trained: bool = True,
+) -> Tensor:
+    """Enter one visit of each of B distinct samples, or one measurement by a forward pass alone.
+
+    Mixed rows count as visits and leave everything else as it was. So do rows whose logits are not
+    finite: they are counted, never measured.
+
+    Args:
+        table: (N, F) float32, changed in place; of one run, or those of several one below the other.
+        indices: (B,) int64, distinct.
+        logits: (B, C) float32, of that pass.
+        labels: (B,) int64.
+        clean: (B,) bool, false where the row was blended with a partner.
+        spent: full-epoch equivalents of compute, to stand as the time of the measurement; one or (B,).
+        ema: weight of the newest loss; one or (B,).
+        trained: whether this was a visit; a sample that is only scored keeps its count.
+
+    Returns:
+        (3, B) bool: whether the logits were finite, the row then was clean and thus measured, and was
+        predicted right.
+    """
+    old = table.index_select(0, indices)  # (B, F)
+    label = labels[:, None]  # (B, 1)
+    z = (logits - logits.amax(dim=1, keepdim=True)).clamp(min=-MAX_LOSS)  # (B, C)
+    e = z.exp()
+    total = e.sum(dim=1, keepdim=True)  # (B, 1)
+    p = e / total
+    log_total = total.log()[:, 0]
+    loss = (log_total - z.gather(1, label)[:, 0]).clamp(max=MAX_LOSS)
+    own = p.gather(1, label)  # (B, 1)
+    confidence = own[:, 0]
+    margin = confidence - p.scatter(1, label, -1.0).amax(dim=1)
+    entropy = (log_total - (p * z).sum(dim=1)) / math.log(p.shape[1])
+    el2n = p.scatter(1, label, own - 1.0).norm(dim=1)
+    correct = (logits.argmax(dim=1) == labels).float()
+
+    first = old[:, _MEASURED] < 0.0
+    deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
+    mean = torch.where(first, loss, old[:, _MEAN] + ema * deviation)
+    var = (1.0 - ema) * old[:, _VAR] + ema * deviation.square()
+    forgets = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - correct)
+    visits = old[:, _VISITS] + float(trained)
+    now = torch.zeros_like(loss) + spent
+    new = [loss, mean, var, confidence, margin, entropy, el2n, correct, forgets, visits, now]
+
+    finite = torch.isfinite(logits.sum(dim=1))  # no sum of finite logits comes near 1e38
+    measured = clean & finite
+    row = torch.where(measured[:, None], torch.stack(new, dim=1), old)  # (B, F)
+    row[:, _VISITS] = visits
+    table.index_copy_(0, indices, row)
+    return torch.stack([finite, measured, measured & (correct > 0.0)])

@@ -46,6 +46,18 @@ class EpochResult:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What one step is to do, within the budget."""
+
+    chosen: Selection  # to train on
+    scored: NDArray[np.int64]  # to measure afterwards
+    cut: bool  # whether that is a part of what was selected
+    used: int  # compute charged before, in units of the ledger
+    horizon: int  # likewise, where the learning rate falls to 0
+    last: bool  # no batch can follow
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Predictions on a whole split. A row whose logits are not finite counts as wrong."""
 
@@ -122,57 +134,82 @@ class Trainer:
 
         The host waits for the device once, after validation.
         """
-        k = min(len(selection), self.ledger.affordable)
-        chosen = selection.head(k)
-        used = self.ledger.used
-        self.ledger.train += k
-        trained_to = self.ledger.used
-        scored = chosen.scored[: (self.ledger.total - trained_to) // SCORE_COST]
-        self.ledger.score += len(scored)
-        last = self.ledger.affordable < self.batch_size
-        # The rate reaches 0 with the last batch that can be afforded, even if a part of a batch stays unspent.
-        horizon = max(trained_to, 1) if last else self.ledger.total
-
+        plan = self.plan(selection)
         watch = Stopwatch(self.device)
         watch.mark()
-        training = self._train(chosen, used, horizon) if k else torch.zeros(3, device=self.device)
+        training = self._train(plan) if len(plan.chosen) else torch.zeros(3, device=self.device)
         watch.mark()
-        scoring = self._score(scored)
+        scoring = self.score(plan.scored)
         watch.mark()
         validation = self._evaluate(self.val_data)
         watch.mark()
-        finite, measured, right, finite_scored, *sums = torch.cat([training, scoring[:1], validation]).tolist()
-        for name, seconds in zip(("train", "score", "evaluate"), watch.stretches(), strict=True):
-            self.ledger.seconds[name] += seconds
-        self.ledger.evaluate += len(self.val_data)
+        counted = torch.cat([training, scoring, validation]).tolist()
+        return self.conclude(plan, counted, watch.stretches())
 
+    def plan(self, selection: Selection) -> Plan:
+        """What the budget allows of a selection; it is charged at once."""
+        chosen = selection.head(min(len(selection), self.ledger.affordable))
+        used = self.ledger.used
+        self.ledger.train += len(chosen)
+        trained_to = self.ledger.used
+        scored = chosen.scored[: (self.ledger.total - trained_to) // SCORE_COST]
+        self.ledger.score += len(scored)
+        self.ledger.evaluate += len(self.val_data)
+        last = self.ledger.affordable < self.batch_size
+        return Plan(
+            chosen=chosen,
+            scored=scored,
+            cut=len(chosen) < len(selection) or len(scored) < len(selection.scored),
+            used=used,
+            # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
+            horizon=max(trained_to, 1) if last else self.ledger.total,
+            last=last,
+        )
+
+    def conclude(self, plan: Plan, counted: list[float], seconds: list[float]) -> EpochResult:
+        """Enter what came of a plan.
+
+        Args:
+            plan: of this step.
+            counted: rows trained on with finite logits, measured of these, right of those; scored with finite
+                logits; and the sums of `tally` over the validation part.
+            seconds: of training, scoring and validation.
+        """
+        finite, measured, right, finite_scored, *sums = counted
+        for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
+            self.ledger.seconds[name] += passed
+        k, s = len(plan.chosen), len(plan.scored)
         evaluation = _evaluation(sums, self.val_data)
-        diverged = finite < k or finite_scored < len(scored) or not evaluation.finite
+        diverged = finite < k or finite_scored < s or not evaluation.finite
         gained = evaluation.accuracy - self.val_accuracy
         self.val_accuracy = evaluation.accuracy
         self.train_accuracy = right / measured if measured else self.train_accuracy
         self.step += 1
         return EpochResult(
             trained=k,
-            mixed=chosen.mixed,
-            scored=len(scored),
-            cut=k < len(selection) or len(scored) < len(selection.scored),
-            spent=(self.ledger.used - used) / (TRAIN_COST * self.ledger.n),
+            mixed=plan.chosen.mixed,
+            scored=s,
+            cut=plan.cut,
+            spent=(self.ledger.used - plan.used) / (TRAIN_COST * self.ledger.n),
             train_accuracy=self.train_accuracy,
             val_accuracy=evaluation.accuracy,
             val_loss=evaluation.loss,
             gained=gained,
-            lr=self.recipe.rate(self.ledger.used / horizon),
+            lr=self.recipe.rate(self.ledger.used / plan.horizon),
             diverged=diverged,
-            finished=k + len(scored) == 0 or last or diverged,
+            finished=k + s == 0 or plan.last or diverged,
         )
 
-    def _train(self, selection: Selection, used: int, horizon: int) -> Tensor:
-        """One pass over the selection; (3,) float32 counts of `Stats.update`, on the device.
+    def rates(self, plan: Plan, sizes: list[int]) -> list[float]:
+        """Learning rate of each batch: that of the moment at which half of it is charged."""
+        ends = np.cumsum(sizes)
+        middles = plan.used + TRAIN_COST * (ends - np.array(sizes) / 2)
+        return [self.recipe.rate(float(middle) / plan.horizon) for middle in middles]
 
-        `used` was charged before the pass; the learning rate falls to 0 at `horizon`.
-        """
-        k, sizes = len(selection), self._sizes(len(selection))
+    def _train(self, plan: Plan) -> Tensor:
+        """One pass over what was chosen; (3,) float32 counts of rows as `stats.enter` tells them, on the device."""
+        selection = plan.chosen
+        k, sizes = len(selection), self.sizes(len(selection))
         indices = torch.from_numpy(selection.indices).to(self.device)  # (k,)
         weights = torch.from_numpy(selection.weights).to(self.device) / self.batch_size  # (k,)
         shares = torch.from_numpy(selection.shares).to(self.device)  # (k,)
@@ -184,11 +221,11 @@ class Trainer:
         self.model.train()
         batches = self._fetch(indices, sizes)
         others = repeat(None) if partners is None else self._fetch(partners, sizes)
-        for (images, labels), other, weight in zip(batches, others, weights.split(sizes), strict=False):
+        rates = self.rates(plan, sizes)
+        for (images, labels), other, weight, rate in zip(batches, others, weights.split(sizes), rates, strict=False):
             rows = len(labels)
             last += rows
-            middle = used + TRAIN_COST * (last - rows / 2)  # charged when half of this batch is
-            self.optimizer.param_groups[0]["lr"] = self.recipe.rate(middle / horizon)
+            self.optimizer.param_groups[0]["lr"] = rate
             self._settle_norms(rows)
             if other is None:
                 logits = self._forward(images)
@@ -203,19 +240,20 @@ class Trainer:
             pending.append((logits.detach(), labels))
             if last == k or (last - first) * logits.shape[1] >= PENDING_LOGITS:
                 seen, truth = (torch.cat(parts) for parts in zip(*pending, strict=True))
-                counts += self.stats.update(indices[first:last], seen, truth, clean[first:last], self.ledger.spent)
+                told = self.stats.update(indices[first:last], seen, truth, clean[first:last], self.ledger.spent)
+                counts += told.float().sum(dim=1)
                 pending, first = [], last
         return counts
 
     @torch.no_grad()
-    def _score(self, samples: NDArray[np.int64]) -> Tensor:
-        """Measure `samples` (s,) without training on them; (3,) float32 counts of `Stats.update`, on the device."""
-        counts = torch.zeros(3, device=self.device)
+    def score(self, samples: NDArray[np.int64]) -> Tensor:
+        """Measure `samples` (s,) without training on them; (1,) float32 on the device: rows of finite logits."""
+        count = torch.zeros(1, device=self.device)
         indices = torch.from_numpy(samples).to(self.device)
         for rows, logits, labels in self._predict(self.train_data, indices):
             clean = torch.ones_like(rows, dtype=torch.bool)
-            counts += self.stats.update(rows, logits, labels, clean, self.ledger.spent, trained=False)
-        return counts
+            count += self.stats.update(rows, logits, labels, clean, self.ledger.spent, trained=False)[0].sum()
+        return count
 
     def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Samples (B,), their logits (B, C) and labels (B,): in evaluation mode, without augmentation."""
@@ -224,7 +262,7 @@ class Trainer:
             images, labels = data.batch(rows)
             yield rows, self._forward(self._normalize(images)), labels
 
-    def _sizes(self, k: int) -> list[int]:
+    def sizes(self, k: int) -> list[int]:
         """Rows of each batch: full ones, then the rest. With batch norm a lone row joins the batch before it."""
         full, rest = divmod(k, self.batch_size)
         sizes = [self.batch_size] * full
@@ -284,18 +322,10 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self, data: Data) -> Tensor:
-        """(2 + 2 C,) float32 on the device: loss summed, finite rows, rows and right ones by class."""
-        classes = len(data.classes)
-        sums = torch.zeros(2, device=self.device)
-        by_class = torch.zeros(2, classes, device=self.device)
+        """(2 + 2 C,) float32 on the device: the sums of `tally`."""
         every = torch.arange(len(data), device=self.device)
-        for _, logits, labels in self._predict(data, every):
-            finite = torch.isfinite(logits).all(dim=1)
-            right = (logits.argmax(dim=1) == labels) & finite
-            loss = F.cross_entropy(logits, labels, reduction="none").nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS)
-            sums += torch.stack([loss.sum(), finite.sum()])
-            by_class.index_add_(1, labels, torch.stack([torch.ones_like(loss), right.float()]))
-        return torch.cat([sums, by_class.flatten()])
+        batches = self._predict(data, every)
+        return torch.stack([tally(logits, labels) for _, logits, labels in batches]).sum(dim=0)
 
     def observe(self) -> dict[str, NDArray]:
         """The observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""
@@ -353,6 +383,27 @@ class Trainer:
         self.batches = state["batches"]
         self.val_accuracy = state["val_accuracy"]
         self.train_accuracy = state["train_accuracy"]
+
+
+def tally(logits: Tensor, labels: Tensor) -> Tensor:
+    """Loss summed, finite rows, rows by class and right ones by class.
+
+    Args:
+        logits: (…, B, C) float32.
+        labels: (B,) int64.
+
+    Returns:
+        (…, 2 + 2 C) float32.
+    """
+    finite = torch.isfinite(logits).all(dim=-1)  # (…, B)
+    right = (logits.argmax(dim=-1) == labels) & finite
+    log_p = logits.log_softmax(dim=-1)
+    loss = -log_p.gather(-1, labels.expand(right.shape)[..., None])[..., 0]
+    loss = loss.nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS)
+    is_class = (labels[:, None] == torch.arange(logits.shape[-1], device=labels.device)).float()  # (B, C)
+    of_class = is_class.sum(dim=0).expand(*right.shape[:-1], -1)
+    sums = torch.stack([loss.sum(dim=-1), finite.sum(dim=-1)], dim=-1)
+    return torch.cat([sums, of_class, right.float() @ is_class], dim=-1)
 
 
 def _evaluation(sums: list[float], data: Data) -> Evaluation:

@@ -97,8 +97,7 @@ def cuda(monkeypatch):
 
 def train(student: Trainer, mixed: bool = True, k: int | None = None) -> torch.Tensor:
     rows = selection(k or student.ledger.n, mixed)
-    student.ledger.train += len(rows)
-    return student._train(rows, 0, student.ledger.total)
+    return student._train(student.plan(rows))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -113,8 +112,8 @@ def test_training_and_validation_stay_on_the_device(cuda, model, precision, mixe
     counts = train(student, mixed)
     assert kinds == {getattr(torch, precision)}
     assert (counts.device.type, counts.shape) == ("cuda", (3,))
-    counts = student._score(selection(20, mixed).scored)
-    assert (counts.device.type, counts.shape) == ("cuda", (3,))
+    count = student.score(selection(20, mixed).scored)
+    assert (count.device.type, count.shape) == ("cuda", (1,))
     assert kinds == {getattr(torch, precision)}
     assert student._evaluate(student.val_data).device.type == "cuda"
     assert student.stats.table.device.type == "cuda"
@@ -146,7 +145,7 @@ def misplace(student: Trainer, what: str) -> None:
         student.device = cpu
 
 
-@pytest.mark.parametrize("does", [train, lambda student: student._score(np.arange(5))], ids=["training", "scoring"])
+@pytest.mark.parametrize("does", [train, lambda student: student.score(np.arange(5))], ids=["training", "scoring"])
 @pytest.mark.parametrize(
     "what", ["moments", "statistics", "training labels", "training images", "a weight", "the selection"]
 )
@@ -195,7 +194,7 @@ def test_the_number_of_transfers_does_not_grow_with_what_is_scored(cuda, monkeyp
     student = cuda(n=80)
     for scored in (0, 1, 8, 79):
         with Transfers() as transfers:
-            student._score(np.arange(scored))
+            student.score(np.arange(scored))
         assert (transfers.up, transfers.down) == (1, 0)  # the indices
 
 

@@ -49,11 +49,11 @@ def test_any_order_of_visits_agrees_with_the_slow_version(seed, n, classes, ema,
             logits = logits.astype(np.float32)
             clean = rng.random(len(part)) < 0.7
             rows, z, y, unmixed = (torch.from_numpy(x) for x in (part, logits, labels[part], clean))
-            counts = fast.update(rows, z, y, unmixed, spent)
+            told = fast.update(rows, z, y, unmixed, spent)
             visits = [slow.visit(i, z, labels[i], c, spent) for i, z, c in zip(part, logits, clean, strict=True)] or [
                 (0, 0, 0)
             ]
-            assert counts.tolist() == np.sum(visits, axis=0).tolist()
+            assert told.sum(dim=1).tolist() == np.sum(visits, axis=0).tolist()
         close(fast.observe(spent + 0.5), slow.observe(spent + 0.5))
 
 
