@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -69,8 +70,10 @@ def load(
     imbalance: float = 1.0,
     duplicates: float = 0.0,
     task_seed: int = 0,
+    val_rest: bool = False,
+    device: torch.device | str = "cpu",
 ) -> tuple[Data, Data]:
-    """Training and validation part of a data set's official training split, on the CPU.
+    """Training and validation part of a data set's official training split, on `device`.
 
     Validation is carved first and is the same for every task. The training part then goes through the knobs
     in this order, each drawing from its own generator seeded by `task_seed`:
@@ -80,6 +83,8 @@ def load(
     - `duplicates`: share of the training set that repeats other samples of it;
     - `label_noise`: share of the labels replaced by another class.
 
+    With `val_rest` validation also has, with clean labels, the samples that `imbalance` and `train_size` leave out: a
+    smaller error where tasks are for teaching a policy. Parts that hold the same images share their memory.
     Samples stay in the official order; a duplicate stands in the place of the sample that it replaces.
     Raises TypeError or ValueError for a knob of another type or out of range, and what `datasets.read` raises.
     """
@@ -92,15 +97,17 @@ def load(
     rows = np.setdiff1d(np.arange(len(labels)), held_out)
 
     rngs = [np.random.default_rng((task_seed, knob)) for knob in (1, 2, 3, 4)]
-    rows = rows[imbalanced_rows(labels[rows], classes, imbalance, rngs[0])]
+    every, rows = rows, rows[imbalanced_rows(labels[rows], classes, imbalance, rngs[0])]
     if train_size is not None:
         rows = rows[stratified_rows(labels[rows], classes, train_size, rngs[1])]
+    if val_rest:
+        held_out = np.union1d(held_out, np.setdiff1d(every, rows))
     rows = with_duplicates(rows, duplicates, rngs[2])
     noisy, wrong = with_label_noise(labels[rows], classes, label_noise, rngs[3])
 
-    train = _hold(samples, rows, noisy, wrong, augment=origin.augment)
+    train = _hold(samples, rows, noisy, wrong, origin.augment, device)
     clean = np.zeros(len(held_out), bool)
-    return train, _hold(samples, held_out, labels[held_out], clean, augment=False)
+    return train, _hold(samples, held_out, labels[held_out], clean, False, device)
 
 
 def load_test(
@@ -109,7 +116,7 @@ def load_test(
     """The official test split, on the CPU: for the last line of an evaluation, never for an environment."""
     samples = datasets.read(dataset, "test", root, download, image_size)
     rows = np.arange(len(samples.labels))
-    return _hold(samples, rows, samples.labels, np.zeros(len(rows), bool), augment=False)
+    return _hold(samples, rows, samples.labels, np.zeros(len(rows), bool), False, "cpu")
 
 
 def validation_rows(labels: np.ndarray, classes: tuple[str, ...], share: float) -> np.ndarray:
@@ -213,16 +220,34 @@ def _check_knobs(
         raise ValueError(f"task_seed={task_seed} must be 0 or more")
 
 
-def _hold(samples: datasets.Samples, rows: np.ndarray, labels: np.ndarray, wrong: np.ndarray, augment: bool) -> Data:
+_Key = tuple[str, tuple[int, ...], str]  # digest, shape, device
+_held: WeakValueDictionary[_Key, Tensor] = WeakValueDictionary()  # images in use
+
+
+def _hold(
+    samples: datasets.Samples,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    wrong: np.ndarray,
+    augment: bool,
+    device: torch.device | str,
+) -> Data:
     """Gather `rows` into memory of their own, from which nothing else of the split can be reached."""
-    index = torch.from_numpy(rows)
+    gathered = samples.images[rows]
+    content = hashlib.sha256(gathered.data)
+    key = content.hexdigest(), gathered.shape, str(device)
+    images = _held.get(key)
+    if images is None:
+        images = _held[key] = torch.from_numpy(gathered).to(device)
+    content.update(labels.data)  # as in _digest
     return Data(
-        images=torch.from_numpy(samples.images).index_select(0, index),
-        labels=torch.from_numpy(labels).clone(),
+        images=images,
+        labels=torch.tensor(labels, device=device),
         classes=samples.classes,
-        source=index.clone(),
-        wrong=torch.from_numpy(wrong),
+        source=torch.tensor(rows, device=device),
+        wrong=torch.tensor(wrong, device=device),
         augment=augment,
+        digest=content.hexdigest(),
     )
 
 

@@ -66,7 +66,7 @@ SUMMARY = (
     "last_kept",
     "last_mixed",
     "last_loss_rank",  # of what was measured in the last step, by the running loss
-    "last_right",  # shares right: of what was measured in the last step, minus of the others
+    "last_right",  # shares right: of what was measured in the last step, minus of what was seen before; else 0
 )
 
 
@@ -116,9 +116,10 @@ def summarize(obs: Observation, past: Floats | None = None) -> NDArray[np.float3
     quantiles = _quantiles(ordered, there, LOSS_QUANTILES)  # (…, 6)
     n = there.sum(axis=-1)
     position = np.arange(label.shape[-1])
-    tenth = there & (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
+    tenth = (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
     finite = np.where(np.isfinite(ordered), ordered, 0.0)
-    top = (finite * tenth).sum(axis=-1) / np.maximum(finite.sum(axis=-1), 1e-6)
+    total = finite.sum(axis=-1, dtype=np.float64)
+    top = (finite * tenth).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
     by_class = _class_counts(label, loss) / np.maximum(counts, 1.0)
     spread = np.sqrt(_mean((by_class - _mean(by_class, counts > 0)[..., None]) ** 2, counts > 0)) / mean
 
@@ -127,6 +128,7 @@ def summarize(obs: Observation, past: Floats | None = None) -> NDArray[np.float3
     volatility = np.sqrt(obs["loss_var"]) / np.maximum(loss, 1e-6)
     visits = _mean(obs["visits"], there)
     just = seen & (obs["age"] == 0.0)  # measured in the last step; what was mixed is not
+    others = seen & ~just
     kept = np.where(past[..., 0] < 0.0, 0.0, np.clip(visits - past[..., 3], 0.0, 1.0))
     mixed = np.where(kept > 0.0, 1.0 - _mean(just, there) / np.maximum(kept, 1e-6), 0.0)
 
@@ -165,7 +167,7 @@ def summarize(obs: Observation, past: Floats | None = None) -> NDArray[np.float3
         2.0 * kept - 1.0,
         2.0 * mixed - 1.0,
         np.where(just.any(axis=-1), 2.0 * _mean(ranks(loss, there), just) - 1.0, 0.0),
-        np.where(just.any(axis=-1), _mean(right, just) - _mean(right, seen & ~just), 0.0),
+        np.where(just.any(axis=-1) & others.any(axis=-1), _mean(right, just) - _mean(right, others), 0.0),
     ]
     return np.clip(np.stack(columns, axis=-1), -1.0, 1.0).astype(np.float32)
 
@@ -190,12 +192,14 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, N
         {"weight": (…, N), "mixup": (…, N)}, float32.
 
     Raises:
-        ValueError: numbers that are not R, or not finite.
+        ValueError: numbers that are not R a run, or not finite; draws of another shape.
     """
     numbers = np.asarray(numbers, np.float64)
-    if numbers.shape[-1:] != (len(RULE),) or not np.isfinite(numbers).all():
-        raise ValueError(f"a rule is {len(RULE)} finite numbers, {', '.join(RULE)}; got {numbers}")
     there = obs["label"] >= 0
+    if numbers.shape != (*there.shape[:-1], len(RULE)) or not np.isfinite(numbers).all():
+        raise ValueError(f"a rule is {len(RULE)} finite numbers, {', '.join(RULE)}; got {numbers}")
+    if draws.shape != (*there.shape, 2):
+        raise ValueError(f"draws have shape {draws.shape}; they must have {(*there.shape, 2)}, two a sample")
     keep, loss, middle, volatility, age, randomness, weighting, mixup = np.moveaxis(
         np.clip(numbers, -1.0, 1.0)[..., None], -2, 0
     )  # (…, 1) each
@@ -279,7 +283,7 @@ def _class_counts(label: NDArray[np.integer], values: Floats) -> NDArray[np.floa
     runs = label.reshape(-1, label.shape[-1])
     flat = (runs + 1) + (classes + 1) * np.arange(len(runs))[:, None]  # bin 0 of a run: not there
     sums = np.bincount(flat.ravel(), np.asarray(values, np.float64).ravel(), len(runs) * (classes + 1))
-    return sums.reshape(*label.shape[:-1], classes + 1)[..., 1:]
+    return sums.astype(np.float64).reshape(*label.shape[:-1], classes + 1)[..., 1:]
 
 
 def _gini(values: Floats, there: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -91,7 +91,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
       the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
     - `train_size`, `label_noise`, `imbalance`, `duplicates`, `task_seed`: make another task of the data; see
-      `prune_env.data.load`. Validation and test stay as they are.
+      `prune_env.data.load`. Validation and test stay as they are, unless `val_rest` adds to validation what training
+      does without.
     - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`: see
       `prune_env.recipes.Recipe`.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
@@ -117,6 +118,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         imbalance: float = 1.0,
         duplicates: float = 0.0,
         task_seed: int = 0,
+        val_rest: bool = False,
         model: str | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
@@ -163,8 +165,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             imbalance=imbalance,
             duplicates=duplicates,
             task_seed=task_seed,
+            val_rest=val_rest,
+            device=target,
         )
-        self.train_data, self.val_data = train.to(target), val.to(target)
+        self.train_data, self.val_data = train, val
         self._labels = train.labels.cpu().numpy()
         self.trainer: Trainer | None = None
         self.history = render.History()
@@ -174,17 +178,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
         models.check(model, channels, size, len(train.classes))  # what does not fit raises now, not at reset
-
-        per_action: dict[str, spaces.Space[Any]] = {
-            name: spaces.Box(0.0, bound, (n,), np.float32) for name, bound in selection.BOUNDS.items()
-        }
-        per_sample = {**stats.BOUNDS, "age": (0.0, self.budget)}
-        figures = {"spent": 1.0, "budget": self.budget, "val_accuracy": 1.0, "train_accuracy": 1.0}
-        seen: dict[str, spaces.Space[Any]] = {"label": spaces.Box(0, len(train.classes) - 1, (n,), np.int64)}
-        seen |= {name: spaces.Box(*bounds, (n,), np.float32) for name, bounds in per_sample.items()}
-        seen |= {name: spaces.Box(0.0, bound, (1,), np.float32) for name, bound in figures.items()}
-        self.action_space = spaces.Dict(per_action)
-        self.observation_space = spaces.Dict(seen)
+        self.action_space = actions(n)
+        self.observation_space = observations(n, len(train.classes), self.budget)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -274,6 +269,22 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     def close(self) -> None:
         """Let go of the run; `reset` would start another."""
         self.trainer = None
+
+
+def actions(n: int) -> spaces.Dict:
+    """What can be done with n samples."""
+    bounds = selection.BOUNDS.items()
+    return spaces.Dict({name: spaces.Box(0.0, bound, (n,), np.float32) for name, bound in bounds})
+
+
+def observations(n: int, classes: int, budget: float, first_label: int = 0) -> spaces.Dict:
+    """What is seen of up to n samples of some classes under up to a budget; a label of -1 stands for no sample."""
+    per_sample = {**stats.BOUNDS, "age": (0.0, budget)}
+    figures = {"spent": 1.0, "budget": budget, "val_accuracy": 1.0, "train_accuracy": 1.0}
+    seen: dict[str, spaces.Space[Any]] = {"label": spaces.Box(first_label, classes - 1, (n,), np.int64)}
+    seen |= {name: spaces.Box(*bounds, (n,), np.float32) for name, bounds in per_sample.items()}
+    seen |= {name: spaces.Box(0.0, bound, (1,), np.float32) for name, bound in figures.items()}
+    return spaces.Dict(seen)
 
 
 def _device(name: str) -> torch.device:

@@ -69,22 +69,26 @@ class Recipe:
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-def tuned(dataset: str, model: str, budget: float) -> dict:
+def tuned(dataset: str, model: str, budget: float, label_noise: float = 0.0) -> dict:
     """Batch size, weight decay and learning rate for a task: keyword arguments of `Recipe`.
 
     The rates in recipes.json were tuned for full training on validation, by the command that stands beside
     them; without one they are customary values, not tuned. The one of the nearest budget, in ratio, is taken. A
-    data set that was not tuned takes the values under "*".
+    data set that was not tuned takes the values under "*". What is best for full training falls with the share of
+    wrong labels: where that was tuned too, the nearest share's rates are taken.
 
     Args:
         dataset: name of the source.
         model: name of the network; widths after a colon do not count.
         budget: full-epoch equivalents.
+        label_noise: share of wrong labels that is known of; an environment knows of none.
     """
     table = json.loads(resources.files("prune_env").joinpath("recipes.json").read_text())
     family = model.partition(":")[0]
     entry = table.get(dataset, {}).get(family) or table["*"].get(family)
     if entry is None:
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
-    nearest = min(entry["lr"], key=lambda tuned_at: abs(math.log(float(tuned_at) / budget)))
-    return {"batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": entry["lr"][nearest]}
+    by_noise = {0.0: entry["lr"], **{float(share): rates["lr"] for share, rates in entry.get("noisy", {}).items()}}
+    rates = by_noise[min(by_noise, key=lambda share: abs(share - label_noise))]
+    nearest = min(rates, key=lambda tuned_at: abs(math.log(float(tuned_at) / budget)))
+    return {"batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": rates[nearest]}

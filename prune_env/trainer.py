@@ -117,7 +117,7 @@ class Trainer:
         mean, std = train.moments
         norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
         self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
-        self._augmentation = self._seed(_AUGMENTATION)
+        self.augmentation = self._seed(_AUGMENTATION)
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
 
         self.val_accuracy = self.evaluate(val).accuracy
@@ -296,7 +296,7 @@ class Trainer:
             images, labels = self.train_data.batch(rows)
             images = self._normalize(images)
             if self.train_data.augment:
-                images = augment.crop_flip(images, self._augmentation, rows, self.stats.visits(rows))
+                images = augment.crop_flip(images, self.augmentation, rows, self.stats.visits(rows))
             yield from zip(images.split(group), labels.split(group), strict=True)
 
     def _normalize(self, images: Tensor) -> Tensor:

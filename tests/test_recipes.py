@@ -92,11 +92,24 @@ def test_a_data_set_without_tuning_takes_the_general_values():
 def test_every_tuned_value_makes_a_recipe():
     for models in TABLE.values():
         for family, entry in models.items():
-            for lr in entry["lr"].values():
-                recipe = Recipe(family, entry["batch_size"], lr, weight_decay=entry["weight_decay"])
-                assert recipe.rate(recipe.warmup) == pytest.approx(lr)
-            assert set(entry) == {"batch_size", "weight_decay", "lr", "command"}
-            assert entry["command"] is None or entry["command"].startswith("python -m train.tune ")
+            for tuned_for in (entry, *entry.get("noisy", {}).values()):
+                for lr in tuned_for["lr"].values():
+                    recipe = Recipe(family, entry["batch_size"], lr, weight_decay=entry["weight_decay"])
+                    assert recipe.rate(recipe.warmup) == pytest.approx(lr)
+                command = tuned_for["command"]
+                assert command is None or command.startswith("python -m train.tune ")
+            assert set(entry) - {"noisy"} == {"batch_size", "weight_decay", "lr", "command"}
+
+
+@pytest.mark.parametrize(
+    ("noise", "budget", "lr"), [(0.0, 2, 0.3), (0.14, 90, 0.7), (0.16, 2, 0.1), (0.5, 2, 0.1), (0.2, 21, 0.01)]
+)
+def test_with_wrong_labels_the_nearest_share_s_rates_are_taken(tmp_path, monkeypatch, noise, budget, lr):
+    entry = {"batch_size": 7, "weight_decay": 0.25, "lr": {"2": 0.3, "20": 0.7}, "command": "somehow"}
+    entry["noisy"] = {"0.3": {"lr": {"2": 0.1, "20": 0.01}, "command": "somehow"}}
+    (tmp_path / "recipes.json").write_text(json.dumps({"digits": {"mlp": entry}, "*": {}}))
+    monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: tmp_path))
+    assert tuned("digits", "mlp", budget, noise) == {"batch_size": 7, "weight_decay": 0.25, "lr": lr}
 
 
 def test_an_unknown_model_is_named():

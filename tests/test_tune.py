@@ -58,11 +58,26 @@ def test_store_replaces_one_entry_and_keeps_the_rest_as_it_was(path, dataset, fa
     store(path, dataset, Recipe(family, 17, 0.9, weight_decay=0.125), {30.0: 0.4, 2.5: 0.1}, "python -m 'it'")
     after = json.loads(path.read_text())
     entry = {"batch_size": 17, "weight_decay": 0.125, "lr": {"2.5": 0.1, "30": 0.4}, "command": "python -m 'it'"}
+    entry |= {name: noisy for name, noisy in before[dataset][family].items() if name == "noisy"}
     assert after == {**before, dataset: {**before[dataset], family: entry}}
     assert list(after[dataset][family]["lr"]) == ["2.5", "30"]  # ascending
     changed = [a for a, b in zip(lines, path.read_text().splitlines(), strict=True) if a != b]
     assert len(changed) == 1
     assert changed[0].lstrip().startswith(f'"{family}"')
+
+
+def test_rates_for_wrong_labels_stand_beside_those_for_clean_ones(path):
+    before = json.loads(path.read_text())
+    for noise, rates in ((0.4, {6.0: 0.1}), (0.4, {3.0: 0.2}), (0.05, {3.0: 0.3})):
+        store(path, "digits", Recipe("mlp", 17, 0.9), rates, f"tune {rates}", noise)
+    after = json.loads(path.read_text())
+    noisy = after["digits"]["mlp"].pop("noisy")
+    assert noisy == {
+        **before["digits"]["mlp"].pop("noisy"),
+        "0.4": {"lr": {"3": 0.2}, "command": "tune {3.0: 0.2}"},
+        "0.05": {"lr": {"3": 0.3}, "command": "tune {3.0: 0.3}"},
+    }
+    assert after == before
 
 
 def test_store_adds_an_entry_that_was_not_there(path):
@@ -86,7 +101,7 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
     }
     options = ["--budget", "12", "3", "--save", "digits"]
     monkeypatch.setattr(tune, "tune", lambda args, fixed: planted)
-    monkeypatch.setattr(tune, "resources", SimpleNamespace(files=lambda package: path.parent))
+    monkeypatch.setattr(tune, "RECIPES", path)
     monkeypatch.setattr(sys, "argv", ["tune.py", *options])
     before = json.loads(path.read_text())
     assert tune.main(Args(budget=(12.0, 3.0), lr=(0.1, 0.2, 0.4), seeds=3, save="digits", batch_size=24)) == 0
@@ -114,7 +129,7 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         ({"workers": 0}, "--workers"),
         ({"save": "digit"}, "--save is 'digit'"),
         ({"save": "digits", "model": "mlp:16"}, "'mlp:16'"),
-        ({"save": "digits", "label_noise": 0.2}, "--label-noise"),
+        ({"save": "tiny_imagenet", "label_noise": 0.2}, "clean labels first"),
         ({"label_noise": 2.0}, "label_noise=2.0"),
         ({"model": "perceptron"}, "perceptron"),
         ({"env": "prune_env/Nothing-v0"}, "Nothing"),

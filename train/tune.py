@@ -30,6 +30,8 @@ from prune_env import datasets, files
 from prune_env.recipes import Recipe
 from train import workers
 
+RECIPES = Path(str(resources.files("prune_env").joinpath("recipes.json")))
+
 
 @dataclass
 class Args:
@@ -70,15 +72,23 @@ def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
     return 0.0 if info["diverged"] else info["val_accuracy"]
 
 
-def store(path: Path, dataset: str, recipe: Recipe, rates: dict[float, float], command: str) -> None:
-    """Replace the entry of a data set and network in the recipes at `path`: rates by budget, and where from."""
+def store(
+    path: Path, dataset: str, recipe: Recipe, rates: dict[float, float], command: str, label_noise: float | None = None
+) -> None:
+    """Replace rates by budget of a data set and network in the recipes at `path`, and say where they are from.
+
+    Those for a share of wrong labels stand beside those for clean ones.
+    """
     table = json.loads(path.read_text())
-    table.setdefault(dataset, {})[recipe.model] = {
-        "batch_size": recipe.batch_size,
-        "weight_decay": recipe.weight_decay,
-        "lr": {f"{budget:g}": rates[budget] for budget in sorted(rates)},
-        "command": command,
-    }
+    family = table.setdefault(dataset, {})
+    found = {"lr": {f"{budget:g}": rates[budget] for budget in sorted(rates)}, "command": command}
+    if label_noise:
+        noisy = family[recipe.model].setdefault("noisy", {})
+        noisy[f"{label_noise:g}"] = found
+    else:
+        fixed = {"batch_size": recipe.batch_size, "weight_decay": recipe.weight_decay}
+        kept = {name: rates for name, rates in family.get(recipe.model, {}).items() if name == "noisy"}
+        family[recipe.model] = {**fixed, **found, **kept}
     lines = [
         f"  {json.dumps(name)}: {{\n"
         + ",\n".join(f"    {json.dumps(family)}: {json.dumps(recipe)}" for family, recipe in families.items())
@@ -106,8 +116,12 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
     if args.save is not None and args.save not in ("*", *datasets.SOURCES):
         raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
-    if args.save is not None and args.label_noise is not None:
-        raise ValueError("--save with --label-noise: recipes are of data as they are; put the rates into a sweep file")
+    if (
+        args.save is not None
+        and args.label_noise
+        and run.recipe.model not in json.loads(RECIPES.read_text())[args.save]
+    ):
+        raise ValueError("--save with --label-noise: tune for clean labels first")
     if args.save is not None and ":" in run.recipe.model:
         raise ValueError(f"--save with model {run.recipe.model!r}: recipes are stored for names without a colon")
     return run.recipe
@@ -155,7 +169,7 @@ def main(args: Args) -> int:
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {args.seeds} paired seeds")
     if args.save is not None:
         command = shlex.join(["python", "-m", "train.tune", *sys.argv[1:]])
-        store(Path(str(resources.files("prune_env").joinpath("recipes.json"))), args.save, recipe, best, command)
+        store(RECIPES, args.save, recipe, best, command, args.label_noise)
     return 0
 
 

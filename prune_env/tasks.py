@@ -1,0 +1,204 @@
+"""Tasks: what varies between training runs, in distributions whose held-out part is never drawn for training."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune_env import data, recipes
+from prune_env.env import PruneEnv
+
+TASK_STREAM = 6  # of random numbers: the trainer has 0 to 3, agents 4, rules 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One training problem.
+
+    Args:
+        dataset, root, image_size: the images; see `PruneEnv`, as for all but `lr_factor`.
+        train_size, label_noise, imbalance, duplicates, task_seed, val_rest: how its parts are made.
+        model: the student.
+        lr_factor: multiplies the rate tuned for full training at that budget and label noise.
+        budget: full-epoch equivalents.
+    """
+
+    dataset: str = "digits"
+    train_size: int | None = None
+    label_noise: float = 0.0
+    imbalance: float = 1.0
+    duplicates: float = 0.0
+    task_seed: int = 0
+    val_rest: bool = False
+    model: str = "mlp"
+    lr_factor: float = 1.0
+    budget: float = 10.0
+    root: str | None = None
+    image_size: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `PruneEnv`."""
+        settings = asdict(self)
+        factor = settings.pop("lr_factor")
+        rate = recipes.tuned(self.dataset, self.model, self.budget, self.label_noise)["lr"]
+        return {**settings, "lr": factor * rate}
+
+    def __str__(self) -> str:
+        """The data set and what differs from a plain task, e.g. "digits, label_noise=0.1, budget=6"."""
+        plain = asdict(Task(dataset=self.dataset, root=self.root))
+        differing = [f"{name}={value}" for name, value in asdict(self).items() if value != plain[name]]
+        return ", ".join([self.dataset, *differing])
+
+
+@dataclass(frozen=True)
+class TaskDistribution:
+    """A grid of tasks, cut once for all into those for training, validation, and held out.
+
+    What is cut is the grid without its budgets: a task that is held out is so at every budget, and the area under
+    accuracy over log budget can be taken on it. The cut is a fixed permutation of the grid: the three parts are
+    disjoint, and listed by `training`, `validation` and `held_out`.
+
+    Args:
+        values: for each field of `Task`, the values it takes; fields left out have their default.
+        validations: how many tasks, budgets apart, are for choosing a policy.
+        held_outs: how many are for judging it.
+        seed: of the cut.
+
+    Raises:
+        ValueError: a field that tasks do not have, one without values, or a grid too small to be cut.
+    """
+
+    values: Mapping[str, tuple]
+    validations: int = 8
+    held_outs: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = {field.name for field in fields(Task)}
+        for name, values in self.values.items():
+            if name not in known:
+                raise ValueError(f"tasks have no {name!r}; there are {', '.join(sorted(known))}")
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"the values of {name!r} are {values}; they must be distinct, and one at least")
+        if len(self._grid()) <= self.validations + self.held_outs:
+            raise ValueError(
+                f"the grid has {len(self._grid())} tasks, budgets apart: too few for {self.validations} to validate "
+                f"and {self.held_outs} to hold out"
+            )
+
+    def _grid(self) -> list[Task]:
+        """All tasks, at the first budget only, in the order of the cut."""
+        names = [name for name in self.values if name != "budget"]
+        tasks = [
+            Task(**dict(zip(names, chosen, strict=True)), budget=self.budgets[0])
+            for chosen in itertools.product(*(self.values[name] for name in names))
+        ]
+        return [tasks[i] for i in np.random.default_rng(self.seed).permutation(len(tasks))]
+
+    def _part(self, first: int, last: int | None) -> tuple[Task, ...]:
+        return tuple(replace(task, budget=budget) for task in self._grid()[first:last] for budget in self.budgets)
+
+    @classmethod
+    def named(cls, name: str) -> TaskDistribution:
+        """A distribution of this project. Raises ValueError, listing the names, if there is none."""
+        if name not in DISTRIBUTIONS:
+            raise ValueError(f"there are no tasks called {name!r}; there are {', '.join(DISTRIBUTIONS)}")
+        return cls(**DISTRIBUTIONS[name])
+
+    def draw(self, rng: np.random.Generator) -> Task:
+        """A training task, each equally likely."""
+        return self.training[rng.integers(len(self.training))]
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return tuple(self.values.get("budget", (Task().budget,)))
+
+    @cached_property
+    def held_out(self) -> tuple[Task, ...]:
+        return self._part(0, self.held_outs)
+
+    @cached_property
+    def validation(self) -> tuple[Task, ...]:
+        return self._part(self.held_outs, self.held_outs + self.validations)
+
+    @cached_property
+    def training(self) -> tuple[Task, ...]:
+        return self._part(self.held_outs + self.validations, None)
+
+    @cached_property
+    def samples(self) -> int:
+        """The most training samples of any task."""
+        sizes = [
+            task.train_size or len(data.load(task.dataset, root=task.root, image_size=task.image_size)[0])
+            for task in self._largest()
+        ]
+        return max(sizes)
+
+    def _largest(self) -> list[Task]:
+        """A task of each data set, of its largest training size."""
+        largest: dict[tuple, Task] = {}
+        for task in self._grid():
+            key = task.dataset, task.root, task.image_size
+            if key not in largest or (task.train_size or math.inf) > (largest[key].train_size or math.inf):
+                largest[key] = task
+        return list(largest.values())
+
+
+DISTRIBUTIONS: dict[str, dict[str, Any]] = {
+    # narrow students and short budgets: what cannot be fitted is as much a regime as wrong labels are
+    "digits": {
+        "values": {
+            "train_size": (150, 300, 400, None),
+            "label_noise": (0.0, 0.1, 0.2, 0.35),
+            "imbalance": (1.0, 8.0),
+            "duplicates": (0.0, 0.3),
+            "model": ("mlp:5", "mlp:16", "mlp:64"),
+            "lr_factor": (0.5, 1.0, 2.0),
+            "budget": (3.0, 6.0, 12.0),
+            "val_rest": (True,),
+        },
+        "validations": 12,
+        "held_outs": 12,
+    },
+}
+
+
+class Episodes:
+    """The environment of each episode: of a drawn task, of one that is pinned, or always the same.
+
+    Args:
+        settings: keyword arguments of `PruneEnv`.
+        tasks: what episodes draw from; its tasks' settings come before `settings`.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], tasks: TaskDistribution | None = None):
+        self._settings = dict(settings)
+        self._tasks = tasks
+        self._pinned: dict[str, Any] | None = None
+        self._draws = np.random.default_rng()
+        self._current = {} if tasks is None else tasks.training[0].settings()  # until the first reset draws
+        self.env = PruneEnv(**{**self._settings, **self._current})
+
+    def pin(self, task: Task | Mapping[str, Any] | None) -> None:
+        """Let all episodes from the next on be of `task`, a mapping being settings that it changes; None: none."""
+        self._pinned = task.settings() if isinstance(task, Task) else None if task is None else dict(task)
+
+    def reset(self, seed: int | None = None) -> tuple[dict[str, NDArray], dict[str, Any]]:
+        """Start the next episode; as `PruneEnv.reset`."""
+        if seed is not None:
+            self._draws = np.random.default_rng([seed, TASK_STREAM])
+        wanted = self._pinned
+        if wanted is None:
+            wanted = {} if self._tasks is None else self._tasks.draw(self._draws).settings()
+        if wanted != self._current:
+            env = PruneEnv(**{**self._settings, **wanted})
+            env.np_random = self.env.np_random  # seeds follow from the last one, as without tasks
+            self.env, self._current = env, wanted
+        return self.env.reset(seed=seed)

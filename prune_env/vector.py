@@ -1,0 +1,199 @@
+"""Many training runs at once behind Gymnasium's VectorEnv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from prune_env.env import PruneEnv, actions, observations
+from prune_env.selection import Selection
+from prune_env.tasks import Episodes, TaskDistribution
+from prune_env.together import run_epochs
+
+Arrays = dict[str, NDArray]
+
+
+class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
+    """K training runs, stepped together: `gym.make_vec("prune_env/Digits-v0", num_envs=64)`.
+
+    Each member is what a `PruneEnv` of the same settings and seed is; see there for spaces, rewards and info.
+    Fully connected students of one shape train in batched matrix products, others in turn; padding is charged to
+    nobody. A member that has finished is reset by the next step, whatever its action (NEXT_STEP).
+
+    Members may differ in everything: a list or tuple of K values gives each its own, as in
+    `budget=[3, 6], label_noise=[0.0, 0.2]`. Where they differ in the number of samples, N is the largest: a member
+    with fewer has the label -1 and zeros for the rest, and what an action says there is ignored.
+
+    Args:
+        num_envs: K.
+        tasks: draw each episode's task from this distribution, or the one of this name, with the member's
+            generator; settings that tasks set cannot be given beside it.
+        render_mode: as for `PruneEnv`; `render` returns a frame a member.
+        settings: keyword arguments of `PruneEnv`, one value for all or a list of K.
+
+    Raises:
+        ValueError: a list that is not of K values, and what `PruneEnv` raises.
+    """
+
+    metadata = {  # noqa: RUF012  (Gymnasium's way)
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "render_modes": PruneEnv.metadata["render_modes"],
+        "render_fps": PruneEnv.metadata["render_fps"],
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        tasks: str | TaskDistribution | None = None,
+        render_mode: str | None = None,
+        **settings: Any,
+    ):
+        if num_envs < 1:
+            raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.tasks = TaskDistribution.named(tasks) if isinstance(tasks, str) else tasks
+        if self.tasks is not None:
+            both = sorted(set(settings) & set(self.tasks.training[0].settings()) - {"dataset"})  # the id has one
+            if both:
+                raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
+        of_members = [
+            {name: _of_member(name, value, k, num_envs) for name, value in settings.items()} for k in range(num_envs)
+        ]
+        self._episodes = [Episodes({**own, "render_mode": render_mode}, self.tasks) for own in of_members]
+        samples, budget = max(len(env.train_data) for env in self.envs), max(env.budget for env in self.envs)
+        if self.tasks is not None:
+            samples, budget = self.tasks.samples, max(self.tasks.budgets)
+        classes = max(len(env.train_data.classes) for env in self.envs)
+        self._padded = self.tasks is not None or any(len(env.train_data) < samples for env in self.envs)
+        self.single_action_space = actions(samples)
+        self._space = observations(samples, classes, budget, -1 if self._padded else 0)
+        self.single_observation_space = self._space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._samples, self._budget = samples, budget
+        self._seen: list[Arrays | None] = [None] * num_envs  # each member's last observation
+        self._done = np.zeros(num_envs, np.bool_)
+
+    @property
+    def envs(self) -> list[PruneEnv]:
+        """The members, as they are in this episode."""
+        return [episodes.env for episodes in self._episodes]
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Arrays, dict[str, Any]]:
+        """Start training anew.
+
+        Args:
+            seed: of the first member, the others following it by 1; or a list of one for each.
+            options: `reset_mask`, (K,) bool, resets these members only. `task`, a `Task` or a mapping of settings,
+                or a list of K such, pins what these members train on, in the episodes that follow too, until
+                they are reset by a call without it.
+
+        Returns:
+            Observations of all, infos of those reset.
+
+        Raises:
+            ValueError: unknown options, a list that is not of K values, a task that the spaces have no room for.
+            gymnasium.error.ResetNeeded: a member that is not in the mask has never been reset.
+        """
+        given = dict(options or {})
+        mask, task = given.pop("reset_mask", np.ones(self.num_envs, np.bool_)), given.pop("task", None)
+        if given:
+            raise ValueError(f"reset options {sorted(given)} are not known; there are reset_mask and task")
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ValueError(f"reset_mask is {mask}; it must be a bool array of {self.num_envs} with a True")
+        seeds = [seed + k for k in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        infos: dict[str, Any] = {}
+        for k in np.flatnonzero(mask).tolist():
+            self._episodes[k].pin(_of_member("task", task, k, self.num_envs))
+            infos = self._add_info(infos, self._reset(k, _of_member("seed", seeds, k, self.num_envs)), k)
+        return self._observe(), infos
+
+    def _reset(self, k: int, seed: int | None = None) -> dict[str, Any]:
+        """Start member k's next episode; its info."""
+        self._seen[k], info = self._episodes[k].reset(seed)
+        env = self.envs[k]
+        if len(env.train_data) > self._samples or env.budget > self._budget:
+            raise ValueError(
+                f"the task of member {k} has {len(env.train_data)} samples and the budget {env.budget}; "
+                f"the spaces have room for {self._samples} and {self._budget}"
+            )
+        self._done[k] = False
+        return info
+
+    def step(self, actions: Arrays) -> tuple[Arrays, NDArray, NDArray, NDArray, dict[str, Any]]:
+        """Train every member once on what its row of `actions` selects; reset those that had finished.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first `reset`.
+            TypeError, ValueError: an action is not valid, see `selection.check`; nothing has changed then.
+        """
+        if any(seen is None for seen in self._seen):
+            raise gym.error.ResetNeeded("there are no runs yet: call reset()")
+        if not isinstance(actions, Mapping):
+            raise TypeError(f"actions are a {type(actions).__name__}; they must be a dict of arrays (K, N)")
+        for name, rows in actions.items():
+            if np.shape(rows) != (self.num_envs, self._samples):
+                raise ValueError(
+                    f"actions[{name!r}] has shape {np.shape(rows)}; it must be ({self.num_envs}, {self._samples})"
+                )
+        members = np.flatnonzero(~self._done).tolist()
+        chosen = [self._choose(k, actions) for k in members]
+        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
+        infos: dict[str, Any] = {}
+        for k in np.flatnonzero(self._done).tolist():
+            infos = self._add_info(infos, self._reset(k), k)
+        results = run_epochs([self.envs[k].running for k in members], chosen)
+        for k, result in zip(members, results, strict=True):
+            self._seen[k], rewards[k], terminated[k], _, info = self.envs[k].conclude(result)
+            infos = self._add_info(infos, info, k)
+        self._done = terminated.copy()
+        return self._observe(), rewards, terminated, np.zeros(self.num_envs, np.bool_), infos
+
+    def _choose(self, k: int, actions: Arrays) -> Selection:
+        """What member k's row of `actions` selects; beyond its own samples nothing is looked at."""
+        env = self.envs[k]
+        try:
+            return env.choose({name: np.asarray(rows)[k][: len(env.train_data)] for name, rows in actions.items()})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"member {k}: {error}") from error
+
+    def _observe(self) -> Arrays:
+        """All members' observations (K, …), as fresh arrays."""
+        batch: Arrays = {}
+        for name, space in self._space.items():
+            fill = -1 if name == "label" and self._padded else 0
+            batch[name] = np.full((self.num_envs, *(space.shape or ())), fill, space.dtype)
+            for k, seen in enumerate(self._seen):
+                if seen is None:
+                    raise gym.error.ResetNeeded(f"member {k} has never been reset")
+                batch[name][k, : len(seen[name])] = seen[name]
+        return batch
+
+    def render(self) -> tuple[Any, ...]:
+        """A frame a member, as `PruneEnv.render`."""
+        return tuple(env.render() for env in self.envs)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Let go of all runs."""
+        for env in self.envs:
+            env.close()
+
+
+def _of_member(name: str, value: Any, k: int, count: int) -> Any:
+    """Member k's share of a value for all, or of a list of `count`. Raises ValueError for another length."""
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} values; it must be one for all, or a list of {count}")
+    return value[k]
