@@ -135,33 +135,49 @@ class TaskDistribution:
     @cached_property
     def samples(self) -> int:
         """The most training samples of any task."""
-        sizes = [
-            task.train_size or len(data.load(task.dataset, root=task.root, image_size=task.image_size)[0])
-            for task in self._largest()
-        ]
-        return max(sizes)
+        return max(len(train) for train in self._largest)
 
-    def _largest(self) -> list[Task]:
-        """A task of each data set, of its largest training size."""
+    @cached_property
+    def classes(self) -> int:
+        """The most classes of any task."""
+        return max(len(train.classes) for train in self._largest)
+
+    @cached_property
+    def _largest(self) -> list[data.Data]:
+        """The largest training part of each data set."""
         largest: dict[tuple, Task] = {}
         for task in self._grid():
             key = task.dataset, task.root, task.image_size
-            if key not in largest or (task.train_size or math.inf) > (largest[key].train_size or math.inf):
+            if key not in largest or _extent(task) > _extent(largest[key]):
                 largest[key] = task
-        return list(largest.values())
+        return [
+            data.load(
+                task.dataset,
+                root=task.root,
+                image_size=task.image_size,
+                train_size=task.train_size,
+                imbalance=task.imbalance,
+            )[0]
+            for task in largest.values()
+        ]
+
+
+def _extent(task: Task) -> tuple[float, float]:
+    """Grows with the number of training samples, in a grid."""
+    return task.train_size or math.inf, -task.imbalance
 
 
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     # narrow students and short budgets: what cannot be fitted is as much a regime as wrong labels are
     "digits": {
         "values": {
-            "train_size": (150, 300, 400, None),
+            "train_size": (300, 600, None),
             "label_noise": (0.0, 0.1, 0.2, 0.35),
-            "imbalance": (1.0, 8.0),
+            "imbalance": (1.0, 3.0),
             "duplicates": (0.0, 0.3),
-            "model": ("mlp:5", "mlp:16", "mlp:64"),
+            "model": ("mlp:6", "mlp:16", "mlp:64"),
             "lr_factor": (0.5, 1.0, 2.0),
-            "budget": (3.0, 6.0, 12.0),
+            "budget": (4.0, 8.0, 16.0),
             "val_rest": (True,),
         },
         "validations": 12,
@@ -188,7 +204,12 @@ class Episodes:
 
     def pin(self, task: Task | Mapping[str, Any] | None) -> None:
         """Let all episodes from the next on be of `task`, a mapping being settings that it changes; None: none."""
-        self._pinned = task.settings() if isinstance(task, Task) else None if task is None else dict(task)
+        self._pinned = _settings(task)
+
+    def environment(self, task: Task | Mapping[str, Any] | None) -> PruneEnv:
+        """That of the next episode if `task` is pinned, to look at; nothing has changed. Raises what it raises."""
+        wanted = self._current if task is None else _settings(task)
+        return self.env if wanted == self._current else PruneEnv(**{**self._settings, **(wanted or {})})
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, NDArray], dict[str, Any]]:
         """Start the next episode; as `PruneEnv.reset`."""
@@ -202,3 +223,10 @@ class Episodes:
             env.np_random = self.env.np_random  # seeds follow from the last one, as without tasks
             self.env, self._current = env, wanted
         return self.env.reset(seed=seed)
+
+
+def _settings(task: Task | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Keyword arguments of `PruneEnv`. Raises TypeError for what is no task."""
+    if not isinstance(task, Task | Mapping | None):
+        raise TypeError(f"task is {task!r}; it must be a Task, or a mapping of settings")
+    return task.settings() if isinstance(task, Task) else None if task is None else dict(task)

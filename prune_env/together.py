@@ -119,6 +119,8 @@ class _Stack:
             host["share"][k, :length] = chosen.shares
             of_batches = trainer.rates(plan, trainer.sizes(length))
             rates[: len(of_batches), k] = of_batches
+            if of_batches:
+                trainer.optimizer.param_groups[0]["lr"] = of_batches[-1]
         mixed = any(plan.chosen.mixed for plan in plans)
         index, partner, weight, share = (torch.from_numpy(host[name]).to(self.device) for name in _ROWS)
         rate = torch.from_numpy(rates).to(self.device)[..., None, None]  # (T, K, 1, 1)
@@ -235,7 +237,8 @@ class _Stack:
             at = torch.tensor(members, device=self.device)
             parameters = [p[at] for p in self.parameters]
             total = torch.zeros(len(members), 2 + 2 * len(val.classes), device=self.device)
-            for rows in torch.arange(len(val), device=self.device).split(EVALUATION_BATCH):
+            fetched = max(1, FETCHED // (len(members) * val.images[0].numel()))
+            for rows in torch.arange(len(val), device=self.device).split(min(EVALUATION_BATCH, fetched)):
                 images, labels = val.batch(rows)
                 x = ((images.float() - self.mean[at]) * self.scale[at]).flatten(2)  # (M, B, features)
                 total += tally(_forward(parameters, x)[-1], labels)

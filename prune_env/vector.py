@@ -11,8 +11,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from prune_env import selection
+from prune_env.checks import whole
 from prune_env.env import PruneEnv, actions, observations
-from prune_env.selection import Selection
+from prune_env.selection import Action
 from prune_env.tasks import Episodes, TaskDistribution
 from prune_env.together import run_epochs
 
@@ -28,7 +30,8 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
 
     Members may differ in everything: a list or tuple of K values gives each its own, as in
     `budget=[3, 6], label_noise=[0.0, 0.2]`. Where they differ in the number of samples, N is the largest: a member
-    with fewer has the label -1 and zeros for the rest, and what an action says there is ignored.
+    with fewer has the label -1 and zeros for the rest, and what an action says there is ignored. The space always
+    has room for that label, since a task of fewer samples can be pinned.
 
     Args:
         num_envs: K.
@@ -68,17 +71,16 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
             {name: _of_member(name, value, k, num_envs) for name, value in settings.items()} for k in range(num_envs)
         ]
         self._episodes = [Episodes({**own, "render_mode": render_mode}, self.tasks) for own in of_members]
-        samples, budget = max(len(env.train_data) for env in self.envs), max(env.budget for env in self.envs)
+        rooms = [_needed(env) for env in self.envs]
         if self.tasks is not None:
-            samples, budget = self.tasks.samples, max(self.tasks.budgets)
-        classes = max(len(env.train_data.classes) for env in self.envs)
-        self._padded = self.tasks is not None or any(len(env.train_data) < samples for env in self.envs)
+            rooms.append((self.tasks.samples, self.tasks.classes, max(self.tasks.budgets)))
+        samples, classes, budget = self._room = tuple(map(max, zip(*rooms, strict=True)))
         self.single_action_space = actions(samples)
-        self._space = observations(samples, classes, budget, -1 if self._padded else 0)
+        self._space = observations(samples, classes, budget, first_label=-1)
         self.single_observation_space = self._space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self._samples, self._budget = samples, budget
+        self._samples = samples
         self._seen: list[Arrays | None] = [None] * num_envs  # each member's last observation
         self._done = np.zeros(num_envs, np.bool_)
 
@@ -102,8 +104,9 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
             Observations of all, infos of those reset.
 
         Raises:
-            ValueError: unknown options, a list that is not of K values, a task that the spaces have no room for.
-            gymnasium.error.ResetNeeded: a member that is not in the mask has never been reset.
+            ValueError: unknown options, a list that is not of K values, a seed below 0, a task that the spaces have
+                no room for; and what `PruneEnv` raises, also a TypeError. Nothing has changed then.
+            gymnasium.error.ResetNeeded: a member that is not in the mask has never been reset; likewise.
         """
         given = dict(options or {})
         mask, task = given.pop("reset_mask", np.ones(self.num_envs, np.bool_)), given.pop("task", None)
@@ -112,22 +115,28 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         mask = np.asarray(mask)
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(f"reset_mask is {mask}; it must be a bool array of {self.num_envs} with a True")
-        seeds = [seed + k for k in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        for k in np.flatnonzero(~mask).tolist():
+            if self._seen[k] is None:
+                raise gym.error.ResetNeeded(f"member {k} has never been reset")
+        seeds = _seeds(seed, self.num_envs)
+        pins = [_of_member("task", task, k, self.num_envs) for k in range(self.num_envs)]
+        members = np.flatnonzero(mask).tolist()
+        for k in members:  # all are made before any is reset
+            self._require_room(k, self._episodes[k].environment(pins[k]))
         infos: dict[str, Any] = {}
-        for k in np.flatnonzero(mask).tolist():
-            self._episodes[k].pin(_of_member("task", task, k, self.num_envs))
-            infos = self._add_info(infos, self._reset(k, _of_member("seed", seeds, k, self.num_envs)), k)
+        for k in members:
+            self._episodes[k].pin(pins[k])
+            infos = self._add_info(infos, self._reset(k, seeds[k]), k)
         return self._observe(), infos
+
+    def _require_room(self, k: int, env: PruneEnv) -> None:
+        for name, needed, room in zip(("samples", "classes", "budget"), _needed(env), self._room, strict=True):
+            if needed > room:
+                raise ValueError(f"the task of member {k} has {name} {needed}; the spaces have room for {room}")
 
     def _reset(self, k: int, seed: int | None = None) -> dict[str, Any]:
         """Start member k's next episode; its info."""
         self._seen[k], info = self._episodes[k].reset(seed)
-        env = self.envs[k]
-        if len(env.train_data) > self._samples or env.budget > self._budget:
-            raise ValueError(
-                f"the task of member {k} has {len(env.train_data)} samples and the budget {env.budget}; "
-                f"the spaces have room for {self._samples} and {self._budget}"
-            )
         self._done[k] = False
         return info
 
@@ -148,7 +157,8 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
                     f"actions[{name!r}] has shape {np.shape(rows)}; it must be ({self.num_envs}, {self._samples})"
                 )
         members = np.flatnonzero(~self._done).tolist()
-        chosen = [self._choose(k, actions) for k in members]
+        checked = [self._check(k, actions) for k in members]  # all, before any is acted upon
+        chosen = [self.envs[k].choose(action) for k, action in zip(members, checked, strict=True)]
         rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}
         for k in np.flatnonzero(self._done).tolist():
@@ -160,11 +170,11 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         self._done = terminated.copy()
         return self._observe(), rewards, terminated, np.zeros(self.num_envs, np.bool_), infos
 
-    def _choose(self, k: int, actions: Arrays) -> Selection:
-        """What member k's row of `actions` selects; beyond its own samples nothing is looked at."""
-        env = self.envs[k]
+    def _check(self, k: int, actions: Arrays) -> Action:
+        """Member k's row of `actions`; beyond its own samples nothing is looked at."""
+        n = len(self.envs[k].train_data)
         try:
-            return env.choose({name: np.asarray(rows)[k][: len(env.train_data)] for name, rows in actions.items()})
+            return selection.check({name: np.asarray(rows)[k][:n] for name, rows in actions.items()}, n)
         except (TypeError, ValueError) as error:
             raise type(error)(f"member {k}: {error}") from error
 
@@ -172,12 +182,11 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         """All members' observations (K, …), as fresh arrays."""
         batch: Arrays = {}
         for name, space in self._space.items():
-            fill = -1 if name == "label" and self._padded else 0
+            fill = -1 if name == "label" else 0
             batch[name] = np.full((self.num_envs, *(space.shape or ())), fill, space.dtype)
-            for k, seen in enumerate(self._seen):
-                if seen is None:
-                    raise gym.error.ResetNeeded(f"member {k} has never been reset")
-                batch[name][k, : len(seen[name])] = seen[name]
+            for row, seen in zip(batch[name], self._seen, strict=True):
+                assert seen is not None
+                row[: len(seen[name])] = seen[name]
         return batch
 
     def render(self) -> tuple[Any, ...]:
@@ -197,3 +206,20 @@ def _of_member(name: str, value: Any, k: int, count: int) -> Any:
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} values; it must be one for all, or a list of {count}")
     return value[k]
+
+
+def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
+    """Each member's. Raises ValueError, or TypeError, for one that is no whole number from 0 on."""
+    if seed is None or isinstance(seed, list | tuple):
+        seeds = [_of_member("seed", seed, k, count) for k in range(count)]
+    else:
+        seeds = [whole("seed", seed) + k for k in range(count)]
+    for one in seeds:
+        if one is not None and whole("seed", one) < 0:
+            raise ValueError(f"seed is {one}; it must be 0 or more")
+    return [None if one is None else int(one) for one in seeds]
+
+
+def _needed(env: PruneEnv) -> tuple[int, int, float]:
+    """What the spaces must have room for: samples, classes and budget."""
+    return len(env.train_data), len(env.train_data.classes), env.budget

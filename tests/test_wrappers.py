@@ -28,6 +28,7 @@ from prune_env.wrappers import (
     VectorRuleAction,
     VectorSummaryObservation,
     summary,
+    vector_summary,
 )
 
 N = 60
@@ -464,11 +465,19 @@ class Padded(gym.ObservationWrapper):
         return super().step({name: values[: self.own] for name, values in action.items()})
 
 
-def test_a_padded_member_is_what_it_is_alone():
-    sizes = (N, 40, 31)
-    plain = SyncVectorEnv([lambda n=n: Padded(make(train_size=n), N) for n in sizes])
-    env = VectorSummaryObservation(VectorRuleAction(plain))
-    singles = [summary(**{**TASK, "train_size": n}) for n in sizes]
+SIZES = (N, 40, 31)
+PADDED = {
+    "sync": lambda: VectorSummaryObservation(
+        VectorRuleAction(SyncVectorEnv([lambda n=n: Padded(make(train_size=n), N) for n in SIZES]))
+    ),
+    "batched": lambda: vector_summary(len(SIZES), **{**TASK, "train_size": list(SIZES)}),
+}
+
+
+@pytest.mark.parametrize("build", PADDED.values(), ids=PADDED)
+def test_a_padded_member_is_what_it_is_alone(build):
+    env = build()
+    singles = [summary(**{**TASK, "train_size": n}) for n in SIZES]
     env.reset(seed=5)
     for i, single in enumerate(singles):
         single.reset(seed=5 + i)
@@ -484,6 +493,25 @@ def test_a_padded_member_is_what_it_is_alone():
                 assert rewards[i] == pytest.approx(reward, abs=1e-9)
                 assert infos["trained"][i] == info["trained"]
             np.testing.assert_allclose(observations[i], obs, atol=1e-5)
+
+
+def test_a_member_that_ended_can_be_reset_at_once():
+    env, singles = vector(), [summary(**TASK) for _ in range(3)]
+    env.reset(seed=0)
+    for i, single in enumerate(singles):
+        single.reset(seed=i)
+    episodes = 0
+    for numbers in numbers_of(0, 12):
+        observations, _, terminated, *_ = env.step(numbers)
+        expected = [single.step(row)[0] for single, row in zip(singles, numbers, strict=True)]
+        equal(list(observations), expected)
+        if terminated.any():
+            episodes += np.count_nonzero(terminated)
+            observations, _ = env.reset(options={"reset_mask": terminated.copy()})
+            for i in np.flatnonzero(terminated):
+                expected[i] = singles[i].reset()[0]
+            equal(list(observations), expected)
+    assert episodes >= 3
 
 
 def test_a_refused_rule_costs_a_vector_nothing():
