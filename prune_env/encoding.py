@@ -6,6 +6,7 @@ there: runs of unlike size are padded with such. Single env, vector env, wrapper
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -233,6 +234,11 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, N
         "weight": np.where(kept, weight, 0.0).astype(np.float32),
         "mixup": np.where(blended, share, 0.0).astype(np.float32),
     }
+
+
+def keep_number(share: float) -> float:
+    """The number of a rule that keeps this share, in [SMALLEST_KEEP, 1]."""
+    return 1.0 - 2.0 * math.log(share) / math.log(SMALLEST_KEEP)
 
 
 def ranks(values: Floats, there: NDArray[np.bool_]) -> NDArray[np.float64]:

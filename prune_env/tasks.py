@@ -85,8 +85,10 @@ class TaskDistribution:
         for name, values in self.values.items():
             if name not in known:
                 raise ValueError(f"tasks have no {name!r}; there are {', '.join(sorted(known))}")
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"the values of {name!r} are {values}; they must be distinct, and one at least")
+            if not isinstance(values, tuple | list) or not values or len(set(values)) < len(values):
+                raise ValueError(f"the values of {name!r} are {values}; they must be a tuple of distinct ones")
+        if min(self.validations, self.held_outs) < 0:
+            raise ValueError(f"validations={self.validations}, held_outs={self.held_outs}; they must be 0 or more")
         if len(self._grid()) <= self.validations + self.held_outs:
             raise ValueError(
                 f"the grid has {len(self._grid())} tasks, budgets apart: too few for {self.validations} to validate "
@@ -135,31 +137,24 @@ class TaskDistribution:
     @cached_property
     def samples(self) -> int:
         """The most training samples of any task."""
-        return max(len(train) for train in self._largest)
+        return max(samples for samples, _ in self._extents)
 
     @cached_property
     def classes(self) -> int:
         """The most classes of any task."""
-        return max(len(train.classes) for train in self._largest)
+        return max(classes for _, classes in self._extents)
 
     @cached_property
-    def _largest(self) -> list[data.Data]:
-        """The largest training part of each data set."""
+    def _extents(self) -> list[tuple[int, int]]:
+        """Samples and classes of the largest training part of each data set."""
         largest: dict[tuple, Task] = {}
         for task in self._grid():
             key = task.dataset, task.root, task.image_size
             if key not in largest or _extent(task) > _extent(largest[key]):
                 largest[key] = task
-        return [
-            data.load(
-                task.dataset,
-                root=task.root,
-                image_size=task.image_size,
-                train_size=task.train_size,
-                imbalance=task.imbalance,
-            )[0]
-            for task in largest.values()
-        ]
+        sizing = ("dataset", "root", "image_size", "train_size", "imbalance")
+        parts = [data.load(**{name: getattr(task, name) for name in sizing})[0] for task in largest.values()]
+        return [(len(train), len(train.classes)) for train in parts]
 
 
 def _extent(task: Task) -> tuple[float, float]:
@@ -171,13 +166,13 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     # narrow students and short budgets: what cannot be fitted is as much a regime as wrong labels are
     "digits": {
         "values": {
-            "train_size": (300, 600, None),
+            "train_size": (200, 400, 600),
             "label_noise": (0.0, 0.1, 0.2, 0.35),
             "imbalance": (1.0, 3.0),
             "duplicates": (0.0, 0.3),
-            "model": ("mlp:6", "mlp:16", "mlp:64"),
-            "lr_factor": (0.5, 1.0, 2.0),
-            "budget": (4.0, 8.0, 16.0),
+            "model": ("mlp:10", "mlp:24", "mlp:64"),
+            "lr_factor": (0.25, 0.5, 1.0),
+            "budget": (3.0, 6.0, 12.0),
             "val_rest": (True,),
         },
         "validations": 12,
@@ -201,6 +196,7 @@ class Episodes:
         self._draws = np.random.default_rng()
         self._current = {} if tasks is None else tasks.training[0].settings()  # until the first reset draws
         self.env = PruneEnv(**{**self._settings, **self._current})
+        self._made = self._current, self.env  # the last one that was made
 
     def pin(self, task: Task | Mapping[str, Any] | None) -> None:
         """Let all episodes from the next on be of `task`, a mapping being settings that it changes; None: none."""
@@ -208,8 +204,16 @@ class Episodes:
 
     def environment(self, task: Task | Mapping[str, Any] | None) -> PruneEnv:
         """That of the next episode if `task` is pinned, to look at; nothing has changed. Raises what it raises."""
-        wanted = self._current if task is None else _settings(task)
-        return self.env if wanted == self._current else PruneEnv(**{**self._settings, **(wanted or {})})
+        wanted = _settings(task)
+        return self.env if wanted is None else self._make(wanted)
+
+    def _make(self, wanted: dict[str, Any]) -> PruneEnv:
+        """The environment with these settings, once for looking at it and using it."""
+        if wanted == self._current:
+            return self.env
+        if wanted != self._made[0]:
+            self._made = wanted, PruneEnv(**{**self._settings, **wanted})
+        return self._made[1]
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, NDArray], dict[str, Any]]:
         """Start the next episode; as `PruneEnv.reset`."""
@@ -219,7 +223,7 @@ class Episodes:
         if wanted is None:
             wanted = {} if self._tasks is None else self._tasks.draw(self._draws).settings()
         if wanted != self._current:
-            env = PruneEnv(**{**self._settings, **wanted})
+            env = self._make(wanted)
             env.np_random = self.env.np_random  # seeds follow from the last one, as without tasks
             self.env, self._current = env, wanted
         return self.env.reset(seed=seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -127,13 +127,17 @@ class _Stack:
         active = [sum(length > tick * size for length in lengths) for tick in range(ticks)]
 
         table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
-        starts = np.cumsum([0, *(len(trainer.stats.table) for trainer in trainers)])
+        samples = [len(trainer.stats.table) for trainer in trainers]
+        firsts = torch.tensor([0, *np.cumsum(samples)[:-1]], device=self.device)  # (K,), row of each one's first
         counts = torch.zeros(count, 3, device=self.device)
         several = max(1, FETCHED // (count * size * first.train_data.images[0].numel()))
-        for start in range(0, ticks, several):
-            part = range(start, min(start + several, ticks))
+        parts = [range(start, min(start + several, ticks)) for start in range(0, ticks, several)]
+        spent = torch.tensor([trainer.ledger.spent for trainer in trainers], device=self.device)  # (K,)
+        ema = torch.tensor([trainer.stats.ema for trainer in trainers], device=self.device)
+        borders = [part.start * size for part in parts]
+        for part, (member, at) in zip(parts, self._real(lengths, borders), strict=True):
+            start, members = part.start, active[part.start]
             columns = slice(part.start * size, part.stop * size)
-            members = active[start]
             images, target = self._fetch(index[:members, columns])
             labels = target
             soft = self._soft(target)
@@ -148,28 +152,29 @@ class _Stack:
                 logits[:a, rows] = self._step(
                     images[:a, rows], soft[:a, rows], weight[:a, tick * size : (tick + 1) * size], rate[tick, :a]
                 )
-            # statistics: the rows that are nobody's are left out
-            real = [range(columns.start, min(columns.stop, length)) for length in lengths[:members]]
-            of = np.repeat(np.arange(members), [len(rows) for rows in real])  # (R,) member of each real row
-            at = np.concatenate([np.arange(rows.start, rows.stop) for rows in real])
-            member, at = torch.from_numpy(of).to(self.device), torch.from_numpy(at).to(self.device)
             told = stats.enter(
                 table,
-                torch.from_numpy(starts[of]).to(self.device) + index[member, at],
+                firsts[member] + index[member, at],
                 logits[member, at - columns.start],
                 labels[member, at - columns.start],
                 share[member, at] == 0.0,
-                self._each(member, [trainer.ledger.spent for trainer in trainers]),
-                self._each(member, [trainer.stats.ema for trainer in trainers]),
+                spent[member],
+                ema[member],
             )
             counts.index_add_(0, member, told.float().t())
-        for trainer, rows in zip(trainers, table.split(np.diff(starts).tolist()), strict=True):
+        for trainer, rows in zip(trainers, table.split(samples), strict=True):
             trainer.stats.table.copy_(rows)
         return counts
 
-    def _each(self, member: Tensor, values: list[float]) -> Tensor:
-        """(R,) float32, the value of each row's member."""
-        return torch.tensor(values, device=self.device)[member]
+    def _real(self, lengths: list[int], borders: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Member and column, (R,) int64 each, of the rows that are somebody's between one border and the next."""
+        member = np.repeat(np.arange(len(lengths)), lengths)
+        column = np.concatenate([np.arange(length) for length in lengths])
+        part = np.searchsorted(borders, column, side="right")
+        order = np.argsort(part, kind="stable")
+        rows = torch.from_numpy(np.stack([member, column])[:, order]).to(self.device)  # (2, all), sent at once
+        for of_part in rows.split(np.bincount(part)[1:].tolist(), dim=1):
+            yield of_part[0], of_part[1]
 
     def _fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images (A, R, features) float32, normalised and augmented, and labels (A, R) of samples `index` (A, R)."""

@@ -249,6 +249,8 @@ class Trainer:
     def score(self, samples: NDArray[np.int64]) -> Tensor:
         """Measure `samples` (s,) without training on them; (1,) float32 on the device: rows of finite logits."""
         count = torch.zeros(1, device=self.device)
+        if len(samples) == 0:  # the rule: nothing is sent to the device for it
+            return count
         indices = torch.from_numpy(samples).to(self.device)
         for rows, logits, labels in self._predict(self.train_data, indices):
             clean = torch.ones_like(rows, dtype=torch.bool)

@@ -12,7 +12,6 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from prune_env import selection
-from prune_env.checks import whole
 from prune_env.env import PruneEnv, actions, observations
 from prune_env.selection import Action
 from prune_env.tasks import Episodes, TaskDistribution
@@ -35,8 +34,9 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
 
     Args:
         num_envs: K.
-        tasks: draw each episode's task from this distribution, or the one of this name, with the member's
-            generator; settings that tasks set cannot be given beside it.
+        tasks: draw each episode's task from this distribution, the one of this name, or of these arguments (which
+            an `EnvSpec` in JSON makes of it), with the member's generator; settings that tasks set cannot be given
+            beside it.
         render_mode: as for `PruneEnv`; `render` returns a frame a member.
         settings: keyword arguments of `PruneEnv`, one value for all or a list of K.
 
@@ -54,7 +54,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         self,
         num_envs: int = 1,
         *,
-        tasks: str | TaskDistribution | None = None,
+        tasks: str | TaskDistribution | Mapping[str, Any] | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ):
@@ -62,6 +62,8 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
             raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
         self.num_envs = num_envs
         self.render_mode = render_mode
+        if isinstance(tasks, Mapping):
+            tasks = TaskDistribution(**tasks)
         self.tasks = TaskDistribution.named(tasks) if isinstance(tasks, str) else tasks
         if self.tasks is not None:
             both = sorted(set(settings) & set(self.tasks.training[0].settings()) - {"dataset"})  # the id has one
@@ -209,15 +211,13 @@ def _of_member(name: str, value: Any, k: int, count: int) -> Any:
 
 
 def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
-    """Each member's. Raises ValueError, or TypeError, for one that is no whole number from 0 on."""
-    if seed is None or isinstance(seed, list | tuple):
-        seeds = [_of_member("seed", seed, k, count) for k in range(count)]
-    else:
-        seeds = [whole("seed", seed) + k for k in range(count)]
+    """Each member's own. Raises ValueError for one that is no whole number from 0 on."""
+    seeds = [_of_member("seed", seed, k, count) for k in range(count)]
     for one in seeds:
-        if one is not None and whole("seed", one) < 0:
-            raise ValueError(f"seed is {one}; it must be 0 or more")
-    return [None if one is None else int(one) for one in seeds]
+        if one is not None and not (isinstance(one, int | np.integer) and one >= 0):
+            raise ValueError(f"seed is {one!r}; it must be a whole number, 0 or more")
+    steps = [0] * count if isinstance(seed, list | tuple) else range(count)
+    return [None if one is None else int(one) + step for one, step in zip(seeds, steps, strict=True)]
 
 
 def _needed(env: PruneEnv) -> tuple[int, int, float]:

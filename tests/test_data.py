@@ -1,6 +1,9 @@
+import gc
+import hashlib
 import pickle
 import random
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -274,6 +277,97 @@ def test_knobs_out_of_range_are_named(knob):
     ((name, value),) = knob.items()
     with pytest.raises(ValueError, match=rf"^{name}(=| is ){value}[ ;].*must be"):
         load("digits", **knob)
+
+
+# Validation that also has what training does without.
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"train_size": 300},
+        {"imbalance": 4.0},
+        {"imbalance": 4.0, "train_size": 300, "task_seed": 3},
+        {"train_size": 200, "duplicates": 0.4},
+        {"train_size": 200, "label_noise": 0.5},
+        {**ALL_KNOBS, "task_seed": 1},
+    ],
+)
+def test_val_rest_adds_what_training_leaves_out_with_clean_labels(knobs):
+    official = read("digits", "train", None, False, None)
+    train, validation = load("digits", **knobs)
+    same_train, more = load("digits", val_rest=True, **knobs)
+    assert same(same_train, train)
+    # what the size and the imbalance leave for training, before duplicates take the place of some of it
+    whole, _ = load("digits", **{**knobs, "duplicates": 0.0, "label_noise": 0.0})
+    left_out = set(range(1300)) - set(whole.source.tolist())
+    assert more.source.tolist() == sorted(left_out)
+    assert set(validation.source.tolist()) < left_out
+    assert not set(more.source.tolist()) & set(train.source.tolist())
+    rows = more.source.numpy()
+    np.testing.assert_array_equal(more.images, official.images[rows])
+    np.testing.assert_array_equal(more.labels, official.labels[rows])
+    assert not more.wrong.any()
+    assert not more.augment
+
+
+@pytest.mark.parametrize("knobs", [{}, {"duplicates": 0.4}, {"label_noise": 0.5}, {"train_size": 1040}])
+def test_val_rest_adds_nothing_where_training_has_all(knobs):
+    plain, more = (load("digits", val_rest=rest, **knobs)[1] for rest in (False, True))
+    assert same(plain, more)
+    assert plain.digest == more.digest
+
+
+# Memory.
+
+
+def address(data: Data) -> int:
+    return data.images.untyped_storage().data_ptr()
+
+
+def test_parts_with_the_same_images_share_their_memory_and_no_others():
+    one, validation = load("digits", train_size=300)
+    noisy, same_validation = load("digits", train_size=300, label_noise=0.2)
+    other, _ = load("digits", train_size=300, task_seed=1)
+    copies, more = load("digits", train_size=300, duplicates=0.2, val_rest=True)
+    assert address(one) == address(noisy)
+    assert address(validation) == address(same_validation)
+    assert len({address(data) for data in (one, validation, other, copies, more)}) == 5
+    assert len({data.labels.data_ptr() for data in (one, noisy, validation, same_validation)}) == 4
+    assert one.digest != noisy.digest
+    assert validation.digest == same_validation.digest
+
+
+def test_same_bytes_of_another_shape_are_not_shared(monkeypatch):
+    pixels = rng().integers(0, 256, (40, 16), np.uint8)
+    labels = np.arange(40) % 2
+    held = []
+    for shape in ((40, 1, 4, 4), (40, 4, 2, 2)):
+        samples = Samples(pixels.reshape(shape), labels, ("a", "b"))
+        monkeypatch.setattr("prune_env.data.datasets.read", lambda *_, samples=samples: samples)
+        held.append(load("digits")[0])
+        assert held[-1].images.shape[1:] == shape[1:]
+    assert address(held[0]) != address(held[1])
+
+
+def test_images_are_freed_when_nobody_uses_them():
+    one, validation = load("digits", train_size=321, task_seed=77)
+    noisy, _ = load("digits", train_size=321, task_seed=77, label_noise=0.1)
+    images = weakref.ref(one.images)
+    del one, validation
+    gc.collect()
+    assert images() is noisy.images
+    del noisy
+    gc.collect()
+    assert images() is None
+
+
+def test_digests_are_those_of_the_bytes():
+    for data in (*load("digits", **ALL_KNOBS), *load("digits", train_size=20, val_rest=True), load_test("digits")):
+        content = data.images.numpy().tobytes() + data.labels.numpy().astype("<i8").tobytes()
+        assert data.digest == hashlib.sha256(content).hexdigest()
+        again = Data(data.images, data.labels, data.classes, data.source, data.wrong, data.augment)
+        assert again.digest == data.digest
 
 
 # What Data promises.

@@ -11,10 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prune_env import models
+from prune_env import models, together
 from prune_env.data import Data
 from prune_env.recipes import Recipe
 from prune_env.selection import Selection, select
+from prune_env.together import _Stack, run_epochs
 from prune_env.trainer import Evaluation, Trainer
 from tests.reference import toy
 
@@ -195,7 +196,56 @@ def test_the_number_of_transfers_does_not_grow_with_what_is_scored(cuda, monkeyp
     for scored in (0, 1, 8, 79):
         with Transfers() as transfers:
             student.score(np.arange(scored))
-        assert (transfers.up, transfers.down) == (1, 0)  # the indices
+        assert (transfers.up, transfers.down) == (min(scored, 1), 0)  # the indices
+
+
+# ---------------------------------------------------------------- several students at once
+
+
+def stack(students: list[Trainer], mixed: bool = True, k: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `run_epochs` does on the device: counts of training, and sums of validation."""
+    students = sorted(students, key=lambda s: -s.ledger.n)
+    plans = [s.plan(selection(min(k, s.ledger.n), mixed)) for s in students]
+    layers = _Stack(students)
+    counts = layers.train(plans)
+    layers.hand_back()
+    return counts, layers.evaluate()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("fetched", [1, 2**22])
+def test_several_students_stay_on_the_device(cuda, monkeypatch, mixed, fetched):
+    monkeypatch.setattr(together, "FETCHED", fetched)
+    students = [cuda(n, model="mlp:5") for n in (20, 9, 8)]
+    counts, sums = stack(students, mixed)
+    assert (counts.device.type, counts.shape) == ("cuda", (3, 3))
+    assert (sums.device.type, sums.shape) == ("cuda", (3, 2 + 2 * 3))
+    for student in students:
+        assert {p.device.type for p in student.model.parameters()} == {"cuda"}
+        assert student.stats.table.device.type == "cuda"
+        assert {state["momentum_buffer"].device.type for state in student.optimizer.state.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("what", ["moments", "statistics", "training labels", "training images", "the selection"])
+def test_a_tensor_of_one_of_several_on_the_wrong_side_fails(cuda, what):
+    students = [cuda(model="mlp:5") for _ in range(2)]
+    stack(students)
+    misplace(students[0], what)
+    with pytest.raises((RuntimeError, ValueError), match="device"):
+        stack(students)
+
+
+def test_the_number_of_transfers_grows_neither_with_the_batches_nor_with_the_students(cuda, monkeypatch):
+    counted = set()
+    for members, k, fetched in [(2, 8, 2**22), (2, 79, 2**22), (2, 79, 1), (5, 79, 2**22), (5, 79, 1)]:
+        monkeypatch.setattr(together, "FETCHED", fetched)
+        students = [cuda(n=80, model="mlp:5") for _ in range(members)]
+        with Transfers() as transfers:
+            stack(students, k=k)
+        assert transfers.down == 0
+        counted.add(transfers.up)
+    assert len(counted) == 1
+    assert 4 <= counted.pop() <= 14
 
 
 @pytest.mark.parametrize(
@@ -262,6 +312,18 @@ def test_an_epoch_waits_for_the_device_once(model, channels, size, mixup, score)
     chosen = student.select(select(np.ones(24, bool), mixup, score))
     with Waits() as waits:
         student.run_epoch(chosen)
+    assert waits.names == ["tolist"]
+
+
+@pytest.mark.parametrize("score", [None, np.ones(24)], ids=["", "scored"])
+@pytest.mark.parametrize("mixup", [0.0, 0.25])
+def test_an_epoch_of_several_students_waits_for_the_device_once(monkeypatch, mixup, score):
+    monkeypatch.setattr(together, "FETCHED", 2 * 4 * 3 * 16)  # several times a few batches
+    val = toy(6, 3, 1, 8)
+    students = [Trainer(toy(24, 3, 1, 8), val, Recipe("mlp:5", 4, 0.01), 3.0, seed) for seed in range(3)]
+    chosen = [s.select(select(np.arange(24) < 7 * (s.seed + 1), mixup, score)) for s in students]
+    with Waits() as waits:
+        run_epochs(students, chosen)
     assert waits.names == ["tolist"]
 
 

@@ -1,0 +1,273 @@
+"""Tasks: what they say is what is trained, and what is held out is never drawn."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from prune_env import PruneEnv, data
+from prune_env.recipes import tuned
+from prune_env.tasks import DISTRIBUTIONS, Episodes, Task, TaskDistribution
+from tests import trees
+
+DIGITS = TaskDistribution.named("digits")
+VALUES = {"train_size": (20, 30), "label_noise": (0.0, 0.2), "model": ("mlp:4", "mlp:5"), "budget": (1.0, 2.0)}
+SMALL = TaskDistribution(VALUES, validations=2, held_outs=1)
+
+
+def apart_from_budget(tasks) -> set[tuple]:
+    return {tuple({**asdict(task), "budget": 0}.values()) for task in tasks}
+
+
+# ---------------------------------------------------------------- the cut
+
+
+@pytest.mark.parametrize("tasks", [DIGITS, SMALL], ids=["digits", "small"])
+def test_parts_are_the_grid_cut_in_three(tasks):
+    parts = tasks.held_out, tasks.validation, tasks.training
+    count = len(tasks.budgets)
+    assert [len(part) for part in parts[:2]] == [tasks.held_outs * count, tasks.validations * count]
+    everything = set(itertools.chain(*parts))
+    assert len(everything) == sum(map(len, parts)) == np.prod([len(values) for values in tasks.values.values()])
+    for chosen in itertools.product(*tasks.values.values()):
+        assert Task(**dict(zip(tasks.values, chosen, strict=True))) in everything
+    # also apart from the budgets, all of which a task is in one part with
+    for one, other in itertools.combinations(parts, 2):
+        assert not apart_from_budget(one) & apart_from_budget(other)
+    for part in parts:
+        for task in part:
+            assert {replace(task, budget=budget) for budget in tasks.budgets} <= set(part)
+
+
+def test_the_cut_is_a_permutation_of_the_seed():
+    grid = [
+        Task(train_size=n, label_noise=noise, model=model, budget=1.0)
+        for n in (20, 30)
+        for noise in (0.0, 0.2)
+        for model in ("mlp:4", "mlp:5")
+    ]
+    for seed in (0, 1):
+        order = np.random.default_rng(seed).permutation(8)
+        tasks = TaskDistribution(VALUES, validations=2, held_outs=1, seed=seed)
+        assert tasks.held_out[::2] == (grid[order[0]],)
+        assert tasks.validation[::2] == tuple(grid[i] for i in order[1:3])
+        assert tasks.training[::2] == tuple(grid[i] for i in order[3:])
+        assert tasks.training[1::2] == tuple(replace(grid[i], budget=2.0) for i in order[3:])
+
+
+def test_another_process_cuts_and_draws_alike():
+    code = (
+        "import numpy as np; from prune_env.tasks import TaskDistribution\n"
+        "tasks, rng = TaskDistribution.named('digits'), np.random.default_rng(0)\n"
+        "for task in (*tasks.held_out, *tasks.validation, *tasks.training, *(tasks.draw(rng) for _ in range(99))):\n"
+        "    print(task)"
+    )
+    other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment, root = {**os.environ, "PYTHONHASHSEED": other}, Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], text=True, env=environment, cwd=root, stdout=subprocess.PIPE)
+    rng = np.random.default_rng(0)
+    tasks = (*DIGITS.held_out, *DIGITS.validation, *DIGITS.training, *(DIGITS.draw(rng) for _ in range(99)))
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [str(task) for task in tasks]
+
+
+def test_draws_are_training_tasks_each_equally_likely():
+    rng = np.random.default_rng(0)
+    drawn = Counter(DIGITS.draw(rng) for _ in range(20 * len(DIGITS.training)))
+    assert set(drawn) == set(DIGITS.training)
+    assert not apart_from_budget(drawn) & apart_from_budget((*DIGITS.held_out, *DIGITS.validation))
+    counts = [drawn[task] for task in DIGITS.training]
+    assert stats.chisquare(counts).pvalue > 1e-3
+    one, other = ([DIGITS.draw(rng) for _ in range(50)] for rng in map(np.random.default_rng, (7, 7)))
+    assert one == other
+
+
+def test_draws_read_no_other_generator():
+    rng = np.random.default_rng(3)
+    before = np.random.get_state()  # noqa: NPY002
+    first = [DIGITS.draw(rng) for _ in range(5)]
+    np.testing.assert_equal(np.random.get_state(), before)  # noqa: NPY002
+    assert [DIGITS.draw(rng) for _ in range(5)] != first
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"values": {"depth": (1, 2)}}, "tasks have no 'depth'; there are budget, dataset"),
+        ({"values": {"lr": (1, 2)}}, "tasks have no 'lr'"),
+        ({"values": {**VALUES, "model": ()}}, r"'model' are \(\)"),
+        ({"values": {**VALUES, "model": "mlp"}}, "'model' are mlp; they must be a tuple"),
+        ({"values": {**VALUES, "task_seed": 5}}, "'task_seed' are 5; they must be a tuple"),
+        ({"values": {**VALUES, "label_noise": (0.1, 0.2, 0.1)}}, "'label_noise' are .*distinct"),
+        ({"values": {**VALUES, "label_noise": (1, 1.0)}}, "'label_noise' are .*distinct"),
+        ({"values": VALUES, "validations": 4, "held_outs": 4}, "8 tasks, budgets apart: too few for 4 .* and 4 to"),
+        ({"values": {"budget": tuple(range(1, 99))}}, "1 tasks, budgets apart: too few for 8"),
+        ({"values": VALUES, "validations": -1, "held_outs": 2}, "validations=-1"),
+        ({"values": VALUES, "validations": 1, "held_outs": -2}, "held_outs=-2"),
+    ],
+)
+def test_what_cannot_be_cut_is_named(change, match):
+    with pytest.raises(ValueError, match=match):
+        TaskDistribution(**change)
+
+
+def test_the_smallest_cut():
+    tasks = TaskDistribution(VALUES, validations=4, held_outs=3)
+    assert [len(part) for part in (tasks.held_out, tasks.validation, tasks.training)] == [6, 8, 2]
+    assert TaskDistribution({}, validations=0, held_outs=0).training == (Task(),)
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match="no tasks called 'mnist'; there are digits"):
+        TaskDistribution.named("mnist")
+
+
+# ---------------------------------------------------------------- every task can be trained on
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_every_task_can_be_built(name):
+    tasks = TaskDistribution.named(name)
+    everything = (*tasks.held_out, *tasks.validation, *tasks.training)
+    of_data = {}
+    for task in everything:
+        of_data.setdefault(tuple({**asdict(task), "model": "", "lr_factor": 0, "budget": 0}.values()), []).append(task)
+    rng = np.random.default_rng(0)
+    largest = 0
+    for alike in of_data.values():  # tasks of one data setting, of which the one of the smallest budget is built
+        least = min(task.budget for task in alike)
+        task = [task for task in alike if task.budget == least][rng.integers(3)]
+        env = PruneEnv(**task.settings())
+        assert task.train_size in (None, len(env.train_data))
+        assert env.budget * len(env.train_data) >= env.recipe.batch_size
+        largest = max(largest, len(env.train_data))
+    assert largest == tasks.samples
+    assert tasks.classes == 10
+    for model in tasks.values["model"]:
+        PruneEnv(**replace(everything[0], model=model).settings())
+
+
+# ---------------------------------------------------------------- what a task says
+
+
+def test_settings_give_what_they_say():
+    rng = np.random.default_rng(0)
+    official, _ = data.load("digits")
+    for i in rng.choice(len(DIGITS.training), 12, replace=False):
+        task = DIGITS.training[i]
+        settings = task.settings()
+        assert set(settings) == {field.name for field in fields(Task)} - {"lr_factor"} | {"lr"}
+        env = PruneEnv(**settings)
+        train, n = env.train_data, len(env.train_data)
+        assert n == task.train_size or task.train_size is None
+        assert int(train.wrong.sum()) == round(task.label_noise * n)
+        assert len(train.source.unique()) == n - round(task.duplicates * n)
+        at = np.searchsorted(official.source.numpy(), train.source.numpy())
+        counts = np.bincount(official.labels.numpy()[at])
+        if not task.duplicates:  # which change the shares a little
+            assert counts.max() / counts.min() == pytest.approx(task.imbalance, rel=0.25)
+        assert (env.budget, env.recipe.model) == (task.budget, task.model)
+        rate = tuned("digits", "mlp", task.budget, task.label_noise)["lr"]
+        assert env.recipe.lr == pytest.approx(rate * task.lr_factor)
+        assert len(env.val_data) == 1300 - n
+
+
+def test_rates_are_those_tuned_for_the_budget_and_the_noise(repository):
+    entry = json.loads((repository / "prune_env" / "recipes.json").read_text())["digits"]["mlp"]
+    assert Task(budget=10.0).settings()["lr"] == entry["lr"]["10"]
+    for noise, of_noise in entry["noisy"].items():
+        for budget, lr in of_noise["lr"].items():
+            task = Task(label_noise=float(noise), budget=float(budget), lr_factor=0.5, model="mlp:7-7")
+            assert task.settings()["lr"] == pytest.approx(0.5 * lr)
+
+
+def test_tasks_say_how_they_differ_from_a_plain_one():
+    assert str(Task()) == "digits"
+    assert str(Task(label_noise=0.1, budget=6)) == "digits, label_noise=0.1, budget=6"
+    assert str(Task(dataset="imagefolder", root="/somewhere", model="convnet", lr_factor=2.0, val_rest=True)) == (
+        "imagefolder, val_rest=True, model=convnet, lr_factor=2.0"
+    )
+    assert len({str(task) for task in DIGITS.training}) == len(DIGITS.training)
+
+
+def test_tasks_are_values():
+    assert Task(budget=3.0) == Task(budget=3.0) != Task(budget=4.0)
+    assert len({Task(), Task(), Task(task_seed=1)}) == 2
+    with pytest.raises(AttributeError):
+        Task().budget = 3.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("values", "samples"),
+    [
+        ({"train_size": (20, 30)}, 30),
+        ({"train_size": (20, None)}, 1040),
+        ({"imbalance": (1.0, 4.0)}, 1040),
+        ({"imbalance": (4.0, 8.0), "duplicates": (0.0, 0.5)}, None),
+        ({"imbalance": (4.0, 8.0), "train_size": (None, 100)}, None),
+    ],
+)
+def test_samples_are_the_most_of_any_task(values, samples):
+    tasks = TaskDistribution(values, validations=0, held_outs=0)
+    if samples is None:
+        samples = len(data.load("digits", imbalance=4.0)[0])
+        assert samples < 1040
+    assert tasks.samples == samples
+
+
+def test_samples_and_classes_of_several_data_sets(tmp_path):
+    trees.imagefolder(tmp_path, per_class=20, size=8)
+    trees.imagefolder(tmp_path / "many", classes=tuple(f"class {c}" for c in range(12)), per_class=4, size=8)
+    roots = (str(tmp_path), str(tmp_path / "many"))
+    tasks = TaskDistribution({"dataset": ("imagefolder",), "root": roots}, validations=0, held_outs=0)
+    expected = [data.load("imagefolder", root=root)[0] for root in roots]
+    assert len(expected[0]) != len(expected[1])
+    assert (tasks.samples, tasks.classes) == (max(map(len, expected)), 12)
+
+
+# ---------------------------------------------------------------- episodes
+
+
+def test_episodes_without_tasks_are_those_of_one_environment():
+    settings = {"train_size": 20, "budget": 1.0, "model": "mlp:4"}
+    episodes, env = Episodes(settings), PruneEnv(**settings)
+    for seed in (4, None, None, 2, None):
+        observation, info = episodes.reset(seed)
+        expected, expected_info = env.reset(seed=seed)
+        assert info == expected_info
+        for name in expected:
+            np.testing.assert_array_equal(observation[name], expected[name])
+
+
+def test_seeds_of_runs_do_not_depend_on_the_tasks_between():
+    settings = {"train_size": 20, "budget": 1.0, "model": "mlp:4"}
+    plain, drawing, pinned = Episodes(settings), Episodes({}, SMALL), Episodes(settings)
+    for step, seed in enumerate((4, None, None, None)):
+        pinned.pin({"train_size": 20 + step} if step % 2 else None)
+        seeds = {episodes.reset(seed)[1]["seed"] for episodes in (plain, drawing, pinned)}
+        assert len(seeds) == 1
+
+
+def test_looking_at_an_environment_changes_nothing():
+    episodes, calm = Episodes({"price": 0.1}, SMALL), Episodes({"price": 0.1}, SMALL)
+    for each in (episodes, calm):
+        each.reset(0)
+    env = episodes.env
+    looked_at = episodes.environment(Task(train_size=25, model="mlp:3"))
+    assert (len(looked_at.train_data), looked_at.recipe.model, looked_at.price) == (25, "mlp:3", 0.1)
+    assert episodes.env is env
+    with pytest.raises(ValueError, match="label_noise=7"):
+        episodes.environment({"label_noise": 7})
+    with pytest.raises(TypeError, match="task is 'digits'"):
+        episodes.environment("digits")  # pyright: ignore[reportArgumentType]
+    for _ in range(3):
+        assert episodes.reset()[1] == calm.reset()[1]
+        assert episodes.env.recipe == calm.env.recipe
