@@ -2,8 +2,9 @@
 
 An agent is a callable `agent(observation, rng) -> action`, numpy in and out; `prune_env.select` builds the
 action. One that keeps state has `reset()`, called at the start of each episode. A line names and sets one:
-`ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent`, `my_module:MyAgent:keep=0.3`, `my_module:function`; what it is
-wrapped in stands around that: `same_amounts:infobatch`, `ucb:keep=0.5+anneal=0.125+mixup=0.5`.
+`ucb`, `ucb:keep=0.3,c=2`, `learned:policy.safetensors`, `my_module:MyAgent`, `my_module:MyAgent:keep=0.3`,
+`my_module:function`; what it is wrapped in stands around that: `same_amounts:infobatch`,
+`ucb:keep=0.5+anneal=0.125+mixup=0.5`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from agents import parts, switches
+from agents import learned, parts, rules, switches
 from agents.bandits import UCB, UCB1, EpsilonGreedy
 from agents.baselines import Full, Random, StaticRandom
 from agents.difficulty import LossTopK, Middle, OrderDP
 from agents.infobatch import InfoBatch
 from agents.kakurenbo import Kakurenbo
+from agents.learned import Learned
 from agents.parts import Agent
 from agents.repb import RePB
+from agents.rules import RandomRule, Rule
 from agents.seta import SeTa
 from agents.statics import CCS, EL2N, Forgetting, Grand
 from agents.swdpp import SwDPP
 from agents.switches import SameAmounts, Switched
+from prune_env import encoding
 
 AGENTS: dict[str, type] = {
     "full": Full,
@@ -51,6 +55,9 @@ AGENTS: dict[str, type] = {
     "forgetting": Forgetting,
     "grand": Grand,
     "ccs": CCS,
+    "learned": Learned,
+    "rule": Rule,
+    "random_rule": RandomRule,
 }
 SAME_AMOUNTS = "same_amounts"
 SWITCHES = ("anneal", "mixup")
@@ -140,7 +147,7 @@ def spec_with_keep(spec: str, keep: float) -> str:
 def source_digest(spec: str) -> str:
     """SHA-256 (hex) of the agent's code: the files of the modules that `spec` names, and agents/parts.py.
 
-    What a module of yours imports from elsewhere is not looked at.
+    Of a learned policy also its file and the encoding. What a module of yours imports from elsewhere is not looked at.
 
     Raises:
         ValueError: an unknown agent, as for `make`, or a module without a source file.
@@ -150,7 +157,18 @@ def source_digest(spec: str) -> str:
         if module.__file__ is None:
             raise ValueError(f"agent {spec!r}: module {module.__name__} has no source file")
         digest.update(hashlib.sha256(Path(module.__file__).read_bytes()).digest())
+    for policy in _policies(spec):
+        digest.update(hashlib.sha256(Path(policy).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _policies(spec: str) -> list[str]:
+    """The file of the policy that `spec` has learned, if any."""
+    base, _ = _switches(spec)
+    if _is_same_amounts(base):
+        return _policies(_other(base))
+    name, options = _split(base)
+    return [_parse(base, options).get("path", Learned.path)] if name == "learned" else []
 
 
 def _modules(spec: str) -> list[ModuleType]:
@@ -161,7 +179,7 @@ def _modules(spec: str) -> list[ModuleType]:
     name, _ = _split(base)
     found = _find(base, name)
     module = sys.modules[found.__module__ if name in AGENTS else name.partition(":")[0]]
-    return [switches, module] if switched else [module]
+    return [*([switches] if switched else []), module, *([encoding] if module in (learned, rules) else [])]
 
 
 def _switches(spec: str) -> tuple[str, dict[str, Any]]:
@@ -190,10 +208,11 @@ def _split(spec: str) -> tuple[str, str]:
     """Name and options of a spec: "ucb:c=2" -> "ucb", "c=2"; "a.b:C:c=2" -> "a.b:C", "c=2"."""
     head, _, rest = spec.partition(":")
     attribute, _, options = rest.partition(":")
+    if head == "learned" and rest:  # a path, and what follows it
+        path, comma, options = rest.partition(",")
+        return head, f"path={path!r}{comma}{options}"
     if head in AGENTS:
         return head, rest
-    if head == "learned":
-        raise ValueError(f"agent {spec!r}: learned policies cannot be loaded yet")
     if attribute.isidentifier() and all(part.isidentifier() for part in head.split(".")):
         return f"{head}:{attribute}", options
     raise ValueError(

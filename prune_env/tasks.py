@@ -171,7 +171,7 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
             "imbalance": (1.0, 3.0),
             "duplicates": (0.0, 0.3),
             "model": ("mlp:10", "mlp:24", "mlp:64"),
-            "lr_factor": (0.25, 0.5, 1.0),
+            "lr_factor": (0.5, 1.0),
             "budget": (3.0, 6.0, 12.0),
             "val_rest": (True,),
         },

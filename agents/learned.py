@@ -1,0 +1,171 @@
+"""Frozen policies, trained by `python -m train.learn`: from what a run shows to the numbers of a rule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.parts import Action, Observation
+from prune_env import encoding
+
+SHIPPED = Path(__file__).with_name("policies") / "digits.safetensors"
+FORMAT = "prune_env policy 1"
+HIDDEN = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+OUTPUT = {"clip": lambda x: np.clip(x, -1.0, 1.0), "tanh": np.tanh}
+# the module of a policy in SB3's zip -> module and class of an algorithm that predicts with it
+SB3 = {
+    "stable_baselines3.common.policies": ("stable_baselines3", "PPO"),
+    "stable_baselines3.sac.policies": ("stable_baselines3", "SAC"),
+    "stable_baselines3.td3.policies": ("stable_baselines3", "TD3"),
+    "sb3_contrib.common.recurrent.policies": ("sb3_contrib", "RecurrentPPO"),
+    "sb3_contrib.ars.policies": ("sb3_contrib", "ARS"),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A fully connected policy: summaries (D,) to the numbers (R,) of a rule.
+
+    Args:
+        layers: weight (outputs, inputs) and bias (outputs,) of each, float32.
+        hidden: what follows each layer but the last, a key of HIDDEN.
+        output: what follows the last, a key of OUTPUT.
+        card: where the policy comes from: tasks, seeds, commit, compute, results. Plain values.
+    """
+
+    layers: Sequence[tuple[NDArray, NDArray]]
+    hidden: str
+    output: str
+    card: Mapping[str, Any]
+
+    def __call__(self, summary: NDArray, begun: object = None) -> NDArray:
+        """Numbers (…, R) for summaries (…, D); which runs have just `begun` is nothing to a policy without memory."""
+        x = summary
+        for weight, bias in self.layers[:-1]:
+            x = HIDDEN[self.hidden](x @ weight.T + bias)
+        weight, bias = self.layers[-1]
+        return OUTPUT[self.output](x @ weight.T + bias)
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all; `load` notices every byte that changes."""
+        from safetensors.numpy import save
+
+        from prune_env.files import replace
+
+        tensors = {}
+        for i, (weight, bias) in enumerate(self.layers):
+            tensors |= {f"{i}.weight": np.asarray(weight, np.float32), f"{i}.bias": np.asarray(bias, np.float32)}
+        said = {"format": FORMAT, "hidden": self.hidden, "output": self.output, "card": json.dumps(self.card)}
+        said |= {"inputs": json.dumps(encoding.SUMMARY), "outputs": json.dumps(encoding.RULE)}
+        replace(path, save(tensors, {**said, "sha256": _digest(said, tensors)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Network:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged, of another format, or made for other summaries or rules.
+            FileNotFoundError: there is none.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                said = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+        except SafetensorError as error:
+            raise ValueError(f"policy {path} is damaged, or no safetensors file: {error}") from error
+        if said.get("format") != FORMAT:
+            raise ValueError(f"policy {path} has the format {said.get('format')!r}; it must be {FORMAT!r}")
+        digest = said.pop("sha256", None)
+        if digest != _digest(said, tensors):
+            raise ValueError(f"policy {path} is damaged: its content does not match its digest")
+        for name, own in (("inputs", encoding.SUMMARY), ("outputs", encoding.RULE)):
+            if tuple(json.loads(said[name])) != own:
+                raise ValueError(f"policy {path} has other {name} than this version of prune_env; train it anew")
+        layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
+        return cls(layers, said["hidden"], said["output"], json.loads(said["card"]))
+
+
+def _digest(said: Mapping[str, str], tensors: Mapping[str, NDArray]) -> str:
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].shape} {tensors[name].dtype}".encode() + tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(kw_only=True)
+class Learned:
+    """The rule that a trained policy chooses anew in every step, from `encoding.summarize` of the run.
+
+    It works for any number of samples and classes and any budget. Nothing is drawn but by the rule itself.
+
+    Args:
+        path: a policy of `train.learn`, or a zip of Stable-Baselines3; the shipped policy by default.
+        trust: a zip of Stable-Baselines3 is loaded by unpickling, which runs whatever code it holds; True says
+            that you know where it is from.
+
+    Raises:
+        ValueError: a zip without `trust`, or what `Network.load` raises.
+    """
+
+    path: str = str(SHIPPED)
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        if Path(self.path).suffix != ".zip":
+            network = Network.load(self.path)
+            self._start: Callable[[], Callable[[NDArray], NDArray]] = lambda: network
+        elif not self.trust:
+            raise ValueError(
+                f"policy {self.path} is a zip of Stable-Baselines3, and loading one runs code that it holds: say "
+                f"learned:{self.path},trust=True if you know where it is from, or use the safetensors file beside it"
+            )
+        else:
+            self._start = _sb3(self.path)
+        self.reset()
+
+    def reset(self) -> None:
+        self._policy = self._start()
+        self._past = encoding.begin()
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        numbers = self._policy(encoding.summarize(observation, self._past))
+        self._past = encoding.remember(self._past, observation)
+        return encoding.decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+
+
+def _sb3(path: str) -> Callable[[], Callable[[NDArray], NDArray]]:
+    """What starts an episode of an SB3 policy that was trained on summaries and rules."""
+    import importlib
+
+    with ZipFile(path) as file:
+        module = json.loads(file.read("data"))["policy_class"]["__module__"]
+    if module not in SB3:
+        raise ValueError(f"policy {path} is of {module}; known are {', '.join(SB3)}")
+    package, name = SB3[module]
+    model = getattr(importlib.import_module(package), name).load(path, device="cpu")
+    if model.observation_space.shape != (len(encoding.SUMMARY),) or model.action_space.shape != (len(encoding.RULE),):
+        raise ValueError(f"policy {path} was not trained on summaries and rules: use prune_env/DigitsSummary-v0")
+
+    def start() -> Callable[[NDArray], NDArray]:
+        state: tuple | None = None
+
+        def act(summary: NDArray) -> NDArray:
+            nonlocal state
+            first = np.array([state is None])
+            numbers, state = model.predict(summary, state=state, episode_start=first, deterministic=True)
+            state = state or ()
+            return numbers
+
+        return act
+
+    return start

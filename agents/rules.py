@@ -1,0 +1,52 @@
+"""Rules of eight numbers: what learned policies choose in every step, here fixed or drawn at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.parts import Action, Observation, check
+from prune_env.encoding import RULE, SMALLEST_KEEP, decode_rule, keep_number
+
+
+@dataclass(kw_only=True)
+class Rule:
+    """The same rule in every step; see `prune_env.encoding.RULE` for what it is made of.
+
+    Args:
+        keep: share kept, in [0.1, 1].
+        loss, middle, volatility, age, randomness, weighting: numbers in [-1, 1].
+        mixup: share of the kept samples that are blended, in [0, 1].
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    keep: float = 0.5
+    loss: float = 0.0
+    middle: float = 0.0
+    volatility: float = 0.0
+    age: float = 0.0
+    randomness: float = 0.0
+    weighting: float = 0.0
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        check("keep", self.keep, f"[{SMALLEST_KEEP}, 1]")
+        check("mixup", self.mixup, "[0, 1]")
+        for name in RULE[1:-1]:
+            check(name, getattr(self, name), "[-1, 1]")
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        tilts = (getattr(self, name) for name in RULE[1:-1])
+        numbers = np.array([keep_number(self.keep), *tilts, 2.0 * self.mixup - 1.0])
+        return decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+
+
+class RandomRule:
+    """A rule of numbers drawn uniformly in every step: what a policy that has learned nothing does."""
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        numbers = rng.uniform(-1.0, 1.0, len(RULE))
+        return decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))

@@ -1,0 +1,364 @@
+"""Teach a policy what to prune: `python -m train.learn --help`.
+
+python -m train.learn                               # ten minutes: a policy for any task, from digits tasks only
+python -m train.evaluate --agents full learned:runs/learn/digits-ppo-0/policy.safetensors
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from gymnasium import spaces
+from numpy.typing import NDArray
+from rich.console import Console
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from agents.learned import Network
+from prune_env import files
+from prune_env.encoding import RULE
+from prune_env.tasks import TaskDistribution
+from train import provenance, search
+from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
+from train.shards import Shards
+from train.vec_env import SB3VecEnv
+
+CLIP = 10.0  # points, see Practice
+VALIDATION_SEEDS = range(10_000, 10_003)  # of each validation task
+SEARCH_SHARE = 0.2  # of the time, for the best fixed rule
+HELD = 3.0  # minutes at least that --steps leaves to the search
+LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a policy has nowhere to go
+
+# gamma and lambda 1: the episode is judged as a whole, at its end. Found on the training tasks.
+ON_POLICY = {"n_steps": 32, "gamma": 1.0, "gae_lambda": 1.0, "learning_rate": 1e-3}
+MINIBATCHES = {"batch_size": 512, "n_epochs": 6}
+ALGORITHMS: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # module, class, policy, settings
+    "ppo": ("stable_baselines3", "PPO", "MlpPolicy", {**ON_POLICY, **MINIBATCHES}),
+    "a2c": ("stable_baselines3", "A2C", "MlpPolicy", ON_POLICY),
+    "sac": ("stable_baselines3", "SAC", "MlpPolicy", {"gamma": 1.0, "learning_starts": 2000, "batch_size": 512}),
+    "ars": ("sb3_contrib", "ARS", "MlpPolicy", {"n_delta": 8, "n_top": 4, "zero_policy": False}),
+    "recurrent_ppo": ("sb3_contrib", "RecurrentPPO", "MlpLstmPolicy", {**ON_POLICY, **MINIBATCHES}),
+}
+
+
+@dataclass
+class Arguments:
+    """Train a policy over pruning decisions on a distribution of tasks; keep the one that is best on validation tasks.
+
+    First the best fixed rule is searched, for a fifth of the time; the policy starts as that rule. An episode is
+    rewarded at its end, by its validation accuracy over that of full training on the same task and seed. Held-out
+    tasks are never touched. OUT/NAME gets policy.safetensors (for `--agents learned:PATH`), evaluations.jsonl,
+    TensorBoard's events, the algorithm's own model.zip, and what is needed to go on: the same command again does.
+    """
+
+    tasks: str = "digits"
+    """Distribution of tasks; see prune_env/tasks.py."""
+    algo: Literal["ppo", "a2c", "sac", "ars", "recurrent_ppo"] = "ppo"
+    """Of Stable-Baselines3, the last two of sb3-contrib."""
+    minutes: float | None = 10.0
+    """Time for all of it."""
+    steps: int | None = None
+    """Steps of students (epochs of theirs) to train for, instead of a time."""
+    members: int = 96
+    """Students in training at once."""
+    processes: int = os.cpu_count() or 1
+    """Processes that they are spread over."""
+    pool: int = 512
+    """Pairs of training task and seed that episodes are drawn from."""
+    evaluate_every: float = 90.0
+    """Seconds between evaluations on validation tasks."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    out: Path = Path("runs/learn")
+    """Folder of policies."""
+    name: str | None = None
+    """Folder of this one in OUT; by default TASKS-ALGO-SEED."""
+
+
+@dataclass
+class Start:
+    """What is known before a policy is trained; kept, so that a run that was stopped goes on with the same."""
+
+    rule: list[float]  # (R,) the best fixed one
+    searched: int  # episodes that it took
+    shift: list[float]  # (D,) mean of summaries, and their deviation
+    scale: list[float]
+    baseline: list[float]  # (P,) accuracy of full training on the pool
+    full: list[float]  # likewise on the validation pairs
+    fixed: list[float]  # and that of the fixed rule
+
+
+class Scaled(BaseFeaturesExtractor):
+    """Summaries of about mean 0 and deviation 1."""
+
+    def __init__(self, observation_space: spaces.Box, shift: list[float], scale: list[float]):
+        super().__init__(observation_space, len(shift))
+        self.shift, self.scale = (nn.Parameter(torch.tensor(x), requires_grad=False) for x in (shift, scale))
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return (observations - self.shift) / self.scale
+
+
+class Memory:
+    """A recurrent policy of Stable-Baselines3, as `play` takes one."""
+
+    def __init__(self, model: BaseAlgorithm):
+        self._model, self._state = model, None
+
+    def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
+        numbers, self._state = self._model.predict(
+            summaries, state=self._state, episode_start=begun, deterministic=True
+        )
+        return numbers
+
+
+def network_of(model: BaseAlgorithm, card: dict[str, Any]) -> Network | None:
+    """The policy of a trained model as a plain network of raw summaries; None if it has memory."""
+    policy: Any = model.policy
+    if hasattr(policy, "lstm_actor"):
+        return None
+    if hasattr(policy, "actor"):  # SAC
+        modules, output = [*policy.actor.latent_pi, policy.actor.mu], "tanh"
+    elif hasattr(policy, "mlp_extractor"):  # PPO, A2C
+        modules, output = [*policy.mlp_extractor.policy_net, policy.action_net], "clip"
+    else:  # ARS
+        modules, output = list(policy.action_net), "tanh"
+    linear = [module for module in modules if isinstance(module, nn.Linear)]
+    layers = [tuple(p.detach().cpu().numpy().copy() for p in (module.weight, module.bias)) for module in linear]
+    scaled = next((module for module in policy.modules() if isinstance(module, Scaled)), None)
+    if scaled is not None:
+        weight, bias = layers[0]
+        weight = weight / scaled.scale.numpy()
+        layers[0] = weight, bias - weight @ scaled.shift.numpy()
+    hidden = "relu" if any(isinstance(module, nn.ReLU) for module in modules) else "tanh"
+    return Network(layers, hidden, output, card)
+
+
+def build(algo: str, env: VecEnv, start: Start, seed: int) -> BaseAlgorithm:
+    """An algorithm whose policy begins as the best fixed rule."""
+    module, name, policy, settings = ALGORITHMS[algo]
+    kwargs: dict[str, Any] = {"net_arch": [64, 64]}
+    if algo != "ars":
+        scaling = {"shift": start.shift, "scale": start.scale}
+        kwargs |= {"features_extractor_class": Scaled, "features_extractor_kwargs": scaling}
+    if algo in ("ppo", "a2c", "recurrent_ppo"):
+        kwargs["log_std_init"] = -1.5  # 1 is the whole range of a number
+    if algo == "recurrent_ppo":
+        kwargs["lstm_hidden_size"] = 64
+    if algo == "ars":
+        settings = {**settings, "n_eval_episodes": env.num_envs}
+    make = getattr(importlib.import_module(module), name)
+    model = make(policy, env, policy_kwargs=kwargs, device="cpu", seed=seed, **settings)
+    rule = np.clip(start.rule, -LARGEST_START, LARGEST_START)
+    with torch.no_grad():
+        if algo == "sac":
+            last, bias = model.policy.actor.mu, np.arctanh(rule)
+        elif algo == "ars":
+            last = [module for module in model.policy.action_net if isinstance(module, nn.Linear)][-1]
+            bias = np.arctanh(rule)
+        else:
+            last, bias = model.policy.action_net, rule
+        last.weight.mul_(0.01)
+        last.bias.copy_(torch.tensor(bias))
+    return model
+
+
+def practice(
+    tasks: TaskDistribution, members: int, pairs: list[Pair], baseline: list[float], seed: list[int]
+) -> VecEnv:
+    """The training environment of one process."""
+    env = make_env(members, tasks)
+    return SB3VecEnv(Practice(env, pairs, np.array(baseline), np.random.default_rng(seed), CLIP))
+
+
+class Learning(BaseCallback):
+    """One policy's training: what comes before, the evaluations in between, and what is left behind."""
+
+    def __init__(self, given: Arguments, tasks: TaskDistribution, folder: Path, console: Console):
+        super().__init__()
+        self._given, self._tasks, self._folder, self._console = given, tasks, folder, console
+        self._pairs = draw_pairs(tasks.training, given.pool, np.random.default_rng([given.seed, 0]))
+        self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
+        self._players = Players(tasks, given.processes)
+        self._state: dict[str, Any] = {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf}
+        self._begun = self._evaluated = time.perf_counter()
+
+    @property
+    def _seconds(self) -> float:
+        """At work so far, over all sittings."""
+        return self._state["seconds"] + time.perf_counter() - self._begun
+
+    def run(self) -> None:
+        """Train until the time or the steps are over."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        at = self._folder / "state.json"
+        if at.exists():
+            self._state = json.loads(at.read_text())
+            self._console.print(f"going on after {self._seconds / 60:.1f} minutes")
+        start = self._prepare()
+        given = self._given
+        sizes = [len(part) for part in np.array_split(np.arange(given.members), given.processes)]
+        shards = Shards(
+            [
+                partial(
+                    practice, self._tasks, size, self._pairs, start.baseline, [given.seed, 1, i, self._state["steps"]]
+                )
+                for i, size in enumerate(sizes)
+            ]
+        )
+        model = build(given.algo, shards, start, given.seed)
+        if self._state["steps"]:
+            saved = torch.load(self._folder / "checkpoint.pt", weights_only=True)
+            model.set_parameters(saved, device="cpu")
+            model.num_timesteps = self._state["steps"]
+        model.set_logger(configure(str(self._folder / "tensorboard"), ["tensorboard"]))
+        self._start = start
+        if not self._over(model.num_timesteps):
+            model.learn(sys.maxsize, callback=self, reset_num_timesteps=False)
+        shards.close()
+        self._players.close()
+
+    def _prepare(self) -> Start:
+        """The baseline, the best fixed rule and the scale of summaries; from the folder if they are there."""
+        at = self._folder / "start.json"
+        if at.exists():
+            return Start(**json.loads(at.read_text()))
+        given, players = self._given, self._players
+        self._console.print(f"full training on {len(self._pairs)} pairs of task and seed, for comparison")
+        baseline = players.play(self._pairs, FULL)
+        until = self._seconds + SEARCH_SHARE * 60.0 * (given.minutes or HELD / SEARCH_SHARE)
+        rng = np.random.default_rng([given.seed, 2])
+        rule, searched = search.fixed_rule(players, self._tasks, rng, lambda: self._seconds < until)
+        full, fixed = (players.play(self._validation, rules) for rules in (FULL, rule))
+        numbers = ", ".join(f"{name} {number:+.2f}" for name, number in zip(RULE, rule, strict=True))
+        self._console.print(f"best fixed rule after {searched} episodes: {numbers}; {_over_full(fixed, full)}")
+        shift, scale = _moments(self._tasks, rule, rng)
+        start = Start(
+            rule=rule.tolist(),
+            searched=searched,
+            shift=shift.tolist(),
+            scale=scale.tolist(),
+            baseline=baseline.tolist(),
+            full=full.tolist(),
+            fixed=fixed.tolist(),
+        )
+        files.replace(at, json.dumps(asdict(start)).encode())
+        return start
+
+    def _over(self, steps: int) -> bool:
+        given = self._given
+        return steps >= given.steps if given.steps is not None else self._seconds >= 60.0 * (given.minutes or 0.0)
+
+    def _on_step(self) -> bool:
+        self._state["episodes"] += int(np.count_nonzero(self.locals["dones"])) if "dones" in self.locals else 0
+        return not self._over(self.num_timesteps)
+
+    def _on_rollout_end(self) -> None:
+        if time.perf_counter() - self._evaluated > self._given.evaluate_every:
+            self._evaluate()
+
+    def _on_training_end(self) -> None:
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        """Play the validation tasks; keep the policy if it is the best so far; save all that is needed to go on."""
+        network = network_of(self.model, {})
+        if network is None:
+            accuracy = play(self._validation, Memory(self.model), self._tasks)
+        else:
+            accuracy = self._players.play(self._validation, network)
+        points = 100.0 * float(np.mean(accuracy - np.array(self._start.full)))
+        state = self._state
+        state |= {"seconds": self._seconds, "steps": self.num_timesteps}
+        self._begun = self._evaluated = time.perf_counter()
+        if points > state["best"]:
+            state["best"] = points
+            self.model.save(self._folder / "model.zip")
+            if network is not None:
+                replace(network, card=self._card(accuracy)).save(self._folder / "policy.safetensors")
+        buffer = io.BytesIO()
+        torch.save(self.model.get_parameters(), buffer)
+        files.replace(self._folder / "checkpoint.pt", buffer.getvalue())
+        files.replace(self._folder / "state.json", json.dumps(state).encode())
+        with open(self._folder / "evaluations.jsonl", "a") as file:
+            file.write(json.dumps({**state, "points": points}) + "\n")
+        self.logger.record("validation/points_over_full", points)
+        self.logger.dump(self.num_timesteps)
+        left = "" if self._given.minutes is None else f"; {max(0.0, self._given.minutes - self._seconds / 60):.1f} left"
+        self._console.print(
+            f"{self._seconds / 60:5.1f} minutes, {state['steps']:,} steps, {state['episodes']:,} episodes: validation "
+            f"{_over_full(accuracy, self._start.full)}, best {state['best']:+.2f}{left}"
+        )
+
+    def _card(self, accuracy: NDArray) -> dict[str, Any]:
+        """Where this policy comes from, and what it does on the validation tasks."""
+        given = {name: str(x) if isinstance(x, Path) else x for name, x in asdict(self._given).items()}
+        return {
+            "arguments": given,
+            "training": {**self._state, "searched": self._start.searched, "pool": len(self._pairs)},
+            "tasks": asdict(self._tasks),
+            "validation": {
+                "pairs": len(self._validation),
+                "points_over_full": 100.0 * float(np.mean(accuracy - np.array(self._start.full))),
+                "points_over_fixed_rule": 100.0 * float(np.mean(accuracy - np.array(self._start.fixed))),
+            },
+            "fixed_rule": dict(zip(RULE, self._start.rule, strict=True)),
+            "code": provenance.of_code(),
+        }
+
+
+def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+    """Mean and deviation (D,) of summaries under rules around this one."""
+    seen: list[NDArray] = []
+
+    def around(summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
+        seen.append(summaries)
+        return np.clip(rule + 0.3 * rng.standard_normal((len(summaries), len(RULE))), -1.0, 1.0)
+
+    play(draw_pairs(tasks.training, 64, rng), around, tasks)
+    every = np.concatenate(seen)
+    return every.mean(axis=0), np.maximum(every.std(axis=0), 0.05)
+
+
+def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:
+    points = 100.0 * (accuracy - np.array(full))
+    return f"{points.mean():+.2f} ± {points.std(ddof=1) / len(points) ** 0.5:.2f} points over full training"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the program with `args` (else those of the command line); return its exit status."""
+    given = tyro.cli(Arguments, args=args)
+    try:
+        tasks = TaskDistribution.named(given.tasks)
+        if min(given.members, given.processes, given.pool) < 1 or given.members < given.processes:
+            raise ValueError("--processes and --pool must be at least 1, and --members no fewer than --processes")
+        if (given.minutes is None or given.minutes <= 0) and (given.steps is None or given.steps <= 0):
+            raise ValueError("--minutes or --steps must say how long to train")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    folder = given.out / (given.name or f"{given.tasks}-{given.algo}-{given.seed}")
+    Learning(given, tasks, folder, Console()).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""A Stable-Baselines3 environment whose members live in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
+
+
+class Shards(VecEnv):
+    """Several vector environments of one kind as one, each in a process of its own and stepped at the same time.
+
+    Results do not depend on timing: members keep their places.
+
+    Args:
+        makers: what builds each; has to travel to its process.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], VecEnv]]):
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for make in makers:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        sizes, observations, actions = zip(*(self._receive(pipe) for pipe in self._pipes), strict=True)
+        self._ends = np.cumsum(sizes)[:-1]
+        super().__init__(sum(sizes), observations[0], actions[0])
+
+    def _receive(self, pipe: Connection) -> Any:
+        try:
+            answer = pipe.recv()
+        except EOFError:
+            raise RuntimeError("a process of the training environment died: out of memory, or ended") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def reset(self) -> VecEnvObs:
+        """Start an episode in every member; each shard's members with the seeds that `seed` gave them."""
+        for pipe, seed in zip(self._pipes, np.split(np.array(self._seeds, object), self._ends), strict=True):
+            pipe.send(("reset", seed[0]))
+        self._reset_seeds()
+        return np.concatenate([self._receive(pipe) for pipe in self._pipes])
+
+    def step_async(self, actions: np.ndarray) -> None:
+        for pipe, part in zip(self._pipes, np.split(actions, self._ends), strict=True):
+            pipe.send(("step", part))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        seen, rewards, dones, infos = zip(*(self._receive(pipe) for pipe in self._pipes), strict=True)
+        return np.concatenate(seen), np.concatenate(rewards), np.concatenate(dones), [i for part in infos for i in part]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()  # the process ends when nobody listens
+        for process in self._processes:
+            process.join()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """None for every member: the render mode, which is all that Stable-Baselines3 asks for."""
+        return [None for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        raise NotImplementedError("members are in other processes")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        raise NotImplementedError("members are in other processes")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        return [False for _ in self._get_indices(indices)]
+
+
+def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
+    torch.set_num_threads(1)
+    try:
+        env = make()
+        pipe.send((env.num_envs, env.observation_space, env.action_space))
+        while True:
+            command, argument = pipe.recv()
+            if command == "reset":
+                env.seed(argument)
+                pipe.send(env.reset())
+            else:
+                pipe.send(env.step(argument))
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(error)
