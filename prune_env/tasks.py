@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
@@ -227,6 +228,86 @@ class Episodes:
             env.np_random = self.env.np_random  # seeds follow from the last one, as without tasks
             self.env, self._current = env, wanted
         return self.env.reset(seed=seed)
+
+
+class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
+    """A `PruneEnv` whose every episode is of another task; its spaces, too, are those of the episode.
+
+    Policies need spaces that stay as they are: see `prune_env.wrappers.summary`, which makes them of this.
+
+    Args:
+        tasks: what episodes draw from, with the generator that `reset` seeds; a name, or a distribution.
+        render_mode: as for `PruneEnv`.
+        settings: keyword arguments of `PruneEnv` that tasks do not set.
+
+    Raises:
+        ValueError: a name or a setting that cannot be.
+    """
+
+    metadata = PruneEnv.metadata
+
+    def __init__(self, tasks: str | TaskDistribution, *, render_mode: str | None = None, **settings: Any):
+        self.tasks = distribution(tasks, settings)
+        self.render_mode = render_mode
+        self._episodes = Episodes({**settings, "render_mode": render_mode}, self.tasks)
+        self._show()
+
+    @property
+    def env(self) -> PruneEnv:
+        """That of this episode."""
+        return self._episodes.env
+
+    def _show(self) -> None:
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, NDArray], dict[str, Any]]:
+        """Start the next episode.
+
+        Args:
+            seed: of the run and of the draws of tasks.
+            options: `task`, a `Task` or a mapping of settings, pins what is trained on in this episode.
+
+        Raises:
+            ValueError: other options.
+        """
+        given = dict(options or {})
+        self._episodes.pin(given.pop("task", None))
+        if given:
+            raise ValueError(f"reset options {sorted(given)} are not known; there is task")
+        super().reset(seed=seed)
+        observation, info = self._episodes.reset(seed)
+        self._show()
+        return observation, info
+
+    def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
+        """As `PruneEnv.step`."""
+        return self.env.step(action)
+
+    def render(self) -> Any:
+        """As `PruneEnv.render`."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Let go of the run."""
+        self.env.close()
+
+
+def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Mapping[str, Any]) -> TaskDistribution:
+    """The distribution of this name or these arguments.
+
+    Raises:
+        ValueError: there is none; or `settings` has what tasks set, but for the data set, which an id brings.
+    """
+    if isinstance(tasks, str):
+        tasks = TaskDistribution.named(tasks)
+    elif isinstance(tasks, Mapping):  # what the JSON of a spec makes of one
+        tasks = TaskDistribution(**tasks)
+    both = sorted(set(settings) & set(tasks.training[0].settings()) - {"dataset"})
+    if both:
+        raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
+    return tasks
 
 
 def _settings(task: Task | Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prune_env import selection
 from prune_env.env import PruneEnv, actions, observations
 from prune_env.selection import Action
-from prune_env.tasks import Episodes, TaskDistribution
+from prune_env.tasks import Episodes, TaskDistribution, distribution
 from prune_env.together import run_epochs
 
 Arrays = dict[str, NDArray]
@@ -62,13 +62,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
             raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
         self.num_envs = num_envs
         self.render_mode = render_mode
-        if isinstance(tasks, Mapping):
-            tasks = TaskDistribution(**tasks)
-        self.tasks = TaskDistribution.named(tasks) if isinstance(tasks, str) else tasks
-        if self.tasks is not None:
-            both = sorted(set(settings) & set(self.tasks.training[0].settings()) - {"dataset"})  # the id has one
-            if both:
-                raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
+        self.tasks = None if tasks is None else distribution(tasks, settings)
         of_members = [
             {name: _of_member(name, value, k, num_envs) for name, value in settings.items()} for k in range(num_envs)
         ]

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from prune_env import encoding
 from prune_env.env import PruneEnv
 from prune_env.selection import select
+from prune_env.tasks import TaskDistribution, TaskEnv
 from prune_env.vector import PruneVectorEnv
 
 Observation = dict[str, NDArray]
@@ -290,13 +291,14 @@ class VectorRuleAction(VectorWrapper):
             self._draws[k] = _draw(self._rngs[k], observations["label"][k])
 
 
-def summary(**settings: Any) -> gym.Env:
+def summary(tasks: str | TaskDistribution | None = None, **settings: Any) -> gym.Env:
     """A PruneEnv that is seen in the D numbers of a summary, and acted on by the R of a rule.
 
     Args:
+        tasks: what each episode's task is drawn from, a name or a distribution; see `prune_env.tasks.TaskEnv`.
         settings: those of `PruneEnv`.
     """
-    return SummaryObservation(RuleAction(PruneEnv(**settings)))
+    return SummaryObservation(RuleAction(PruneEnv(**settings) if tasks is None else TaskEnv(tasks, **settings)))
 
 
 summary.metadata = PruneEnv.metadata  # pyright: ignore[reportFunctionMemberAccess]  (gym.make looks for it here)

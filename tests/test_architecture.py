@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"env", "selection"},
     "env": {"checks", "compute", "data", "models", "recipes", "render", "selection", "stats", "trainer"},
-    "wrappers": {"encoding", "env", "selection", "vector"},
+    "wrappers": {"encoding", "env", "selection", "tasks", "vector"},
     "trainer": {"augment", "compute", "data", "models", "recipes", "selection", "stats"},
     "render": {"data"},
     "data": {"checks", "datasets"},

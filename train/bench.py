@@ -1,13 +1,14 @@
 """What the environment costs: its step against a bare PyTorch loop, agents' decisions, bytes a sample.
 
-    python -m train.bench                                   # digits, decisions, bytes
+    python -m train.bench                                   # digits, many students, decisions, bytes
     python -m train.bench --root DIR --train-size 10000     # and the images in DIR/train/<class>/
 
-Ratios are medians over pairs that were timed one after the other in this process, on one thread.
+Ratios are medians over pairs that were timed one after the other in this process, on one thread unless a title says so.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -38,6 +39,8 @@ class Args:
     """Their side; the id's default without."""
     samples: tuple[int, ...] = (50_000, 1_281_167)
     """Numbers of samples at which every agent decides."""
+    members: tuple[int, ...] = (1, 8, 64)
+    """Numbers of students in a vector environment."""
     rounds: int = 15
     """Timed pairs, or decisions; the median counts. Digits take three times as many pairs."""
     device: str = "auto"
@@ -112,6 +115,32 @@ def time_step(env_id: str, rounds: int, **kwargs) -> tuple[float, float, float]:
     return float(np.median(steps)), float(np.median(bares)), float(np.median(steps / bares))
 
 
+def time_many(members: int, rounds: int, **kwargs) -> tuple[float, float, float]:
+    """Median epochs per second of so many students in one vector environment and in a loop, and of their ratios.
+
+    Both on as many threads as there are cores.
+    """
+    budget = rounds + 3.0
+    together = gym.make_vec("prune_env/Digits-v0", num_envs=members, budget=budget, **kwargs)
+    together.reset(seed=0)
+    singles = [
+        gym.make("prune_env/Digits-v0", budget=budget, disable_env_checker=True, **kwargs) for _ in range(members)
+    ]
+    for seed, env in enumerate(singles):
+        env.reset(seed=seed)
+    action = prune_env.select(np.ones(together.single_action_space["weight"].shape[0], dtype=np.bool_))  # pyright: ignore
+    actions = {name: np.stack([values] * members) for name, values in action.items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    batched, looped = [], []
+    for _ in range(rounds + 1):
+        batched.append(seconds(lambda: together.step(actions)))
+        looped.append(seconds(lambda: [env.step(action) for env in singles]))
+    torch.set_num_threads(before)
+    batched, looped = np.array(batched[1:]), np.array(looped[1:])  # the first pair warms up
+    return members / float(np.median(batched)), members / float(np.median(looped)), float(np.median(looped / batched))
+
+
 def observation(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Plausible statistics of n samples in the middle of a run."""
     seen = {name: rng.random(n, dtype=np.float32) for name in BOUNDS}
@@ -158,6 +187,14 @@ def main(args: Args) -> None:
         )
         steps.add_row(f"{args.train_size:,} images, convnet", f"{step * 1e3:.0f}", f"{bare * 1e3:.0f}", f"{ratio:.3f}")
     console.print(steps)
+
+    many = Table(title="Epochs per second of many students, mlp on digits, all cores")
+    for column in ("students", "one vector environment", "a loop", "ratio (median)"):
+        many.add_column(column, justify="right")
+    for members in args.members:
+        batched, looped, ratio = time_many(members, args.rounds, device=args.device)
+        many.add_row(str(members), f"{batched:.0f}", f"{looped:.0f}", f"{ratio:.2f}")
+    console.print(many)
 
     decisions = Table(title="Milliseconds of an agent's decision, median")
     decisions.add_column("agent")

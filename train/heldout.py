@@ -1,0 +1,182 @@
+"""Judge a policy on tasks that no policy is trained on.
+
+python -m train.heldout tasks digits                                  # the three parts of a distribution, listed
+python -m train.heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
+python -m train.heldout compare runs/x learned                        # paired differences to every other agent
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from prune_env.tasks import Task, TaskDistribution
+from train import results, statistics, summary
+from train.results import Record
+
+ID = {"digits": "Digits", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "tiny_imagenet": "TinyImageNet"}
+
+
+@dataclass
+class Tasks:
+    """List the tasks of a distribution: budgets apart, those held out, for validation and for training."""
+
+    name: tyro.conf.Positional[str]
+    """Of the distribution; see prune_env/tasks.py."""
+
+    def run(self) -> None:
+        distribution = TaskDistribution.named(self.name)
+        print(f"each at the budgets {', '.join(f'{budget:g}' for budget in distribution.budgets)}")
+        for part in ("held_out", "validation", "training"):
+            tasks = without_budgets(getattr(distribution, part))
+            print(f"{part}: {len(tasks)}")
+            for task in tasks:
+                print(f"  {title(task)}")
+
+
+@dataclass
+class Sweep:
+    """Print the held-out tasks of a distribution as a sweep file.
+
+    Validation has its usual size there, whatever it had for training policies.
+    """
+
+    name: tyro.conf.Positional[str]
+    """Of the distribution."""
+    agents: tuple[str, ...]
+    """Agents that are compared."""
+    seeds: int = 20
+    """Paired seeds of each task."""
+
+    def run(self) -> None:
+        distribution = TaskDistribution.named(self.name)
+        lines = [
+            f"# The held-out tasks of {self.name!r}; made by `python -m train.heldout sweep {self.name}`.",
+            f"seeds = {self.seeds}",
+            f"budgets = {json.dumps(list(distribution.budgets))}",
+            "keep = [0.5]",
+            f"agents = {json.dumps(list(self.agents), indent=2)}",
+        ]
+        for task in without_budgets(distribution.held_out):
+            rates = {f"{budget:g}": replace(task, budget=budget).settings()["lr"] for budget in distribution.budgets}
+            values = {name: value for name, value in asdict(task).items() if name in SETTINGS and value is not None}
+            lines += ["", f"[tasks.{json.dumps(title(task))}]", f'env = "prune_env/{ID[task.dataset]}-v0"']
+            lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+            lines.append(f"lr = {{ {', '.join(f'{budget} = {rate:g}' for budget, rate in rates.items())} }}")
+        print("\n".join(lines))
+
+
+SETTINGS = ("train_size", "label_noise", "imbalance", "duplicates", "task_seed", "model", "image_size")
+
+
+@dataclass
+class Compare:
+    """Print the paired differences of an agent to every other, in points of test accuracy.
+
+    The mean over tasks and budgets; intervals resample the seeds of each (arXiv 2108.13264).
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Results of a sweep."""
+    agent: tyro.conf.Positional[str]
+    """Spec of the agent."""
+    where: str = ""
+    """Only tasks whose name has this in it."""
+
+    def run(self) -> None:
+        records = summary.latest(list(results.read(self.folder / "results.jsonl", repair=False)[0].values()))
+        records = [record for record in records if self.where in record["task"]]
+        if self.agent not in {record["agent"] for record in records}:
+            raise ValueError(f"{self.folder} has no runs of {self.agent!r} on such tasks")
+        Console(width=130).print(comparison(records, self.agent))
+
+
+def title(task: Task) -> str:
+    """A task in words, its budget apart."""
+    plain = asdict(Task())
+    said = [f"{name} {value}" for name, value in asdict(task).items() if name != "budget" and value != plain[name]]
+    return ", ".join([task.dataset, *(part for part in said if not part.startswith(("dataset", "root", "val_rest")))])
+
+
+def without_budgets(tasks: Sequence[Task]) -> list[Task]:
+    """Each task once, at its first budget."""
+    first: dict[Task, Task] = {}
+    for task in tasks:
+        first.setdefault(replace(task, budget=1.0), task)
+    return list(first.values())
+
+
+def comparison(records: Sequence[Record], agent: str) -> Table:
+    """Accuracy, area and differences of `agent` to every agent that ran everything that it ran."""
+    accuracy: dict[str, dict[tuple[str, float, int], float]] = defaultdict(dict)
+    for record in records:
+        cell = record["task"], record["budget"], record["seed"]
+        accuracy[record["agent"]][cell] = 100.0 * record["results"]["test_accuracy"]
+    own = accuracy[agent]
+    table = Table(title=f"{agent}: points of test accuracy over others, on {len({cell[0] for cell in own})} tasks")
+    table.add_column("agent")
+    for name in ("accuracy %", "difference", "area's difference", "better, tasks x budgets"):
+        table.add_column(name, justify="right")
+    rows = []
+    for other, theirs in accuracy.items():
+        if set(theirs) < set(own):
+            continue
+        strata: dict[tuple[str, float], list[float]] = defaultdict(list)
+        for cell in sorted(own):
+            strata[cell[:2]].append(own[cell] - theirs[cell])
+        means = [float(np.mean(values)) for values in strata.values()]
+        difference = _spread(means, statistics.stratified_interval(list(strata.values())))
+        areas = _areas(own, theirs)
+        of_areas = _spread([float(np.mean(values)) for values in areas], statistics.stratified_interval(areas))
+        mean = float(np.mean([theirs[cell] for cell in own]))
+        better = f"{sum(x > 0 for x in means)} of {len(means)}"
+        row = (other, f"{mean:.2f}", difference, of_areas, better)
+        rows.append((mean, row if other != agent else (other, f"{mean:.2f}", "", "", "")))
+    for _, row in sorted(rows, reverse=True):
+        table.add_row(*row)
+    return table
+
+
+def _spread(means: Sequence[float], interval: tuple[float, float]) -> str:
+    return f"{np.mean(means):+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
+def _areas(own: dict[tuple[str, float, int], float], theirs: dict[tuple[str, float, int], float]) -> list[list[float]]:
+    """Differences of the area under accuracy over log budget: a list a task, a number a seed."""
+    differences: dict[str, dict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
+    for (task, budget, seed), value in own.items():
+        differences[task][seed][budget] = value - theirs[task, budget, seed]
+    return [
+        [float(statistics.log_budget_area(sorted(by), [by[b] for b in sorted(by)])) for by in seeds.values()]
+        for seeds in differences.values()
+    ]
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the program with `args` (else those of the command line); return its exit status."""
+    kinds = (
+        Annotated[Tasks, tyro.conf.subcommand("tasks")]
+        | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
+    )
+    command = tyro.cli(kinds, args=args, description=__doc__)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    try:
+        command.run()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
