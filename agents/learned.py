@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Observation
-from prune_env import encoding
+from agents.parts import Action, Observation, check
+from prune_env import encoding, select
 
 SHIPPED = Path(__file__).with_name("policies") / "digits.safetensors"
 FORMAT = "prune_env policy 1"
@@ -62,7 +62,9 @@ class Network:
 
         tensors = {}
         for i, (weight, bias) in enumerate(self.layers):
-            tensors |= {f"{i}.weight": np.asarray(weight, np.float32), f"{i}.bias": np.asarray(bias, np.float32)}
+            tensors |= {f"{i}.weight": weight, f"{i}.bias": bias}
+        # safetensors writes memory as it lies, whatever the strides
+        tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}
         said = {"format": FORMAT, "hidden": self.hidden, "output": self.output, "card": json.dumps(self.card)}
         said |= {"inputs": json.dumps(encoding.SUMMARY), "outputs": json.dumps(encoding.RULE)}
         replace(path, save(tensors, {**said, "sha256": _digest(said, tensors)}))
@@ -75,13 +77,13 @@ class Network:
             ValueError: the file is damaged, of another format, or made for other summaries or rules.
             FileNotFoundError: there is none.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
 
+        data = Path(path).read_bytes()
         try:
-            with safe_open(str(path), framework="numpy") as file:
-                said = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        except SafetensorError as error:
+            tensors, said = load(data), _said(data)
+        except (SafetensorError, KeyError, ValueError) as error:  # KeyError: of a type that numpy does not have
             raise ValueError(f"policy {path} is damaged, or no safetensors file: {error}") from error
         if said.get("format") != FORMAT:
             raise ValueError(f"policy {path} has the format {said.get('format')!r}; it must be {FORMAT!r}")
@@ -93,6 +95,14 @@ class Network:
                 raise ValueError(f"policy {path} has other {name} than this version of prune_env; train it anew")
         layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
         return cls(layers, said["hidden"], said["output"], json.loads(said["card"]))
+
+
+def _said(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises ValueError if its header is not padded as it is written."""
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    if not header.rstrip(b" ").endswith(b"}"):  # other blanks are allowed, but are not what was written
+        raise ValueError("the header is not padded with spaces")
+    return json.loads(header).get("__metadata__", {})
 
 
 def _digest(said: Mapping[str, str], tensors: Mapping[str, NDArray]) -> str:
@@ -114,24 +124,31 @@ class Learned:
             that you know where it is from.
 
     Raises:
-        ValueError: a zip without `trust`, or what `Network.load` raises.
+        ValueError: a zip without `trust`, a file that cannot be read, or what `Network.load` raises.
     """
 
     path: str = str(SHIPPED)
     trust: bool = False
 
     def __post_init__(self) -> None:
+        check("trust", self.trust, bool)
+        try:
+            self._start = self._load()
+        except OSError as error:
+            raise ValueError(f"policy {self.path} cannot be read: {error}") from error
+        self.reset()
+
+    def _load(self) -> Callable[[], Callable[[NDArray], NDArray]]:
+        """What starts an episode."""
         if Path(self.path).suffix != ".zip":
             network = Network.load(self.path)
-            self._start: Callable[[], Callable[[NDArray], NDArray]] = lambda: network
-        elif not self.trust:
+            return lambda: network
+        if not self.trust:
             raise ValueError(
                 f"policy {self.path} is a zip of Stable-Baselines3, and loading one runs code that it holds: say "
                 f"learned:{self.path},trust=True if you know where it is from, or use the safetensors file beside it"
             )
-        else:
-            self._start = _sb3(self.path)
-        self.reset()
+        return _sb3(self.path)
 
     def reset(self) -> None:
         self._policy = self._start()
@@ -140,15 +157,19 @@ class Learned:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         numbers = self._policy(encoding.summarize(observation, self._past))
         self._past = encoding.remember(self._past, observation)
-        return encoding.decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+        action = encoding.decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+        return select(action["weight"], action["mixup"])
 
 
 def _sb3(path: str) -> Callable[[], Callable[[NDArray], NDArray]]:
     """What starts an episode of an SB3 policy that was trained on summaries and rules."""
     import importlib
 
-    with ZipFile(path) as file:
-        module = json.loads(file.read("data"))["policy_class"]["__module__"]
+    try:
+        with ZipFile(path) as file:
+            module = json.loads(file.read("data"))["policy_class"]["__module__"]
+    except (BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"policy {path} is damaged, or no zip of Stable-Baselines3: {error}") from error
     if module not in SB3:
         raise ValueError(f"policy {path} is of {module}; known are {', '.join(SB3)}")
     package, name = SB3[module]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.parts import Action, Observation, check
+from prune_env import select
 from prune_env.encoding import RULE, SMALLEST_KEEP, decode_rule, keep_number
 
 
@@ -41,7 +42,7 @@ class Rule:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         tilts = (getattr(self, name) for name in RULE[1:-1])
         numbers = np.array([keep_number(self.keep), *tilts, 2.0 * self.mixup - 1.0])
-        return decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+        return _act(observation, numbers, rng)
 
 
 class RandomRule:
@@ -49,4 +50,9 @@ class RandomRule:
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         numbers = rng.uniform(-1.0, 1.0, len(RULE))
-        return decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+        return _act(observation, numbers, rng)
+
+
+def _act(observation: Observation, numbers: np.ndarray, rng: np.random.Generator) -> Action:
+    action = decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+    return select(action["weight"], action["mixup"])

@@ -1,6 +1,7 @@
 """Imports run one way: train, agents, prune_env; and inside prune_env from the face to the parts."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -92,11 +93,27 @@ def test_the_arrows_have_no_cycle():
     assert there == set(ALLOWED)
 
 
+# file of agents -> what else it may import: learned policies act through the encoding, and are read from files
+MORE = {
+    "__init__.py": {"prune_env.encoding"},
+    "rules.py": {"prune_env.encoding"},
+    "learned.py": {"prune_env.encoding", "prune_env.files", "safetensors", "stable_baselines3", "sb3_contrib"},
+}
+
+
 @pytest.mark.parametrize("path", files("agents"), ids=lambda path: path.name)
 def test_agents_import_numpy_and_select_only(path):
+    allowed = {"agents", "numpy", "prune_env.select"} | sys.stdlib_module_names | MORE.get(path.name, set())
     for name in imports(path):
-        allowed = top(name) in {"agents", "numpy"} | sys.stdlib_module_names or name == "prune_env.select"
-        assert allowed, f"{path.name} imports {name}"
+        assert any(name == one or name.startswith(f"{one}.") for one in allowed), f"{path.name} imports {name}"
+
+
+def test_agents_load_without_what_only_policies_need():
+    """safetensors and Stable-Baselines3 come with the extra for training."""
+    heavy = ("safetensors", "stable_baselines3", "sb3_contrib")
+    code = f"import sys, agents; agents.make('rule'); print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("path", files("train"), ids=lambda path: path.name)

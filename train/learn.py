@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ CLIP = 10.0  # points, see Practice
 VALIDATION_SEEDS = range(10_000, 10_003)  # of each validation task
 SEARCH_SHARE = 0.2  # of the time, for the best fixed rule
 HELD = 3.0  # minutes at least that --steps leaves to the search
+OF = ("tasks", "algo", "seed", "pool")  # arguments that cannot change when a run goes on
 LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a policy has nowhere to go
 
 # gamma and lambda 1: the episode is judged as a whole, at its end. Found on the training tasks.
@@ -79,7 +81,7 @@ class Arguments:
     """Steps of students (epochs of theirs) to train for, instead of a time."""
     members: int = 96
     """Students in training at once."""
-    processes: int = os.cpu_count() or 1
+    processes: int = min(96, os.cpu_count() or 1)
     """Processes that they are spread over."""
     pool: int = 512
     """Pairs of training task and seed that episodes are drawn from."""
@@ -97,6 +99,7 @@ class Arguments:
 class Start:
     """What is known before a policy is trained; kept, so that a run that was stopped goes on with the same."""
 
+    of: dict[str, Any]  # the arguments OF
     rule: list[float]  # (R,) the best fixed one
     searched: int  # episodes that it took
     shift: list[float]  # (D,) mean of summaries, and their deviation
@@ -178,7 +181,38 @@ def build(algo: str, env: VecEnv, start: Start, seed: int) -> BaseAlgorithm:
             last, bias = model.policy.action_net, rule
         last.weight.mul_(0.01)
         last.bias.copy_(torch.tensor(bias))
+    _let_it_know(model)
     return model
+
+
+def _let_it_know(model: Any) -> None:
+    """ARS perturbs a vector of its own, which has to follow when the weights of its policy are set."""
+    if hasattr(model, "weights"):
+        model.weights = nn.utils.parameters_to_vector(model.policy.parameters()).detach()
+
+
+def save_checkpoint(model: BaseAlgorithm, path: Path) -> None:
+    """Write all that training changes, but for what SAC has seen."""
+    entropy = getattr(model, "log_ent_coef", None)  # of SAC, which get_parameters() leaves out
+    saved = {"parameters": model.get_parameters(), "entropy": None if entropy is None else entropy.detach()}
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    files.replace(path, buffer.getvalue())
+
+
+def load_checkpoint(model: Any, path: Path, steps: int) -> None:
+    """Let a model from `build` go on after these steps."""
+    saved = torch.load(path, weights_only=True)
+    model.set_parameters(saved["parameters"], device="cpu")
+    model.num_timesteps = steps
+    _let_it_know(model)
+    if saved["entropy"] is not None:
+        model.log_ent_coef.data.copy_(saved["entropy"])
+        model.learning_starts += steps  # it has to see some steps again
+
+
+class Over(Exception):  # noqa: N818  (no error)
+    """The end, for an algorithm that does not ask."""
 
 
 def practice(
@@ -198,6 +232,7 @@ class Learning(BaseCallback):
         self._pairs = draw_pairs(tasks.training, given.pool, np.random.default_rng([given.seed, 0]))
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         self._players = Players(tasks, given.processes)
+        self._episodes = 0  # of former sittings
         self._state: dict[str, Any] = {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf}
         self._begun = self._evaluated = time.perf_counter()
 
@@ -212,29 +247,36 @@ class Learning(BaseCallback):
         at = self._folder / "state.json"
         if at.exists():
             self._state = json.loads(at.read_text())
+            self._episodes = self._state["episodes"]
             self._console.print(f"going on after {self._seconds / 60:.1f} minutes")
-        start = self._prepare()
-        given = self._given
+        with closing(self._players):
+            self._start = self._prepare()
+            with closing(self._shards()) as self._env:
+                self._train()
+
+    def _shards(self) -> Shards:
+        given, steps = self._given, self._state["steps"]
         sizes = [len(part) for part in np.array_split(np.arange(given.members), given.processes)]
-        shards = Shards(
+        return Shards(
             [
-                partial(
-                    practice, self._tasks, size, self._pairs, start.baseline, [given.seed, 1, i, self._state["steps"]]
-                )
+                partial(practice, self._tasks, size, self._pairs, self._start.baseline, [given.seed, 1, i, steps])
                 for i, size in enumerate(sizes)
             ]
         )
-        model = build(given.algo, shards, start, given.seed)
-        if self._state["steps"]:
-            saved = torch.load(self._folder / "checkpoint.pt", weights_only=True)
-            model.set_parameters(saved, device="cpu")
-            model.num_timesteps = self._state["steps"]
+
+    def _train(self) -> None:
+        given, steps = self._given, self._state["steps"]
+        # neither noise nor pairs of a sitting are those of another
+        seed = int(np.random.default_rng([given.seed, 3, steps]).integers(2**31))
+        model = build(given.algo, self._env, self._start, seed)
+        if steps:
+            load_checkpoint(model, self._folder / "checkpoint.pt", steps)
         model.set_logger(configure(str(self._folder / "tensorboard"), ["tensorboard"]))
-        self._start = start
         if not self._over(model.num_timesteps):
-            model.learn(sys.maxsize, callback=self, reset_num_timesteps=False)
-        shards.close()
-        self._players.close()
+            try:
+                model.learn(sys.maxsize, callback=self, reset_num_timesteps=False)
+            except Over:
+                self._evaluate()
 
     def _prepare(self) -> Start:
         """The baseline, the best fixed rule and the scale of summaries; from the folder if they are there."""
@@ -252,6 +294,7 @@ class Learning(BaseCallback):
         self._console.print(f"best fixed rule after {searched} episodes: {numbers}; {_over_full(fixed, full)}")
         shift, scale = _moments(self._tasks, rule, rng)
         start = Start(
+            of=_of(given),
             rule=rule.tolist(),
             searched=searched,
             shift=shift.tolist(),
@@ -268,8 +311,10 @@ class Learning(BaseCallback):
         return steps >= given.steps if given.steps is not None else self._seconds >= 60.0 * (given.minutes or 0.0)
 
     def _on_step(self) -> bool:
-        self._state["episodes"] += int(np.count_nonzero(self.locals["dones"])) if "dones" in self.locals else 0
-        return not self._over(self.num_timesteps)
+        over = self._over(self.num_timesteps)
+        if over and self._given.algo == "ars":  # it goes on whatever is returned
+            raise Over
+        return not over
 
     def _on_rollout_end(self) -> None:
         if time.perf_counter() - self._evaluated > self._given.evaluate_every:
@@ -287,22 +332,22 @@ class Learning(BaseCallback):
             accuracy = self._players.play(self._validation, network)
         points = 100.0 * float(np.mean(accuracy - np.array(self._start.full)))
         state = self._state
-        state |= {"seconds": self._seconds, "steps": self.num_timesteps}
+        episodes = self._episodes + self._env.episodes
+        state |= {"seconds": self._seconds, "steps": self.num_timesteps, "episodes": episodes}
         self._begun = self._evaluated = time.perf_counter()
         if points > state["best"]:
             state["best"] = points
             self.model.save(self._folder / "model.zip")
             if network is not None:
                 replace(network, card=self._card(accuracy)).save(self._folder / "policy.safetensors")
-        buffer = io.BytesIO()
-        torch.save(self.model.get_parameters(), buffer)
-        files.replace(self._folder / "checkpoint.pt", buffer.getvalue())
+        save_checkpoint(self.model, self._folder / "checkpoint.pt")
         files.replace(self._folder / "state.json", json.dumps(state).encode())
         with open(self._folder / "evaluations.jsonl", "a") as file:
             file.write(json.dumps({**state, "points": points}) + "\n")
         self.logger.record("validation/points_over_full", points)
         self.logger.dump(self.num_timesteps)
-        left = "" if self._given.minutes is None else f"; {max(0.0, self._given.minutes - self._seconds / 60):.1f} left"
+        timed = self._given.steps is None and self._given.minutes is not None
+        left = "" if not timed else f"; {max(0.0, self._given.minutes - self._seconds / 60):.1f} left"
         self._console.print(
             f"{self._seconds / 60:5.1f} minutes, {state['steps']:,} steps, {state['episodes']:,} episodes: validation "
             f"{_over_full(accuracy, self._start.full)}, best {state['best']:+.2f}{left}"
@@ -310,7 +355,7 @@ class Learning(BaseCallback):
 
     def _card(self, accuracy: NDArray) -> dict[str, Any]:
         """Where this policy comes from, and what it does on the validation tasks."""
-        given = {name: str(x) if isinstance(x, Path) else x for name, x in asdict(self._given).items()}
+        given = {name: value for name, value in asdict(self._given).items() if name not in ("out", "name")}
         return {
             "arguments": given,
             "training": {**self._state, "searched": self._start.searched, "pool": len(self._pairs)},
@@ -323,6 +368,35 @@ class Learning(BaseCallback):
             "fixed_rule": dict(zip(RULE, self._start.rule, strict=True)),
             "code": provenance.of_code(),
         }
+
+
+def _of(given: Arguments) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in OF}
+
+
+def check(given: Arguments) -> TaskDistribution:
+    """The tasks. Raises ValueError for arguments that are wrong, or not those of the run that would go on."""
+    tasks = TaskDistribution.named(given.tasks)
+    if min(given.members, given.processes, given.pool) < 1 or given.members < given.processes:
+        raise ValueError("--processes and --pool must be at least 1, and --members no fewer than --processes")
+    if given.minutes is None and given.steps is None:
+        raise ValueError("--minutes or --steps must say how long to train")
+    for name in ("minutes", "steps"):
+        value = getattr(given, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} is {value}; it must be above 0")
+    if given.seed < 0:
+        raise ValueError(f"--seed is {given.seed}; it must be 0 or more")
+    at = folder_of(given) / "start.json"
+    if at.exists() and (of := json.loads(at.read_text())["of"]) != _of(given):
+        said = " ".join(f"--{name} {value}" for name, value in of.items())
+        raise ValueError(f"{at.parent} holds a run with {said}; go on with these, or choose another --name")
+    return tasks
+
+
+def folder_of(given: Arguments) -> Path:
+    """Where all that a run leaves behind lies."""
+    return given.out / (given.name or f"{given.tasks}-{given.algo}-{given.seed}")
 
 
 def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
@@ -347,16 +421,15 @@ def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
     try:
-        tasks = TaskDistribution.named(given.tasks)
-        if min(given.members, given.processes, given.pool) < 1 or given.members < given.processes:
-            raise ValueError("--processes and --pool must be at least 1, and --members no fewer than --processes")
-        if (given.minutes is None or given.minutes <= 0) and (given.steps is None or given.steps <= 0):
-            raise ValueError("--minutes or --steps must say how long to train")
+        tasks = check(given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    folder = given.out / (given.name or f"{given.tasks}-{given.algo}-{given.seed}")
-    Learning(given, tasks, folder, Console()).run()
+    try:
+        Learning(given, tasks, folder_of(given), Console()).run()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last evaluation", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -8,21 +8,29 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
+
+from train import workers
+
+
+DIED = "a process of the training environment died: out of memory, or ended"
 
 
 class Shards(VecEnv):
     """Several vector environments of one kind as one, each in a process of its own and stepped at the same time.
 
-    Results do not depend on timing: members keep their places.
+    Results do not depend on timing: members keep their places. What is raised in a process is raised here.
 
     Args:
         makers: what builds each; has to travel to its process.
+
+    Attributes:
+        episodes: how many have ended.
     """
 
     def __init__(self, makers: Sequence[Callable[[], VecEnv]]):
         context = multiprocessing.get_context("spawn")
+        self.episodes = 0
         self._pipes: list[Connection] = []
         self._processes = []
         for make in makers:
@@ -32,15 +40,25 @@ class Shards(VecEnv):
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        sizes, observations, actions = zip(*(self._receive(pipe) for pipe in self._pipes), strict=True)
+        try:
+            sizes, observations, actions = zip(*(self._receive(pipe) for pipe in self._pipes), strict=True)
+        except BaseException:
+            self.close()
+            raise
         self._ends = np.cumsum(sizes)[:-1]
         super().__init__(sum(sizes), observations[0], actions[0])
+
+    def _send(self, pipe: Connection, command: str, argument: Any) -> None:
+        try:
+            pipe.send((command, argument))
+        except ConnectionError:
+            raise RuntimeError(DIED) from None
 
     def _receive(self, pipe: Connection) -> Any:
         try:
             answer = pipe.recv()
-        except EOFError:
-            raise RuntimeError("a process of the training environment died: out of memory, or ended") from None
+        except (EOFError, ConnectionError):
+            raise RuntimeError(DIED) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -48,16 +66,17 @@ class Shards(VecEnv):
     def reset(self) -> VecEnvObs:
         """Start an episode in every member; each shard's members with the seeds that `seed` gave them."""
         for pipe, seed in zip(self._pipes, np.split(np.array(self._seeds, object), self._ends), strict=True):
-            pipe.send(("reset", seed[0]))
+            self._send(pipe, "reset", seed[0])
         self._reset_seeds()
         return np.concatenate([self._receive(pipe) for pipe in self._pipes])
 
     def step_async(self, actions: np.ndarray) -> None:
         for pipe, part in zip(self._pipes, np.split(actions, self._ends), strict=True):
-            pipe.send(("step", part))
+            self._send(pipe, "step", part)
 
     def step_wait(self) -> VecEnvStepReturn:
         seen, rewards, dones, infos = zip(*(self._receive(pipe) for pipe in self._pipes), strict=True)
+        self.episodes += sum(int(np.count_nonzero(part)) for part in dones)
         return np.concatenate(seen), np.concatenate(rewards), np.concatenate(dones), [i for part in infos for i in part]
 
     def close(self) -> None:
@@ -81,18 +100,19 @@ class Shards(VecEnv):
 
 
 def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
-    torch.set_num_threads(1)
+    workers.start()
     try:
         env = make()
         pipe.send((env.num_envs, env.observation_space, env.action_space))
         while True:
             command, argument = pipe.recv()
             if command == "reset":
-                env.seed(argument)
+                if argument is not None:  # without a number, seed() draws one from a generator that nobody seeded
+                    env.seed(argument)
                 pipe.send(env.reset())
             else:
                 pipe.send(env.step(argument))
-    except EOFError:
+    except (EOFError, ConnectionError):  # nobody listens any more
         return
     except Exception as error:
         pipe.send(error)

@@ -1,0 +1,154 @@
+"""What a policy does and which of its inputs it uses: `python -m train.explain POLICY`.
+
+Plays the validation tasks of a distribution with the policy as it is, and with one input after the other held at its
+mean. Writes choices.png and inputs.txt beside the policy, or into --out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.table import Table
+
+from agents.learned import SHIPPED, Network
+from prune_env import files
+from prune_env.encoding import RULE, SMALLEST_KEEP, SUMMARY
+from prune_env.tasks import TaskDistribution
+from train import statistics, table
+from train.figures import COLOURS
+from train.practice import Pair, Players, play
+
+BINS = 10  # of the budget, in the figure
+
+
+@dataclass
+class Arguments:
+    """Show what a policy chooses over time, and what it would lose without each input."""
+
+    policy: tyro.conf.Positional[Path] = SHIPPED
+    """A safetensors file of `train.learn`."""
+    tasks: str = "digits"
+    """Distribution whose validation tasks are played."""
+    seeds: int = 3
+    """Of each task."""
+    processes: int = os.cpu_count() or 1
+    """Processes that share the work."""
+    out: Path | None = None
+    """Folder for choices.png and inputs.txt; by default that of the policy."""
+
+
+@dataclass(frozen=True)
+class Without:
+    """A network with one of its inputs held at a value."""
+
+    network: Network
+    name: str
+    value: float
+
+    def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
+        changed = summaries.copy()
+        changed[:, SUMMARY.index(self.name)] = self.value
+        return self.network(changed)
+
+
+class Recorder:
+    """A network that remembers what it saw and chose."""
+
+    def __init__(self, network: Network):
+        self._network = network
+        self.seen: list[NDArray] = []  # (K, D) each
+        self.chosen: list[NDArray] = []  # (K, R) each
+
+    def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
+        self.seen.append(summaries)
+        self.chosen.append(self._network(summaries))
+        return self.chosen[-1]
+
+
+def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDArray) -> Table:
+    """What each input is worth: points of validation accuracy that are lost when it is held at its mean (D,)."""
+    whole = players.play(pairs, network)
+    lost = []
+    for name, mean in zip(SUMMARY, means, strict=True):
+        points = 100.0 * (whole - players.play(pairs, Without(network, name, float(mean))))
+        lost.append((float(points.mean()), statistics.mean_interval(points), name))
+    shown = Table(title=f"Points of validation accuracy lost without an input, {len(pairs)} runs")
+    shown.add_column("input held at its mean")
+    shown.add_column("points", justify="right")
+    for mean, (low, high), name in sorted(lost, reverse=True):
+        shown.add_row(name, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+    return shown
+
+
+def choices(recorders: dict[str, Recorder]) -> bytes:
+    """PNG: each number of the rule over the share of the budget that is spent, a line a group of tasks.
+
+    Lines are means over runs, bands reach from the lower to the upper quartile.
+    """
+    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True)
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    for colour, (group, recorder) in zip(COLOURS, recorders.items(), strict=False):
+        spent = (np.concatenate(recorder.seen)[:, SUMMARY.index("spent")] + 1.0) / 2.0
+        chosen = np.concatenate(recorder.chosen)
+        place = np.clip(np.digitize(spent, edges) - 1, 0, BINS - 1)
+        there = [i for i in range(BINS) if np.any(place == i)]
+        middles = (edges[:-1] + edges[1:])[there] / 2.0
+        for r, panel in enumerate(panels.flat):
+            numbers = [_natural(RULE[r], chosen[place == i, r]) for i in there]
+            panel.plot(middles, [x.mean() for x in numbers], color=colour, label=group)
+            low, high = np.transpose([np.quantile(x, (0.25, 0.75)) for x in numbers])
+            panel.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
+    for r, panel in enumerate(panels.flat):
+        panel.set_title({"keep": "share kept", "mixup": "share blended"}.get(RULE[r], RULE[r]))
+        panel.set_ylim(*((0.0, 1.02) if RULE[r] in ("keep", "mixup") else (-1.02, 1.02)))
+    for panel in panels[1]:
+        panel.set_xlabel("share of the budget spent")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def _natural(name: str, numbers: NDArray) -> NDArray:
+    """Numbers of a rule in the unit that people know."""
+    if name == "keep":
+        return SMALLEST_KEEP ** ((1.0 - numbers) / 2.0)
+    return (numbers + 1.0) / 2.0 if name == "mixup" else numbers
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the program with `args` (else those of the command line); return its exit status."""
+    given = tyro.cli(Arguments, args=args)
+    try:
+        tasks, network = TaskDistribution.named(given.tasks), Network.load(given.policy)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    folder = given.out or given.policy.parent
+    pairs = [(task, 20_000 + seed) for task in tasks.validation for seed in range(given.seeds)]
+    recorders: dict[str, Recorder] = {}
+    for noise in sorted({task.label_noise for task, _ in pairs}):
+        recorder = recorders[f"{noise:.0%} wrong labels"] = Recorder(network)
+        play([pair for pair in pairs if pair[0].label_noise == noise], recorder, tasks)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.replace(folder / "choices.png", choices(recorders))
+    means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
+    players = Players(tasks, given.processes)
+    shown = inputs(network, pairs, players, means)
+    players.close()
+    table.show(folder / "inputs.txt", shown)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
