@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -90,5 +91,10 @@ def tuned(dataset: str, model: str, budget: float, label_noise: float = 0.0) -> 
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
     by_noise = {0.0: entry["lr"], **{float(share): rates["lr"] for share, rates in entry.get("noisy", {}).items()}}
     rates = by_noise[min(by_noise, key=lambda share: abs(share - label_noise))]
-    nearest = min(rates, key=lambda tuned_at: abs(math.log(float(tuned_at) / budget)))
-    return {"batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": rates[nearest]}
+    rate = nearest({float(tuned_at): rate for tuned_at, rate in rates.items()}, budget)
+    return {"batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": rate}
+
+
+def nearest(rates: Mapping[float, float], budget: float) -> float:
+    """Of learning rates by budget, that of the budget nearest in ratio."""
+    return rates[min(rates, key=lambda tuned_at: abs(math.log(tuned_at / budget)))]

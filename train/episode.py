@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import agents
 import prune_env
+from agents import switches
 from prune_env import data
 from prune_env.compute import SCORE_COST, TRAIN_COST
 from prune_env.trainer import Trainer
@@ -82,9 +83,7 @@ def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
     """
     with watch():
         agent = agents.make(run.agent)
-        reset = getattr(agent, "reset", None)
-        if reset is not None:
-            reset()
+        switches.reset(agent)
     rng = np.random.default_rng([run.seed, AGENT_STREAM])
     plain = _unwrapped(env)
     start = time.perf_counter()
@@ -111,7 +110,9 @@ def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
     of_class = diagnostics.class_visits(visits, observation["label"], len(plain.train_data.classes))
     results = {
         "val_accuracy": trainer.val_accuracy,
-        "kept": float(np.mean(curve["kept"])),
+        "kept": float(
+            np.mean([kept for kept in curve["kept"] if kept > 0] or [0.0])
+        ),  # steps that only score do not keep
         "coverage": float(np.mean(visits > 0)),
         "visits": diagnostics.quantiles(visits),
         "visits_gini": diagnostics.gini(visits),

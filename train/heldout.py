@@ -2,7 +2,7 @@
 
 python -m train.heldout tasks digits                                  # the three parts of a distribution, listed
 python -m train.heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
-python -m train.heldout compare runs/x learned                        # paired differences to every other agent
+python -m train.heldout compare learned runs/x                        # paired differences to every other agent
 """
 
 from __future__ import annotations
@@ -86,18 +86,20 @@ class Compare:
     The mean over tasks and budgets; intervals resample the seeds of each (arXiv 2108.13264).
     """
 
-    folder: tyro.conf.Positional[Path]
-    """Results of a sweep."""
     agent: tyro.conf.Positional[str]
     """Spec of the agent."""
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Results of a sweep, or of several that share names of tasks."""
     where: str = ""
     """Only tasks whose name has this in it."""
 
     def run(self) -> None:
-        records = summary.latest(list(results.read(self.folder / "results.jsonl", repair=False)[0].values()))
-        records = [record for record in records if self.where in record["task"]]
+        every: list[Record] = []
+        for folder in self.folders:
+            every += results.read(folder / "results.jsonl", repair=False)[0].values()
+        records = [record for record in summary.latest(every) if self.where in record["task"]]
         if self.agent not in {record["agent"] for record in records}:
-            raise ValueError(f"{self.folder} has no runs of {self.agent!r} on such tasks")
+            raise ValueError(f"{', '.join(map(str, self.folders))} have no runs of {self.agent!r} on such tasks")
         Console(width=130).print(comparison(records, self.agent))
 
 
@@ -129,7 +131,7 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         table.add_column(name, justify="right")
     rows = []
     for other, theirs in accuracy.items():
-        if set(theirs) < set(own):
+        if not set(theirs) >= set(own):
             continue
         strata: dict[tuple[str, float], list[float]] = defaultdict(list)
         for cell in sorted(own):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import gymnasium as gym
 
 import agents
 from prune_env import PruneEnv, datasets
+from prune_env.recipes import nearest
 from train.episode import Run
 
 # What a task may set of its environment; what is not set is left to it.
@@ -85,7 +85,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
         for budget in sorted(set(block.budgets)):
             settings = {**given, "budget": budget, "device": place.device}
             if isinstance(given.get("lr"), dict):
-                settings["lr"] = _nearest(given["lr"], budget)
+                settings["lr"] = nearest(given["lr"], budget)
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
             for agent in specs:
                 for seed in range(block.seeds):
@@ -94,11 +94,6 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             device = cast(PruneEnv, env.unwrapped).train_data.images.device.type
             env.close()
     return Plan(runs, 1 if device == "cuda" else _cores())
-
-
-def _nearest(rates: dict[float, float], budget: float) -> float:
-    """The rate at the budget that is nearest in ratio, as `prune_env.recipes.tuned` takes it."""
-    return rates[min(rates, key=lambda tuned_at: abs(math.log(tuned_at / budget)))]
 
 
 def _with_keeps(specs: Iterable[str], keeps: Iterable[float]) -> list[str]:

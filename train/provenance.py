@@ -23,9 +23,10 @@ DECISIVE = ("augment", "compute", "data", "env", "models", "recipes", "selection
 
 
 def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
-    """SHA-256 (hex) of the source of the modules that decide a run's numbers, `train.episode` among them."""
+    """SHA-256 (hex) of the source of the modules that decide a run's record, those of `train` among them."""
     digest = hashlib.sha256()
-    for path in [*(folder / f"{name}.py" for name in DECISIVE), Path(__file__).with_name("episode.py")]:
+    recording = (Path(__file__).with_name(f"{name}.py") for name in ("episode", "diagnostics"))
+    for path in [*(folder / f"{name}.py" for name in DECISIVE), *recording]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
