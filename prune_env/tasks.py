@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -63,8 +64,8 @@ class TaskDistribution:
     """A grid of tasks, cut once for all into those for training, validation, and held out.
 
     What is cut is the grid without its budgets: a task that is held out is so at every budget, and the area under
-    accuracy over log budget can be taken on it. The cut is a fixed permutation of the grid: the three parts are
-    disjoint, and listed by `training`, `validation` and `held_out`.
+    accuracy over log budget can be taken on it. The cut is a fixed permutation of the grid in which the shares of wrong
+    labels take turns: the three parts are disjoint, and listed by `training`, `validation` and `held_out`.
 
     Args:
         values: for each field of `Task`, the values it takes; fields left out have their default.
@@ -103,7 +104,14 @@ class TaskDistribution:
             Task(**dict(zip(names, chosen, strict=True)), budget=self.budgets[0])
             for chosen in itertools.product(*(self.values[name] for name in names))
         ]
-        return [tasks[i] for i in np.random.default_rng(self.seed).permutation(len(tasks))]
+        drawn = [tasks[i] for i in np.random.default_rng(self.seed).permutation(len(tasks))]
+        # by turns, so that every part has its share of each: what is best depends on wrong labels most of all
+        before: Counter[float] = Counter()
+        turns = []
+        for task in drawn:
+            turns.append(before[task.label_noise])
+            before[task.label_noise] += 1
+        return [drawn[i] for i in np.argsort(turns, kind="stable")]
 
     def _part(self, first: int, last: int | None) -> tuple[Task, ...]:
         return tuple(replace(task, budget=budget) for task in self._grid()[first:last] for budget in self.budgets)
@@ -167,13 +175,13 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     # narrow students and short budgets: what cannot be fitted is as much a regime as wrong labels are
     "digits": {
         "values": {
-            "train_size": (200, 400, 600),
+            "train_size": (400, 700),
             "label_noise": (0.0, 0.1, 0.2, 0.35),
-            "imbalance": (1.0, 3.0),
+            "imbalance": (1.0, 2.0),
             "duplicates": (0.0, 0.3),
-            "model": ("mlp:10", "mlp:24", "mlp:64"),
-            "lr_factor": (0.5, 1.0),
-            "budget": (3.0, 6.0, 12.0),
+            "model": ("mlp:12", "mlp:32", "mlp:64"),
+            "lr_factor": (0.7, 1.0, 1.4),
+            "budget": (4.0, 8.0, 16.0),
             "val_rest": (True,),
         },
         "validations": 12,
