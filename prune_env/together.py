@@ -1,4 +1,4 @@
-"""One epoch of many students: fully connected ones of one shape in batched matrix products, others in turn."""
+"""One epoch of many students: fully connected ones of like shape in batched matrix products, others in turn."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from prune_env.selection import Selection
 from prune_env.trainer import EVALUATION_BATCH, EpochResult, Plan, Trainer, tally
 
 FETCHED = 2**22  # numbers of images that are gathered at a time: 16 MiB
+NARROW = 128  # hidden layers up to this width are padded to the widest: it is the calls that cost, not the work
 
 
 def run_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> list[EpochResult]:
@@ -40,9 +41,9 @@ def _shape(trainer: Trainer) -> object:
     layers = list(trainer.model)[1:] if isinstance(trainer.model, nn.Sequential) else []
     if trainer.bf16 or not layers or not all(isinstance(layer, nn.Linear | nn.ReLU) for layer in layers):
         return None
-    weights = tuple(tuple(p.shape) for p in trainer.model.parameters())
+    hidden = tuple(max(layer.out_features, NARROW) for layer in layers[:-1] if isinstance(layer, nn.Linear))
     images = tuple(trainer.train_data.images.shape[1:]), trainer.train_data.augment
-    return weights, images, trainer.batch_size, trainer.device
+    return hidden, len(trainer.train_data.classes), images, trainer.batch_size, trainer.device
 
 
 def _run_alike(trainers: list[Trainer], selections: list[Selection]) -> list[EpochResult]:
@@ -69,15 +70,19 @@ def _run_alike(trainers: list[Trainer], selections: list[Selection]) -> list[Epo
 
 
 class _Stack:
-    """The layers of K students, stacked, with their momenta; forward, backward and SGD written out."""
+    """The layers of K students, stacked, with their momenta; forward, backward and SGD written out.
+
+    Layers are as wide as the widest student's. What is added to others has weights of 0, so that its outputs and
+    gradients are 0, and stays so.
+    """
 
     def __init__(self, trainers: list[Trainer]):
         self.trainers = trainers
         self.device = trainers[0].device
         columns = [list(trainer.model.parameters()) for trainer in trainers]
-        self.parameters = [torch.stack([p.detach() for p in layer]) for layer in zip(*columns, strict=True)]
+        self.parameters = [_padded([p.detach() for p in layer]) for layer in zip(*columns, strict=True)]
         momenta = [[_momentum(trainer, p) for p in column] for trainer, column in zip(trainers, columns, strict=True)]
-        self.momenta = [torch.stack(list(layer)) for layer in zip(*momenta, strict=True)]
+        self.momenta = [_padded(layer) for layer in zip(*momenta, strict=True)]
         recipes = [trainer.recipe for trainer in trainers]
         self.decay = torch.tensor([recipe.weight_decay for recipe in recipes], device=self.device)  # (K,) each
         self.factor = torch.tensor([recipe.momentum for recipe in recipes], device=self.device)
@@ -90,8 +95,9 @@ class _Stack:
         with torch.no_grad():
             for k, trainer in enumerate(self.trainers):
                 for p, new, momentum in zip(trainer.model.parameters(), self.parameters, self.momenta, strict=True):
-                    p.copy_(new[k])
-                    trainer.optimizer.state[p]["momentum_buffer"] = momentum[k].clone()
+                    own = (k, *map(slice, p.shape))
+                    p.copy_(new[own])
+                    trainer.optimizer.state[p]["momentum_buffer"] = momentum[own].clone()
 
     @torch.no_grad()
     def train(self, plans: list[Plan]) -> Tensor:
@@ -270,6 +276,17 @@ def _forward(parameters: list[Tensor], x: Tensor) -> list[Tensor]:
 
 
 _ROWS = {"index": np.int64, "partner": np.int64, "weight": np.float32, "share": np.float32}
+
+
+def _padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one number of axes, stacked; zeros where one is smaller than the largest."""
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) == 1:
+        return torch.stack(list(tensors))
+    stacked = tensors[0].new_zeros(len(tensors), *map(max, zip(*shapes, strict=True)))
+    for k, tensor in enumerate(tensors):
+        stacked[(k, *map(slice, tensor.shape))] = tensor
+    return stacked
 
 
 def _momentum(trainer: Trainer, p: Tensor) -> Tensor:

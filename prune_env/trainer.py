@@ -206,6 +206,7 @@ class Trainer:
         middles = plan.used + TRAIN_COST * (ends - np.array(sizes) / 2)
         return [self.recipe.rate(float(middle) / plan.horizon) for middle in middles]
 
+    @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, plan: Plan) -> Tensor:
         """One pass over what was chosen; (3,) float32 counts of rows as `stats.enter` tells them, on the device."""
         selection = plan.chosen

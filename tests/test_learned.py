@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -40,7 +41,7 @@ def network(seed: int = 0, hidden: str = "tanh", output: str = "clip", sizes=(5,
     rng, sizes = np.random.default_rng(seed), (len(SUMMARY), *sizes, len(RULE))
     layers = [
         (rng.normal(0, 0.4, (b, a)).astype(np.float32), rng.normal(0, 0.3, b).astype(np.float32))
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        for a, b in itertools.pairwise(sizes)
     ]
     return Network(layers, hidden, output, card or {})
 
@@ -114,13 +115,12 @@ def test_every_byte_that_changes_is_noticed(policy):
     header = 8 + int.from_bytes(data[:8], "little")
     rng = np.random.default_rng(0)
     padding = range(len(data[:header].rstrip(b" ")), header)
-    changes = [(i, data[i] ^ 0xFF) for i in range(header)]
-    changes += [(i, data[i] ^ 1 << int(rng.integers(8))) for i in range(header)]
+    changes = [(i, data[i] ^ int(rng.integers(1, 256))) for i in range(header)]
     changes += [(i, byte) for i in padding for byte in b"\t\n\r\0"]
-    changes += [(i, data[i] ^ 1) for i in rng.integers(header, len(data), 300).tolist()]
+    changes += [(i, data[i] ^ 1) for i in rng.integers(header, len(data), 200).tolist()]
     for at, byte in changes:
         damaged.write_bytes(data[:at] + bytes([byte]) + data[at + 1 :])
-        with pytest.raises(ValueError, match="damaged.safetensors"):
+        with pytest.raises(ValueError, match=r"damaged\.safetensors"):
             Network.load(damaged)
     text = data[:header].decode(errors="replace")
     for old, new in (("F32", "I32"), ("F32", "U32"), ("0.bias", "0.bits"), ("tanh", "relu"), ("clip", "tanh")):
@@ -253,7 +253,9 @@ def restate(steps: list[tuple[dict, dict]], act: Callable[[NDArray], NDArray], s
         assert not action["score"].any()
 
 
-@pytest.mark.parametrize("settings", [{"budget": 1.0}, {"budget": 30.0}, {"budget": 4.0, "imbalance": 3.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"budget": 1.0}, {"budget": 30.0, "model": "mlp:4"}, {"budget": 4.0, "imbalance": 3.0}], ids=str
+)
 def test_it_does_what_its_network_says(policy, settings):
     agent = Learned(path=str(policy))
     first = play(agent, **SMALL, **settings)
@@ -303,11 +305,10 @@ def test_specs(policy, tmp_path):
 
 def test_same_amounts_keep_as_many(policy):
     inner, steps = Learned(path=str(policy)), play(make(f"same_amounts:learned:{policy}"), budget=5.0, **SMALL)
-    rng = np.random.default_rng([0, 9])
+    rng = np.random.default_rng(3)  # how many are kept does not depend on what is drawn
     for observation, action in steps:
-        kept = np.count_nonzero(inner(observation, rng)["weight"])
-        rng.random(50, np.float32)  # what the uniform choice draws
-        assert np.count_nonzero(action["weight"]) <= kept + 1
+        assert np.count_nonzero(action["weight"]) == np.count_nonzero(inner(observation, rng)["weight"])
+        assert set(action["weight"]) <= {0, 1}
     assert len({np.count_nonzero(action["weight"]) for _, action in steps}) > 1
 
 
@@ -381,9 +382,18 @@ ALGORITHMS: dict[str, Callable[..., Any]] = {
 }
 
 
+class WithGradients(gym.Wrapper):
+    """Trains its student also where the algorithm around it has switched gradients off, as ARS does."""
+
+    def step(self, action):
+        with torch.enable_grad():
+            return self.env.step(action)
+
+
 @pytest.fixture(scope="module")
 def summary_env() -> gym.Env:
-    return gym.make("prune_env/DigitsSummary-v0", train_size=60, budget=1.0, model="mlp:4", batch_size=16)
+    env = gym.make("prune_env/DigitsSummary-v0", train_size=60, budget=1.0, model="mlp:4", batch_size=16)
+    return WithGradients(env)
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
@@ -399,7 +409,7 @@ def test_policies_of_stable_baselines3(algo, summary_env, tmp_path):
         def act(seen: NDArray) -> NDArray:
             nonlocal state
             first = np.array([state is None])
-            numbers, state = model.predict(seen, state=state, episode_start=first, deterministic=True)  # noqa: B023
+            numbers, state = model.predict(seen, state=state, episode_start=first, deterministic=True)
             state = state or ()
             return numbers
 
@@ -449,8 +459,8 @@ def test_a_rule_is_its_numbers(state):
     numbers = np.array([1 + 2 * np.log10(0.3), -0.4, 0.5, 1.0, -1.0, -0.2, 0.7, -0.5])
     observation = observe(60, state)
     agent, rng = make("rule:" + ",".join(f"{name}={value}" for name, value in settings.items())), rng_of(3)
-    for _ in range(2):
-        action = agent(observation, rng)
+    agent(observation, rng)
+    action = agent(observation, rng)
     rng = rng_of(3)
     rng.random((60, 2))
     expected = decode_rule(observation, numbers, rng.random((60, 2)))

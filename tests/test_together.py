@@ -83,7 +83,7 @@ def test_students_of_any_kind_learn_what_they_learn_alone(case):
         n = int(rng.integers(6, 30))
         train, val = toy(n, 3, channels, size, augment, seed), toy(9, 3, channels, size, seed=100 + case % 3 * seed)
         return student(
-            model=str(rng.choice(["mlp:5", "mlp:5", "mlp:4-3"])),
+            model=str(rng.choice(["mlp:5", "mlp:2", "mlp:9", "mlp:4-3", "mlp:2-6"])),
             train=train,
             val=val,
             budget=float(rng.choice([1.5, 2.2, 6.0])),
@@ -112,6 +112,7 @@ def test_they_are_trained_together(monkeypatch):
         "convolutional": {"model": "convnet:2-2-2", "train": image},
         "convolutional too": {"model": "convnet:2-2-2", "train": image, "seed": 1},
         "wider": {"model": "mlp:6"},
+        "much wider": {"model": "mlp:129"},
         "deeper": {"model": "mlp:5-5"},
         "of fewer samples": {"train": toy(9)},
         "of another batch": {"batch_size": 7},
@@ -122,7 +123,7 @@ def test_they_are_trained_together(monkeypatch):
     students = {name: student(**kind) for name, kind in kinds.items()}
     chosen = [s.select(select(np.ones(s.ledger.n, bool))) for s in students.values()]
     results = run_epochs(list(students.values()), chosen)
-    together_ = {"a", "b", "of fewer samples"}
+    together_ = {"a", "b", "wider", "of fewer samples"}
     assert {name for name, s in students.items() if s in alone} == set(students) - together_
     assert [r.trained for r in results] == [s.ledger.n for s in students.values()]
 

@@ -45,8 +45,9 @@ from train.vec_env import SB3VecEnv
 CLIP = 10.0  # points, see Practice
 VALIDATION_SEEDS = range(10_000, 10_003)  # of each validation task
 SEARCH_SHARE = 0.2  # of the time, for the best fixed rule
-HELD = 3.0  # minutes at least that --steps leaves to the search
+GENERATIONS = 12  # of that search where --steps says how long to train
 OF = ("tasks", "algo", "seed", "pool")  # arguments that cannot change when a run goes on
+PROBES = 64  # runs in which the scale of summaries is measured
 LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a policy has nowhere to go
 
 # gamma and lambda 1: the episode is judged as a whole, at its end. Found on the training tasks.
@@ -211,7 +212,7 @@ def load_checkpoint(model: Any, path: Path, steps: int) -> None:
         model.learning_starts += steps  # it has to see some steps again
 
 
-class Over(Exception):  # noqa: N818  (no error)
+class Over(Exception):
     """The end, for an algorithm that does not ask."""
 
 
@@ -277,6 +278,9 @@ class Learning(BaseCallback):
                 model.learn(sys.maxsize, callback=self, reset_num_timesteps=False)
             except Over:
                 self._evaluate()
+        elif self._state["best"] == -math.inf:  # the time went before there was any to train
+            self.init_callback(model)
+            self._evaluate()
 
     def _prepare(self) -> Start:
         """The baseline, the best fixed rule and the scale of summaries; from the folder if they are there."""
@@ -286,9 +290,13 @@ class Learning(BaseCallback):
         given, players = self._given, self._players
         self._console.print(f"full training on {len(self._pairs)} pairs of task and seed, for comparison")
         baseline = players.play(self._pairs, FULL)
-        until = self._seconds + SEARCH_SHARE * 60.0 * (given.minutes or HELD / SEARCH_SHARE)
+        until = self._seconds + SEARCH_SHARE * 60.0 * (given.minutes or 0.0)
+
+        def go_on(generations: int) -> bool:
+            return self._seconds < until if given.steps is None else generations < GENERATIONS
+
         rng = np.random.default_rng([given.seed, 2])
-        rule, searched = search.fixed_rule(players, self._tasks, rng, lambda: self._seconds < until)
+        rule, searched = search.fixed_rule(players, self._tasks, rng, go_on)
         full, fixed = (players.play(self._validation, rules) for rules in (FULL, rule))
         numbers = ", ".join(f"{name} {number:+.2f}" for name, number in zip(RULE, rule, strict=True))
         self._console.print(f"best fixed rule after {searched} episodes: {numbers}; {_over_full(fixed, full)}")
@@ -346,8 +354,8 @@ class Learning(BaseCallback):
             file.write(json.dumps({**state, "points": points}) + "\n")
         self.logger.record("validation/points_over_full", points)
         self.logger.dump(self.num_timesteps)
-        timed = self._given.steps is None and self._given.minutes is not None
-        left = "" if not timed else f"; {max(0.0, self._given.minutes - self._seconds / 60):.1f} left"
+        minutes = None if self._given.steps is not None else self._given.minutes
+        left = "" if minutes is None else f"; {max(0.0, minutes - self._seconds / 60):.1f} left"
         self._console.print(
             f"{self._seconds / 60:5.1f} minutes, {state['steps']:,} steps, {state['episodes']:,} episodes: validation "
             f"{_over_full(accuracy, self._start.full)}, best {state['best']:+.2f}{left}"
@@ -407,7 +415,7 @@ def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -
         seen.append(summaries)
         return np.clip(rule + 0.3 * rng.standard_normal((len(summaries), len(RULE))), -1.0, 1.0)
 
-    play(draw_pairs(tasks.training, 64, rng), around, tasks)
+    play(draw_pairs(tasks.training, PROBES, rng), around, tasks)
     every = np.concatenate(seen)
     return every.mean(axis=0), np.maximum(every.std(axis=0), 0.05)
 
@@ -434,4 +442,5 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the other cores have processes of their own
     sys.exit(main())

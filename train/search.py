@@ -20,7 +20,7 @@ SMALLEST_SPREAD = 0.08
 
 
 def fixed_rule(
-    players: Players, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[], bool]
+    players: Players, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[int], bool]
 ) -> tuple[NDArray[np.float64], int]:
     """The rule (R,) with the highest mean validation accuracy over training tasks, and the episodes that it took.
 
@@ -30,11 +30,11 @@ def fixed_rule(
         players: what plays the episodes.
         tasks: only the training part is drawn from.
         rng: of candidates and tasks.
-        go_on: asked before each generation but the first.
+        go_on: asked before each generation but the first, with the number of those before.
     """
     mean, spread = 0.5 * FULL, np.full(len(RULE), SPREAD)
     episodes = 0
-    while episodes == 0 or go_on():
+    while episodes == 0 or go_on(episodes // (CANDIDATES * PAIRS)):
         rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE))), -1.0, 1.0)
         pairs = draw_pairs(tasks.training, PAIRS, rng)
         accuracy = players.play(pairs * CANDIDATES, np.repeat(rules, PAIRS, axis=0)).reshape(CANDIDATES, PAIRS)

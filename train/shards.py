@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, Vec
 
 from train import workers
 
-
 DIED = "a process of the training environment died: out of memory, or ended"
 
 

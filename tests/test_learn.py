@@ -1,0 +1,501 @@
+"""`python -m train.learn`: what it leaves behind, how it goes on, and that what it trains learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnvWrapper
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import agents
+from agents.learned import Learned, Network
+from prune_env import tasks as distributions
+from prune_env.encoding import RULE, SUMMARY
+from prune_env.tasks import Task, TaskDistribution
+from train import episode, learn, search
+from train.episode import Run
+from train.practice import FULL, draw_pairs, play
+from train.vec_env import SB3VecEnv
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "values": {
+        "train_size": (60,),
+        "label_noise": (0.0, 0.1, 0.2, 0.3),
+        "imbalance": (1.0, 2.0),
+        "model": ("mlp:4",),
+        "budget": (1.2,),
+    },
+    "validations": 2,
+    "held_outs": 2,
+}
+TRAINED = {  # with settings that let few steps be enough for some updates
+    "ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
+    "a2c": {"n_steps": 8},
+    "sac": {"learning_starts": 20, "batch_size": 16, "buffer_size": 500, "train_freq": 8},
+    "ars": {"n_delta": 1, "n_top": 1},
+    "recurrent_ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
+}
+MEMORYLESS = [algo for algo in TRAINED if algo != "recurrent_ppo"]
+D, R = len(SUMMARY), len(RULE)
+
+
+class Here(VecEnvWrapper):
+    """`Shards` in this process, without the time that processes take to start."""
+
+    def __init__(self, makers):
+        super().__init__(makers[0]())
+        assert len(makers) == 1
+        self.episodes = 0
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        with torch.enable_grad():  # ARS switches gradients off, in its own process
+            seen, rewards, dones, infos = self.venv.step_wait()
+        self.episodes += int(dones.sum())
+        return seen, rewards, dones, infos
+
+
+class Players:
+    """`practice.Players` in this process; notes what was played."""
+
+    played: list[tuple[list, Any]]
+
+    def __init__(self, tasks: TaskDistribution, processes: int):
+        self._tasks = tasks
+
+    def play(self, pairs, policy) -> NDArray:
+        self.played.append((list(pairs), policy))
+        return play(pairs, policy, self._tasks)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def tiny(monkeypatch) -> TaskDistribution:
+    """Tasks called tiny, a short search, and everything in one process; it fails if a held-out task is built."""
+    monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", TINY)
+    monkeypatch.setattr(learn, "Shards", Here)
+    monkeypatch.setattr(learn, "Players", Players)
+    monkeypatch.setattr(Players, "played", [], raising=False)
+    for name, value in {"CANDIDATES": 6, "ELITES": 2, "PAIRS": 2}.items():
+        monkeypatch.setattr(search, name, value)
+    monkeypatch.setattr(learn, "PROBES", 8)
+    for algo, (module, name, policy, settings) in learn.ALGORITHMS.items():
+        monkeypatch.setitem(learn.ALGORITHMS, algo, (module, name, policy, {**settings, **TRAINED[algo]}))
+    tasks, settings = TaskDistribution(**TINY), Task.settings
+    held_out = set(tasks.held_out)
+    assert len(held_out) == 2
+
+    def built(task):
+        assert task not in held_out
+        return settings(task)
+
+    monkeypatch.setattr(Task, "settings", built)
+    return tasks
+
+
+def run(out: Path, algo: str, *more: str) -> int:
+    arguments = ["--tasks", "tiny", "--algo", algo, "--minutes", "0.000001", "--members", "4", "--processes", "1"]
+    return learn.main([*arguments, "--pool", "4", "--evaluate-every", "0", "--out", str(out), *more])
+
+
+def evaluations(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+
+
+def validation_points(folder: Path, tasks: TaskDistribution, policy) -> float:
+    """Of a policy, from the files alone."""
+    pairs = [(task, seed) for task in tasks.validation for seed in learn.VALIDATION_SEEDS]
+    full = play(pairs, FULL, tasks)
+    np.testing.assert_array_equal(full, json.loads((folder / "start.json").read_text())["full"])
+    return 100 * float(np.mean(play(pairs, policy, tasks) - full))
+
+
+def summaries(count: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng([seed, 1]).uniform(-1, 1, (count, D)).astype(np.float32)
+
+
+# The program
+
+
+@pytest.mark.parametrize("algo", TRAINED)
+def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
+    assert run(tmp_path, algo, "--steps", "100") == 0
+    folder = tmp_path / f"tiny-{algo}-0"
+    files = {"start.json", "state.json", "checkpoint.pt", "evaluations.jsonl", "tensorboard", "model.zip"}
+    files |= {"policy.safetensors"} if algo in MEMORYLESS else set()
+    assert {path.name for path in folder.iterdir()} == files
+    first = evaluations(folder)
+    assert 100 <= first[-1]["steps"] < 104
+    assert first[-1]["episodes"] > 10
+    assert json.loads((folder / "state.json").read_text()) == {n: v for n, v in first[-1].items() if n != "points"}
+
+    start = json.loads((folder / "start.json").read_text())
+    assert len(start["rule"]) == R
+    assert len(start["shift"]) == len(start["scale"]) == D
+    assert start["searched"] == 12 * learn.GENERATIONS
+    pairs = draw_pairs(tiny.training, 4, np.random.default_rng([0, 0]))
+    np.testing.assert_array_equal(start["baseline"], play(pairs, FULL, tiny))
+
+    kept = (folder / "start.json").read_bytes()
+    Players.played.clear()
+    assert run(tmp_path, algo, "--steps", "160") == 0
+    lines = evaluations(folder)
+    assert (folder / "start.json").read_bytes() == kept
+    assert all(callable(policy) for _, policy in Players.played)  # the baseline and the search are not done again
+    assert lines[: len(first)] == first
+    steps, episodes = ([line[name] for line in lines] for name in ("steps", "episodes"))
+    assert steps == sorted(steps)
+    assert 160 <= steps[-1] < 164
+    assert episodes == sorted(episodes)
+    assert episodes[-1] > first[-1]["episodes"]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+
+    points = [line["points"] for line in lines]
+    assert [line["best"] for line in lines] == np.maximum.accumulate(points).tolist()
+    at = folder / ("policy.safetensors" if algo in MEMORYLESS else "model.zip")
+    agent = Learned(path=str(at), trust=True)
+    assert agents.make(f"learned:{at},trust=True") == agent
+    if algo in MEMORYLESS:
+        network = Network.load(at)
+        assert validation_points(folder, tiny, network) == pytest.approx(max(points))
+        card: Any = network.card
+        assert card["validation"]["points_over_full"] == pytest.approx(max(points))
+        assert card["training"]["best"] == max(points)
+        assert card["arguments"]["algo"] == algo
+        assert str(tmp_path) not in json.dumps(card)
+        zipped = Learned(path=str(folder / "model.zip"), trust=True)._start()
+        for seen in summaries(20):
+            np.testing.assert_allclose(zipped(seen), network(seen), atol=1e-4)
+    read = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert sorted(event.step for event in read.Scalars("validation/points_over_full")) == steps
+
+    assert run(tmp_path, algo, "--steps", "160") == 0  # there is nothing left to do
+    assert evaluations(folder) == lines
+
+
+class Planted(Players):
+    """Full training reaches 0.5, and a policy's evaluations what is planted."""
+
+    def play(self, pairs, policy) -> NDArray:
+        self.played.append((list(pairs), policy))
+        return np.full(len(pairs), self.planted.pop(0) if callable(policy) else 0.5)
+
+    planted: list[float]
+
+
+@pytest.fixture
+def planted(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(learn, "Players", Planted)
+    monkeypatch.setattr(Planted, "planted", [0.4, 0.6, 0.55, 0.6, 0.3], raising=False)
+    monkeypatch.setattr(learn, "_moments", lambda *_: (np.zeros(D), np.ones(D)))
+
+
+def test_the_same_seed_learns_the_same_and_another_something_else(planted, tmp_path):
+    Planted.planted = [0.5, 0.6] * 3
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert run(tmp_path, "ppo", "--steps", "40", "--name", name, "--seed", seed) == 0
+    a, b, c = (Network.load(tmp_path / name / "policy.safetensors")(summaries(5)) for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a - c).max() > 1e-3
+
+
+def test_the_best_policy_is_kept(planted, tmp_path):
+    assert run(tmp_path, "ppo", "--steps", "140") == 0
+    lines = evaluations(tmp_path / "tiny-ppo-0")
+    assert [line["points"] for line in lines] == pytest.approx([-10, 10, 5, 10, -20])
+    assert [line["steps"] for line in lines] == [32, 64, 96, 128, 140]
+    card: Any = Network.load(tmp_path / "tiny-ppo-0" / "policy.safetensors").card
+    assert card["training"]["steps"] == 64
+    assert card["validation"]["points_over_full"] == pytest.approx(10)
+    assert card["validation"]["points_over_fixed_rule"] == pytest.approx(10)
+
+
+def test_it_ends_with_its_time(planted, tmp_path):
+    """ARS too, which asks nobody whether to go on; and if the search took it all, there still is a policy."""
+    Planted.planted = [0.5] * 10_000
+    for algo, minutes in (("ppo", 0.02), ("ars", 0.02), ("a2c", 1e-6)):
+        assert run(tmp_path, algo, "--minutes", f"{minutes:f}") == 0
+        lines = evaluations(tmp_path / f"tiny-{algo}-0")
+        assert 60 * minutes <= lines[-1]["seconds"] < 60
+        Network.load(tmp_path / f"tiny-{algo}-0" / "policy.safetensors")
+    assert [line["steps"] for line in lines] == [0]
+    assert run(tmp_path, "a2c", "--minutes", "0.000001") == 0
+    assert evaluations(tmp_path / "tiny-a2c-0") == lines
+
+
+def test_it_goes_on_after_it_was_interrupted(planted, tmp_path, monkeypatch, capsys):
+    evaluate_once, build, seeds = learn.Learning._evaluate, learn.build, []
+
+    def noted(algo, env, start, seed):
+        seeds.append(seed)
+        return build(algo, env, start, seed)
+
+    monkeypatch.setattr(learn, "build", noted)
+
+    def interrupted(learning):
+        evaluate_once(learning)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learn.Learning, "_evaluate", interrupted)
+        assert run(tmp_path, "ppo", "--steps", "100") == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from the last evaluation\n"
+    assert [line["steps"] for line in evaluations(tmp_path / "tiny-ppo-0")] == [32]
+    stopped, begun = Network.load(tmp_path / "tiny-ppo-0" / "policy.safetensors"), []
+    monkeypatch.setattr(
+        learn.Learning, "_on_training_start", lambda learning: begun.append(learn.network_of(learning.model, {}))
+    )
+    assert run(tmp_path, "ppo", "--steps", "100") == 0
+    assert [line["steps"] for line in evaluations(tmp_path / "tiny-ppo-0")] == [32, 64, 96, 100]
+    np.testing.assert_array_equal(begun[0](summaries(9)), stopped(summaries(9)))
+    assert len(set(seeds)) == 2  # what was drawn is not drawn again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tasks", "nothing"], ["'nothing'", "digits"]),
+        (["--members", "0"], ["--members"]),
+        (["--members", "2", "--processes", "3"], ["--members", "--processes"]),
+        (["--processes", "0"], ["--processes"]),
+        (["--pool", "0"], ["--pool"]),
+        (["--minutes", "0"], ["--minutes is 0.0"]),
+        (["--minutes", "nan"], ["--minutes is nan"]),
+        (["--minutes", "-1", "--steps", "5"], ["--minutes is -1.0"]),
+        (["--steps", "0"], ["--steps is 0"]),
+        (["--minutes", "None"], ["--minutes or --steps"]),
+        (["--seed", "-1"], ["--seed is -1"]),
+    ],
+)
+def test_arguments_that_are_wrong(arguments, words, tmp_path, capsys):
+    assert learn.main([*arguments, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_algorithm_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        learn.main(["--algo", "dqn"])
+    assert ended.value.code == 2
+    assert "recurrent_ppo" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_left_alone(tiny, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    of = {"tasks": "tiny", "algo": "ppo", "seed": 0, "pool": 4}
+    (tmp_path / "mine" / "start.json").write_text(json.dumps({"of": of}))
+    for more in (["--seed", "1"], ["--pool", "5"], ["--algo", "a2c"]):
+        assert run(tmp_path, "ppo", "--name", "mine", *more) == 2
+        error = capsys.readouterr().err
+        assert "mine holds a run with --tasks tiny --algo ppo --seed 0 --pool 4" in error
+        assert error.count("\n") == 1
+
+
+SCRIPT = """
+import runpy, sys
+from prune_env import tasks
+from train import search
+search.CANDIDATES, search.ELITES, search.PAIRS = 6, 2, 2
+tasks.DISTRIBUTIONS["tiny"] = {TINY}
+if __name__ == "__main__":
+    sys.argv[0] = "learn"
+    runpy.run_module("train.learn", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_command_with_processes_of_its_own(tmp_path, monkeypatch):
+    """As a user runs it; its policy and its zip then play as `train.evaluate` lets agents play."""
+    script = tmp_path / "learn_tiny.py"
+    script.write_text(SCRIPT.replace("{TINY}", repr(TINY)))
+    arguments = ["--tasks", "tiny", "--members", "3", "--processes", "1", "--pool", "4", "--minutes", "0.001"]
+    command = [sys.executable, str(script), *arguments, "--steps", "100", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "best fixed rule after 144 episodes" in done.stdout
+    folder = tmp_path / "tiny-ppo-0"
+    assert [line["steps"] for line in evaluations(folder)] == [102]
+    settings = {"train_size": 60, "budget": 1.0, "model": "mlp:4"}
+    specs = [f"learned:{folder / 'policy.safetensors'}", f"learned:{folder / 'model.zip'},trust=True"]
+    runs = [Run("prune_env/Digits-v0", settings, spec, 0) for spec in specs]
+    ours, theirs = (episode.play(run, run.make_env()) for run in runs)
+    assert ours["key"] != theirs["key"]
+    assert ours["curve"]["spent"][-1] == pytest.approx(1.0, abs=0.3)
+    np.testing.assert_allclose(ours["curve"]["kept"], theirs["curve"]["kept"], atol=0.02)
+
+
+# Algorithms
+
+
+class Hidden(VectorEnv):
+    """Episodes of two steps whose best rule has the first summary as its third number, and 0.3 elsewhere."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    single_observation_space = spaces.Box(-1, 1, (D,), np.float32)
+    single_action_space = spaces.Box(-1, 1, (R,), np.float32)
+
+    def __init__(self, num_envs: int):
+        self.num_envs = num_envs
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.rng = np.random.default_rng(0)
+        self.seen, self.lost, self.age = np.zeros((num_envs, D), np.float32), np.zeros(num_envs), np.zeros(num_envs)
+
+    def look(self, mask):
+        self.seen[mask] = self.rng.uniform(-1, 1, (mask.sum(), D))
+
+    def reset(self, *, seed=None, options=None):
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        self.look(mask)
+        self.lost[mask] = self.age[mask] = 0
+        return self.seen.copy(), {}
+
+    def step(self, actions):
+        self.lost += loss(self.seen, actions)
+        self.age += 1
+        self.look(np.ones(self.num_envs, bool))
+        done = self.age == 2
+        return self.seen.copy(), np.where(done, -self.lost, 0), done, np.zeros_like(done), {}
+
+
+def loss(seen: NDArray, numbers: NDArray) -> NDArray:
+    best = np.full((len(seen), R), 0.3)
+    best[:, 2] = seen[:, 0]
+    return 5 * ((numbers - best) ** 2).sum(axis=1)
+
+
+def begin(**change) -> learn.Start:
+    """Scales and a rule that a search might have found."""
+    rng = np.random.default_rng(3)
+    given: dict[str, Any] = {
+        "of": {},
+        "rule": [0.3, 0.3, 0.0, *[0.3] * (R - 3)],
+        "searched": 0,
+        "shift": rng.uniform(-0.5, 0.5, D).tolist(),
+        "scale": rng.uniform(0.05, 1.0, D).tolist(),
+        "baseline": [],
+        "full": [],
+        "fixed": [],
+    }
+    return learn.Start(**given | change)
+
+
+def small(monkeypatch) -> None:
+    for algo, (module, name, policy, settings) in learn.ALGORITHMS.items():
+        monkeypatch.setitem(learn.ALGORITHMS, algo, (module, name, policy, {**settings, **TRAINED[algo]}))
+
+
+@pytest.mark.parametrize("algo", TRAINED)
+def test_a_policy_starts_as_the_best_fixed_rule(algo):
+    rule = [-1.0, -0.5, 0.0, 0.2, 0.5, 0.8, 1.0, 0.93]
+    model = learn.build(algo, SB3VecEnv(Hidden(16)), begin(rule=rule), 0)
+    numbers, _ = model.predict(summaries(200), deterministic=True)
+    expected = np.clip(rule, -learn.LARGEST_START, learn.LARGEST_START)
+    assert np.abs(numbers - expected).max() < 0.1
+    np.testing.assert_allclose(numbers.mean(axis=0), expected, atol=0.05)
+    if algo == "ars":  # what it perturbs
+        weights = torch.nn.utils.parameters_to_vector(model.policy.parameters())
+        assert torch.equal(getattr(model, "weights"), weights)  # noqa: B009
+    other, _ = learn.build(algo, SB3VecEnv(Hidden(16)), begin(rule=rule), 1).predict(summaries(200), deterministic=True)
+    assert not np.array_equal(numbers, other)
+
+
+@pytest.mark.parametrize("algo", TRAINED)
+def test_the_network_is_the_policy(algo, monkeypatch):
+    small(monkeypatch)
+    model = learn.build(algo, SB3VecEnv(Hidden(4)), begin(), 0)
+    before, _ = model.predict(summaries(50), deterministic=True)
+    model.learn(200)
+    network = learn.network_of(model, {"steps": 200})
+    if algo not in MEMORYLESS:
+        assert network is None
+        return
+    assert network is not None
+    numbers, _ = model.predict(summaries(50), deterministic=True)
+    np.testing.assert_allclose(network(summaries(50)), numbers, atol=2e-5)
+    assert np.abs(numbers - before).max() > 1e-3  # it has learned something
+    assert network.card == {"steps": 200}
+    assert all(layer.dtype == np.float32 for pair in network.layers for layer in pair)
+    held = network(summaries(50))
+    model.learn(100)
+    np.testing.assert_array_equal(network(summaries(50)), held)  # a copy
+
+
+def test_numbers_at_their_bounds_are_exported_too():
+    model = learn.build("ppo", SB3VecEnv(Hidden(16)), begin(), 0)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(3e4)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    network, (numbers, _) = learn.network_of(model, {}), model.predict(summaries(50), deterministic=True)
+    assert network is not None
+    assert (np.abs(numbers) == 1).mean() > 0.1
+    np.testing.assert_allclose(network(summaries(50)), numbers, atol=1e-3)
+
+
+@pytest.mark.parametrize("algo", TRAINED)
+def test_a_checkpoint_holds_all_that_training_changes(algo, monkeypatch, tmp_path):
+    small(monkeypatch)
+    model: Any = learn.build(algo, SB3VecEnv(Hidden(4)), begin(), 0)
+    model.learn(200)
+    learn.save_checkpoint(model, tmp_path / "checkpoint.pt")
+    other: Any = learn.build(algo, SB3VecEnv(Hidden(4)), begin(), 5)
+    learn.load_checkpoint(other, tmp_path / "checkpoint.pt", 200)
+    torch.testing.assert_close(other.get_parameters(), model.get_parameters(), rtol=0, atol=0)
+    assert other.num_timesteps == 200
+    if algo == "sac":
+        assert other.log_ent_coef.item() == model.log_ent_coef.item() != 0
+        assert other.learning_starts == 220
+    if algo == "ars":
+        assert torch.equal(other.weights, model.weights)
+    other.learn(100, reset_num_timesteps=False)
+
+
+def test_memory_is_carried_through_and_forgotten_at_the_start():
+    model: Any = learn.build("recurrent_ppo", SB3VecEnv(Hidden(3)), begin(), 0)
+    with torch.no_grad():
+        model.policy.action_net.weight.mul_(100)
+    seen, begun = [summaries(3, seed) for seed in range(4)], np.zeros((4, 3), bool)
+    begun[0], begun[2, 1] = True, True
+    memory, together = learn.Memory(model), []
+    for row, new in zip(seen, begun, strict=True):
+        together.append(memory(row, new))
+    for k in range(3):
+        state = None
+        for t in range(4):
+            if k == 1 and t == 2:
+                state = None
+            numbers, state = model.predict(seen[t][k], state=state, deterministic=True)
+            np.testing.assert_allclose(together[t][k], numbers, atol=1e-5)
+    alone, _ = model.predict(seen[3], deterministic=True)
+    assert np.abs(alone - together[3]).max() > 1e-3
+
+
+def test_ppo_learns_what_the_best_rule_depends_on():
+    """The best fixed rule loses 5/3 a step, a policy that looks nearly nothing."""
+    model = learn.build("ppo", SB3VecEnv(Hidden(32)), begin(shift=[0.0] * D, scale=[0.58] * D), 0)
+    seen = summaries(2000)
+    before = loss(seen, model.predict(seen, deterministic=True)[0]).mean()
+    assert before == pytest.approx(5 / 3, rel=0.1)
+    model.learn(30_000)
+    assert loss(seen, model.predict(seen, deterministic=True)[0]).mean() < 0.5 * before
