@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +62,24 @@ class Without:
 
 
 class Recorder:
-    """A network that remembers what it saw and chose."""
+    """A network that remembers what it saw and chose in the runs of one `play`.
+
+    Not what it did in members that `play` had no run left for: they show the end of their last when they begin.
+    """
 
     def __init__(self, network: Network):
         self._network = network
-        self.seen: list[NDArray] = []  # (K, D) each
-        self.chosen: list[NDArray] = []  # (K, R) each
+        self._left: NDArray[np.bool_] | None = None  # (K,) members without a run
+        self.seen: list[NDArray] = []  # (k, D) each, k of K members
+        self.chosen: list[NDArray] = []  # (k, R) each
 
     def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
-        self.seen.append(summaries)
-        self.chosen.append(self._network(summaries))
-        return self.chosen[-1]
+        ended = begun & (summaries[:, SUMMARY.index("spent")] > -1.0)
+        self._left = ended if self._left is None else self._left | ended
+        numbers = self._network(summaries)
+        self.seen.append(summaries[~self._left])
+        self.chosen.append(numbers[~self._left])
+        return numbers
 
 
 def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDArray) -> Table:
@@ -129,23 +137,25 @@ def _natural(name: str, numbers: NDArray) -> NDArray:
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
+    folder = given.out or given.policy.parent
     try:
+        for name in ("seeds", "processes"):
+            if getattr(given, name) < 1:
+                raise ValueError(f"{name} is {getattr(given, name)}; it must be at least 1")
         tasks, network = TaskDistribution.named(given.tasks), Network.load(given.policy)
+        folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    folder = given.out or given.policy.parent
     pairs = [(task, 20_000 + seed) for task in tasks.validation for seed in range(given.seeds)]
     recorders: dict[str, Recorder] = {}
     for noise in sorted({task.label_noise for task, _ in pairs}):
         recorder = recorders[f"{noise:.0%} wrong labels"] = Recorder(network)
         play([pair for pair in pairs if pair[0].label_noise == noise], recorder, tasks)
-    folder.mkdir(parents=True, exist_ok=True)
     files.replace(folder / "choices.png", choices(recorders))
     means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
-    players = Players(tasks, given.processes)
-    shown = inputs(network, pairs, players, means)
-    players.close()
+    with closing(Players(tasks, given.processes)) as players:
+        shown = inputs(network, pairs, players, means)
     table.show(folder / "inputs.txt", shown)
     return 0
 

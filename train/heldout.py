@@ -19,12 +19,19 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from prune_env.tasks import Task, TaskDistribution
 from train import results, statistics, summary
 from train.results import Record
 
-ID = {"digits": "Digits", "cifar10": "CIFAR10", "cifar100": "CIFAR100", "tiny_imagenet": "TinyImageNet"}
+ID = {
+    "digits": "Digits",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tiny_imagenet": "TinyImageNet",
+    "imagefolder": "ImageFolder",
+}
 
 
 @dataclass
@@ -60,6 +67,8 @@ class Sweep:
 
     def run(self) -> None:
         distribution = TaskDistribution.named(self.name)
+        if not self.agents:
+            raise ValueError("agents needs at least one value")
         lines = [
             f"# The held-out tasks of {self.name!r}; made by `python -m train.heldout sweep {self.name}`.",
             f"seeds = {self.seeds}",
@@ -68,7 +77,10 @@ class Sweep:
             f"agents = {json.dumps(list(self.agents), indent=2)}",
         ]
         for task in without_budgets(distribution.held_out):
-            rates = {f"{budget:g}": replace(task, budget=budget).settings()["lr"] for budget in distribution.budgets}
+            rates = {
+                json.dumps(f"{budget:g}"): replace(task, budget=budget).settings()["lr"]
+                for budget in distribution.budgets
+            }
             values = {name: value for name, value in asdict(task).items() if name in SETTINGS and value is not None}
             lines += ["", f"[tasks.{json.dumps(title(task))}]", f'env = "prune_env/{ID[task.dataset]}-v0"']
             lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
@@ -95,7 +107,11 @@ class Compare:
 
     def run(self) -> None:
         every: list[Record] = []
+        if not self.folders:
+            raise ValueError("compare needs at least one folder of results")
         for folder in self.folders:
+            if not (folder / "results.jsonl").exists():
+                raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
             every += results.read(folder / "results.jsonl", repair=False)[0].values()
         records = [record for record in summary.latest(every) if self.where in record["task"]]
         if self.agent not in {record["agent"] for record in records}:
@@ -125,43 +141,52 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         cell = record["task"], record["budget"], record["seed"]
         accuracy[record["agent"]][cell] = 100.0 * record["results"]["test_accuracy"]
     own = accuracy[agent]
-    table = Table(title=f"{agent}: points of test accuracy over others, on {len({cell[0] for cell in own})} tasks")
-    table.add_column("agent")
-    for name in ("accuracy %", "difference", "area's difference", "better, tasks x budgets"):
-        table.add_column(name, justify="right")
+    strata: dict[tuple[str, float], list[tuple[str, float, int]]] = defaultdict(list)
+    for cell in sorted(own):
+        strata[cell[:2]].append(cell)
+    tasks = {cell[0] for cell in own}
+    table = Table(title=Text(f"{agent}: points of test accuracy over others, on {len(tasks)} tasks"))
+    table.add_column("agent", overflow="fold")
+    for name in ("accuracy %", "difference", "area's difference", "better,\ntasks x budgets"):
+        table.add_column(name, justify="right", no_wrap=True)
     rows = []
     for other, theirs in accuracy.items():
         if not set(theirs) >= set(own):
             continue
-        strata: dict[tuple[str, float], list[float]] = defaultdict(list)
-        for cell in sorted(own):
-            strata[cell[:2]].append(own[cell] - theirs[cell])
-        means = [float(np.mean(values)) for values in strata.values()]
-        difference = _spread(means, statistics.stratified_interval(list(strata.values())))
-        areas = _areas(own, theirs)
-        of_areas = _spread([float(np.mean(values)) for values in areas], statistics.stratified_interval(areas))
-        mean = float(np.mean([theirs[cell] for cell in own]))
-        better = f"{sum(x > 0 for x in means)} of {len(means)}"
-        row = (other, f"{mean:.2f}", difference, of_areas, better)
-        rows.append((mean, row if other != agent else (other, f"{mean:.2f}", "", "", "")))
-    for _, row in sorted(rows, reverse=True):
-        table.add_row(*row)
+        differences = [[own[cell] - theirs[cell] for cell in cells] for cells in strata.values()]
+        mean = float(np.mean([np.mean([theirs[cell] for cell in cells]) for cells in strata.values()]))
+        better = sum(float(np.mean(values)) > statistics.ROUNDING for values in differences)
+        told = _spread(differences), _spread(_areas(own, theirs)), f"{better} of {len(differences)}"
+        rows.append((mean, other, told if other != agent else ()))
+    for mean, other, told in sorted(rows, reverse=True):
+        table.add_row(Text(other), f"{mean:.2f}", *told)  # square brackets in a spec are not rich's markup
     return table
 
 
-def _spread(means: Sequence[float], interval: tuple[float, float]) -> str:
-    return f"{np.mean(means):+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+def _spread(strata: Sequence[Sequence[float]]) -> str:
+    """Mean over strata of their means, and its interval; nothing of none."""
+    if not strata:
+        return ""
+    low, high = statistics.stratified_interval(strata)
+    return f"{np.mean([np.mean(values) for values in strata]):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def _areas(own: dict[tuple[str, float, int], float], theirs: dict[tuple[str, float, int], float]) -> list[list[float]]:
-    """Differences of the area under accuracy over log budget: a list a task, a number a seed."""
+    """Differences of the area under accuracy over log budget: a list a task, a number a seed that has all budgets.
+
+    A task with one budget only has no area, and is left out.
+    """
     differences: dict[str, dict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
-    for (task, budget, seed), value in own.items():
-        differences[task][seed][budget] = value - theirs[task, budget, seed]
-    return [
-        [float(statistics.log_budget_area(sorted(by), [by[b] for b in sorted(by)])) for by in seeds.values()]
-        for seeds in differences.values()
-    ]
+    for task, budget, seed in sorted(own):
+        cell = task, budget, seed
+        differences[task][seed][budget] = own[cell] - theirs[cell]
+    areas = []
+    for seeds in differences.values():
+        budgets = sorted({budget for by in seeds.values() for budget in by})
+        whole = [[by[budget] for budget in budgets] for by in seeds.values() if len(by) == len(budgets)]
+        if len(budgets) > 1 and whole:
+            areas.append(statistics.log_budget_area(budgets, whole).tolist())
+    return areas
 
 
 def main(args: list[str] | None = None) -> int:
