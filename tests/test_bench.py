@@ -3,6 +3,7 @@
 import copy
 import re
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -36,9 +37,10 @@ def test_the_bare_epoch_is_an_epoch_of_plain_sgd():
 
 
 def test_every_agent_has_a_row_and_bytes_are_those_of_the_arrays(capsys):
-    bench.main(bench.Args(rounds=1, samples=(500,)))
+    bench.main(bench.Args(rounds=1, samples=(500,), members=(2,)))
     out = capsys.readouterr().out
     assert re.search(r"digits, mlp +│( +\d+\.\d+ │){3}", out)
+    assert re.search(r"│ +2 │ +\d+ │ +\d+ │ +\d+\.\d\d │", out)
     assert "500 samples" in out
     assert sorted(re.findall(r"^│ (\w+) +│ +\d+\.\d │$", out, re.M)) == sorted(agents.AGENTS)
 
@@ -49,6 +51,31 @@ def test_every_agent_has_a_row_and_bytes_are_those_of_the_arrays(capsys):
     assert env.trainer.stats.table.nbytes == 100 * 4 * 11
     assert f"{4 * 11} bytes a sample" in out
     assert f"on the host: {observed}." in out
+
+
+def test_many_students_train_on_both_sides(monkeypatch):
+    made: list = []
+    for name in ("make", "make_vec"):
+        build = getattr(gym, name)
+        monkeypatch.setattr(
+            gym, name, lambda *args, build=build, **kwargs: made.append(build(*args, **kwargs)) or made[-1]
+        )
+    threads = torch.get_num_threads()
+    speeds = bench.time_many(3, 2, train_size=48, batch_size=16, model="mlp:4")
+    assert torch.get_num_threads() == threads
+    assert len(speeds) == 3
+    assert min(speeds) > 0
+
+    members, *singles = [getattr(env.unwrapped, "envs", env.unwrapped) for env in made]
+    assert len(members) == len(singles) == 3
+    weights = []
+    for env in (*members, *singles):
+        assert env.trainer.ledger.spent == 3  # the rounds, and one to warm up
+        assert (env.trainer.stats.table.shape[0], float(env.trainer.observe()["visits"].min())) == (48, 3)
+        weights.append(next(env.trainer.model.parameters()).detach())
+    for member, single in zip(weights[:3], weights[3:], strict=True):  # of the same seeds
+        torch.testing.assert_close(member, single, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(weights[0], weights[1])
 
 
 def test_made_up_observations_look_like_the_environments():

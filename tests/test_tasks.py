@@ -5,17 +5,25 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import env_checker
 from scipy import stats
+from stable_baselines3.common import env_checker as sb3
 
-from prune_env import PruneEnv, data
+from prune_env import PruneEnv, data, select
+from prune_env.encoding import RULE
 from prune_env.recipes import tuned
-from prune_env.tasks import DISTRIBUTIONS, Episodes, Task, TaskDistribution
+from prune_env.tasks import DISTRIBUTIONS, Episodes, Task, TaskDistribution, TaskEnv, distribution
+from prune_env.wrappers import summary, vector_summary
 from tests import trees
 
 DIGITS = TaskDistribution.named("digits")
@@ -277,3 +285,172 @@ def test_looking_at_an_environment_changes_nothing():
     for _ in range(3):
         assert episodes.reset()[1] == calm.reset()[1]
         assert episodes.env.recipe == calm.env.recipe
+
+
+# ---------------------------------------------------------------- the face of one run
+
+
+def made(**settings) -> gym.Env:
+    return gym.make("prune_env/DigitsSummary-v0", tasks=SMALL, **settings)
+
+
+def of_episode(env: gym.Env) -> tuple:
+    """What tells the task of this episode."""
+    within: Any = env.unwrapped
+    run = within.env
+    return len(run.train_data), int(run.train_data.wrong.sum()), run.recipe.model, run.recipe.lr, run.budget
+
+
+def told(task: Task) -> tuple:
+    settings = task.settings()
+    wrong = round(settings["label_noise"] * settings["train_size"])
+    return settings["train_size"], wrong, settings["model"], settings["lr"], settings["budget"]
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_one_run_draws_and_shows_what_the_first_of_many_does(members):
+    env = made(price=0.1)
+    many: Any = gym.make_vec("prune_env/DigitsSummary-v0", num_envs=members, tasks=SMALL, price=0.1)
+    rng, drawn, within = np.random.default_rng(0), [], 1e-6 if members == 1 else 1e-3  # sums of batches are rounded
+    seen, info = env.reset(seed=5)
+    rows, infos = many.reset(seed=5)
+    for _ in range(6):
+        drawn.append(of_episode(env))
+        first = many.unwrapped.envs[0]
+        assert first.recipe == env.unwrapped.env.recipe  # pyright: ignore[reportAttributeAccessIssue]
+        assert info["seed"] == infos["seed"][0]
+        over, rules = False, np.zeros((members, len(RULE)))
+        while not over:
+            np.testing.assert_allclose(rows[0], seen, atol=within)
+            rules = rng.uniform(-1, 1, (members, len(RULE)))
+            seen, reward, over, _, info = env.step(rules[0])
+            rows, rewards, dones, _, infos = many.step(rules)
+            assert (dones[0], rewards[0]) == (over, pytest.approx(reward, abs=within))
+        np.testing.assert_allclose(rows[0], seen, atol=within)
+        seen, info = env.reset()
+        rows, *_, infos = many.step(rules)
+    assert set(drawn) <= set(map(told, SMALL.training))
+    assert len(set(drawn)) > 2
+    expected = np.random.default_rng([5, 6])
+    assert drawn == [told(SMALL.draw(expected)) for _ in drawn]
+
+
+def test_a_pinned_task_is_that_of_one_episode_and_draws_go_on():
+    env, calm = made(), made()
+    wanted = Task(train_size=25, model="mlp:3", budget=3.0, label_noise=0.2)
+    first, _ = calm.reset(seed=2)
+    env.reset(seed=2, options={"task": wanted})
+    assert of_episode(env) == told(wanted)
+    env.reset(options={"task": {"train_size": 22, "model": "mlp:2"}})
+    assert of_episode(env)[:3] == (22, 0, "mlp:2")
+    env.reset()
+    assert of_episode(env) == of_episode(calm)  # the seed's first draw
+    assert env.reset(seed=2)[0] == pytest.approx(first, abs=0)
+    alone = summary(**wanted.settings())
+    np.testing.assert_array_equal(env.reset(seed=7, options={"task": wanted})[0], alone.reset(seed=7)[0])
+    np.testing.assert_array_equal(env.step(np.zeros(len(RULE)))[0], alone.step(np.zeros(len(RULE)))[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"tasks": 1, "a": 2}, ValueError, r"\['a', 'tasks'\] are not known; there is task"),
+        ({"task": "digits"}, TypeError, "task is 'digits'"),
+        ({"task": {"label_noise": 7}}, ValueError, "label_noise=7"),
+    ],
+)
+def test_a_wrong_reset_is_named_and_the_run_goes_on(options, error, match):
+    env, calm = TaskEnv(SMALL), TaskEnv(SMALL)
+    for each in (env, calm):
+        each.reset(seed=1)
+    with pytest.raises(error, match=match):
+        env.reset(options=options)
+    action = select(np.ones(len(env.env.train_data)))
+    np.testing.assert_array_equal(env.step(action)[0]["loss"], calm.step(action)[0]["loss"])
+    for _ in range(3):
+        assert env.reset()[1] == calm.reset()[1]
+        assert env.env.recipe == calm.env.recipe
+
+
+def test_spaces_are_those_of_the_episode():
+    env = TaskEnv(SMALL, momentum=0.5)
+    sizes = set()
+    for seed in range(8):
+        observation, _ = env.reset(seed=seed)
+        sizes.add(len(observation["label"]))
+        assert env.observation_space.contains(observation)
+        action = env.action_space.sample()
+        assert len(action["weight"]) == len(observation["label"]) == len(env.env.train_data)
+        assert env.env.recipe.momentum == 0.5
+        assert env.observation_space.contains(env.step(action)[0])
+    assert sizes == {20, 30}
+
+
+def test_both_checkers_pass_on_summaries_of_drawn_tasks():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "(?s).*is different from the unwrapped version")  # of every wrapper
+        env = made()
+        env_checker.check_env(env)
+        sb3.check_env(env, warn=True, skip_render_check=False)
+
+
+def test_the_spec_goes_through_json():
+    env = made(price=0.2)
+    assert env.spec is not None
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    for seed in (3, None, None):
+        np.testing.assert_array_equal(again.reset(seed=seed)[0], env.reset(seed=seed)[0])
+        assert of_episode(again) == of_episode(env)
+
+
+@pytest.mark.parametrize("mode", ["rgb_array", "ansi"])
+def test_every_episode_renders_as_its_own_env(mode):
+    env = made(render_mode=mode)
+    for task in SMALL.training[:2]:
+        env.reset(seed=0, options={"task": task})
+        alone = PruneEnv(**task.settings(), render_mode=mode)
+        alone.reset(seed=0)
+        env.step(np.array([1.0, 0, 0, 0, 0, 0, 0, -1]))
+        alone.step(select(np.ones(len(alone.train_data))))
+        shown: Any = env.render()
+        np.testing.assert_array_equal(shown, alone.render())  # pyright: ignore[reportArgumentType]
+
+
+def test_closing_lets_go_of_the_run():
+    env = TaskEnv(SMALL)
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    env.close()
+    env.close()
+    assert env.env.trainer is None
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(action)
+    with pytest.raises(gym.error.ResetNeeded):
+        TaskEnv(SMALL).render()
+
+
+def test_a_distribution_by_name_by_arguments_or_as_it_is():
+    assert distribution("digits", {"momentum": 0.5, "dataset": "digits"}).training == DIGITS.training
+    assert distribution(SMALL, {}) is SMALL
+    by_arguments = distribution(
+        {"values": {**VALUES, "model": ["mlp:4", "mlp:5"]}, "validations": 2, "held_outs": 1}, {}
+    )
+    assert by_arguments.held_out == SMALL.held_out
+
+
+@pytest.mark.parametrize(
+    "make", [TaskEnv, summary, lambda tasks, **settings: vector_summary(2, tasks=tasks, **settings)]
+)
+@pytest.mark.parametrize(
+    ("tasks", "settings", "error", "match"),
+    [
+        ("cifar", {}, ValueError, "no tasks called 'cifar'; there are digits"),
+        (SMALL, {"budget": 3.0, "price": 1.0, "lr": 0.1}, ValueError, "^budget, lr cannot be given beside tasks"),
+        ({"values": {"depth": (1, 2)}}, {}, ValueError, "tasks have no 'depth'"),
+        (SMALL, {"momentum": 2.0}, ValueError, "momentum is 2.0"),
+    ],
+)
+def test_tasks_that_cannot_be_are_named(make, tasks, settings, error, match):
+    with pytest.raises(error, match=match):
+        make(tasks, **settings)
