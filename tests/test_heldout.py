@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -266,6 +267,23 @@ def test_compare_reads_folders_and_leaves_them_as_they_are(tmp_path, capsys):
 
     assert heldout.main(["compare", "full", second]) == 0  # own lacks cells of it there
     assert "own" not in capsys.readouterr().out
+
+
+def test_compare_can_leave_the_table_and_every_run_s_accuracy(tmp_path, capsys):
+    folder, out = write(tmp_path / "results", OWN + FULL), tmp_path / "out"
+    assert heldout.main(["compare", "own", folder, "--where", "tw", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert "own: points of test accuracy over others, on 1 tasks" in (out / "comparison.txt").read_text()
+    with open(out / "accuracy.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = {(row["agent"], float(row["budget"]), int(row["seed"])): row["test_accuracy"] for row in rows}
+    of_two = [line for line in OWN + FULL if line["task"] == "two"]
+    assert told == {
+        (line["agent"], line["budget"], line["seed"]): f"{100 * line['results']['test_accuracy']:.2f}"
+        for line in of_two
+    }
+    assert {row["task"] for row in rows} == {"two"}
+    assert len(rows) == len(of_two)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ python -m train.heldout compare learned runs/x                        # paired d
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 from collections import defaultdict
@@ -21,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prune_env import files
 from prune_env.tasks import Task, TaskDistribution
 from train import results, statistics, summary
+from train import table as tables
 from train.results import Record
 
 ID = {
@@ -104,6 +108,8 @@ class Compare:
     """Results of a sweep, or of several that share names of tasks."""
     where: str = ""
     """Only tasks whose name has this in it."""
+    out: Path | None = None
+    """Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run."""
 
     def run(self) -> None:
         every: list[Record] = []
@@ -116,7 +122,18 @@ class Compare:
         records = [record for record in summary.latest(every) if self.where in record["task"]]
         if self.agent not in {record["agent"] for record in records}:
             raise ValueError(f"{', '.join(map(str, self.folders))} have no runs of {self.agent!r} on such tasks")
-        Console(width=130).print(comparison(records, self.agent))
+        shown = comparison(records, self.agent)
+        if self.out is None:
+            Console(width=130).print(shown)
+            return
+        tables.show(self.out / "comparison.txt", shown)
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
+        for run in records:
+            accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
+            lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
+        files.replace(self.out / "accuracy.csv", text.getvalue().encode())
 
 
 def title(task: Task) -> str:
