@@ -249,6 +249,7 @@ def policy(tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
     arguments = [str(policy), "--tasks", "tiny", "--seeds", "1", "--processes", "1"]
     assert explain.main(arguments) == 0

@@ -325,6 +325,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_the_command_with_processes_of_its_own(tmp_path, monkeypatch):
     """As a user runs it; its policy and its zip then play as `train.evaluate` lets agents play."""
     script = tmp_path / "learn_tiny.py"
