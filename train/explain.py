@@ -6,7 +6,6 @@ mean. Writes choices.png and inputs.txt beside the policy, or into --out.
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from prune_env import files
 from prune_env.encoding import RULE, SMALLEST_KEEP, SUMMARY
 from prune_env.tasks import TaskDistribution
 from train import statistics, table
-from train.figures import COLOURS
+from train.figures import COLOURS, png
 from train.practice import Pair, Players, play
 
 BINS = 10  # of the budget, in the figure
@@ -122,9 +121,7 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
     for panel in panels[1]:
         panel.set_xlabel("share of the budget spent")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    return image.getvalue()
+    return png(figure)
 
 
 def _natural(name: str, numbers: NDArray) -> NDArray:

@@ -45,9 +45,14 @@ def write_accuracy(path: Path, records: Sequence[Record], title: str) -> None:
         right.set_ylabel("test accuracy (%)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=3.5)
+    files.replace(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file's bytes, as it is; a report's are smaller, see `train.plots`."""
     image = io.BytesIO()
     figure.savefig(image, format="png")
-    files.replace(path, image.getvalue())
+    return image.getvalue()
 
 
 class Look(NamedTuple):

@@ -27,6 +27,7 @@ from prune_env import files
 from prune_env.tasks import Task, TaskDistribution
 from train import results, statistics, summary
 from train import table as tables
+from train.plan import TASK
 from train.results import Record
 
 ID = {
@@ -85,14 +86,13 @@ class Sweep:
                 json.dumps(f"{budget:g}"): replace(task, budget=budget).settings()["lr"]
                 for budget in distribution.budgets
             }
-            values = {name: value for name, value in asdict(task).items() if name in SETTINGS and value is not None}
+            values = {
+                name: value for name, value in asdict(task).items() if name in (*TASK, "model") and value is not None
+            }
             lines += ["", f"[tasks.{json.dumps(title(task))}]", f'env = "prune_env/{ID[task.dataset]}-v0"']
             lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
             lines.append(f"lr = {{ {', '.join(f'{budget} = {rate:g}' for budget, rate in rates.items())} }}")
         print("\n".join(lines))
-
-
-SETTINGS = ("train_size", "label_noise", "imbalance", "duplicates", "task_seed", "model", "image_size")
 
 
 @dataclass
