@@ -79,8 +79,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ## Compute
     One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
     `info` has counted work only: `spent` is this step's and `total_spent` the run's, in full-epoch equivalents;
-    `trained`, `mixed` and `scored` are samples, `kept` and `coverage` (ever trained on) shares of N. That of `reset`
-    has the run's `seed`. Seconds are in `env.unwrapped.trainer.ledger.seconds`.
+    `trained`, `mixed` and `scored` are samples, `kept` and `coverage` (ever trained on) shares of N. `nonfinite` is how
+    many rows had logits that were not finite, of those trained on, scored and validated in this step: such a row is
+    never measured and never right, and a single one is divergence. That of `reset` has the run's `seed`. Seconds are
+    in `env.unwrapped.trainer.ledger.seconds`.
 
     ## Arguments
     `None` stands for the value that suits the data set and model. Plain Python values survive `EnvSpec.to_json`.

@@ -144,7 +144,8 @@ def enter(
     now = torch.zeros_like(loss) + spent
     new = [loss, mean, var, confidence, margin, entropy, el2n, correct, forgets, visits, now]
 
-    finite = torch.isfinite(logits.sum(dim=1))  # no sum of finite logits comes near 1e38
+    # NaN and inf show in the total, NaN and -inf in the smallest logit; a sum of the logits could overflow
+    finite = torch.isfinite(total[:, 0]) & torch.isfinite(logits.amin(dim=1))
     measured = clean & finite
     row = torch.where(measured[:, None], torch.stack(new, dim=1), old)  # (B, F)
     row[:, _VISITS] = visits

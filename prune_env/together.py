@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prune_env import augment, stats
 from prune_env.compute import Stopwatch
 from prune_env.selection import Selection
-from prune_env.trainer import EVALUATION_BATCH, EpochResult, Plan, Trainer, tally
+from prune_env.trainer import EVALUATION_BATCH, EpochResult, Plan, Trainer, pack, tally
 
 FETCHED = 2**22  # numbers of images that are gathered at a time: 16 MiB
 NARROW = 128  # hidden layers up to this width are padded to the widest: it is the calls that cost, not the work
@@ -101,7 +101,7 @@ class _Stack:
 
     @torch.no_grad()
     def train(self, plans: list[Plan]) -> Tensor:
-        """A pass over what was chosen, the longest first; (K, 3) float32 counts of rows as `stats.enter` tells them.
+        """A pass over what was chosen, the longest first; (K, 3) int64 counts of rows as `stats.enter` tells them.
 
         A batch is padded to full length with rows of weight 0, which are not charged: they belong to nobody.
         """
@@ -110,7 +110,7 @@ class _Stack:
         lengths = [len(plan.chosen) for plan in plans]
         ticks = -(-max(lengths) // size)
         if ticks == 0:
-            return torch.zeros(count, 3, device=self.device)
+            return torch.zeros(count, 3, dtype=torch.int64, device=self.device)
         for trainer, plan in zip(trainers, plans, strict=True):
             trainer.batches += sum(rows > 1 for rows in trainer.sizes(len(plan.chosen)))
 
@@ -135,7 +135,7 @@ class _Stack:
         table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
         samples = [len(trainer.stats.table) for trainer in trainers]
         firsts = torch.tensor([0, *np.cumsum(samples)[:-1]], device=self.device)  # (K,), row of each one's first
-        counts = torch.zeros(count, 3, device=self.device)
+        counts = torch.zeros(count, 3, dtype=torch.int64, device=self.device)
         several = max(1, FETCHED // (count * size * first.train_data.images[0].numel()))
         parts = [range(start, min(start + several, ticks)) for start in range(0, ticks, several)]
         spent = torch.tensor([trainer.ledger.spent for trainer in trainers], device=self.device)  # (K,)
@@ -167,7 +167,7 @@ class _Stack:
                 spent[member],
                 ema[member],
             )
-            counts.index_add_(0, member, told.float().t())
+            counts.index_add_(0, member, told.long().t())
         for trainer, rows in zip(trainers, table.split(samples), strict=True):
             trainer.stats.table.copy_(rows)
         return counts
@@ -238,7 +238,7 @@ class _Stack:
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
-        """(K, 2 + 2 C) float32: the sums of `tally` over each student's validation part."""
+        """(K, 2 + 2 C) int64: `tally` of each student's validation part, as `pack` packs it."""
         sharing: dict[str, list[int]] = defaultdict(list)
         for k, trainer in enumerate(self.trainers):
             sharing[trainer.val_data.digest].append(k)
@@ -247,13 +247,16 @@ class _Stack:
             val = self.trainers[members[0]].val_data
             at = torch.tensor(members, device=self.device)
             parameters = [p[at] for p in self.parameters]
-            total = torch.zeros(len(members), 2 + 2 * len(val.classes), device=self.device)
+            loss = torch.zeros(len(members), device=self.device)
+            counts = torch.zeros(len(members), 1 + 2 * len(val.classes), dtype=torch.int64, device=self.device)
             fetched = max(1, FETCHED // (len(members) * val.images[0].numel()))
             for rows in torch.arange(len(val), device=self.device).split(min(EVALUATION_BATCH, fetched)):
                 images, labels = val.batch(rows)
                 x = ((images.float() - self.mean[at]) * self.scale[at]).flatten(2)  # (M, B, features)
-                total += tally(_forward(parameters, x)[-1], labels)
-            sums |= zip(members, total, strict=True)
+                of_rows = tally(_forward(parameters, x)[-1], labels)
+                loss += of_rows[:, 0]
+                counts += of_rows[:, 1:].long()
+            sums |= zip(members, pack(loss, counts), strict=True)
         return torch.stack([sums[k] for k in range(len(self.trainers))])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import struct
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -41,7 +42,8 @@ class EpochResult:
     val_loss: float  # mean cross-entropy, clipped to MAX_LOSS
     gained: float  # validation accuracy minus the one before
     lr: float  # after the step
-    diverged: bool  # logits were not finite, in training or validation
+    nonfinite: int  # rows whose logits were not finite, of those trained on, scored and validated
+    diverged: bool  # whether there was one
     finished: bool  # nothing can follow: no batch left, nothing trained on or scored, or diverged
 
 
@@ -64,7 +66,7 @@ class Evaluation:
     accuracy: float
     loss: float  # mean cross-entropy, clipped to MAX_LOSS
     class_accuracy: tuple[float, ...]  # (C,), NaN for a class without samples
-    finite: bool
+    nonfinite: int  # such rows
 
 
 class Trainer:
@@ -137,7 +139,7 @@ class Trainer:
         plan = self.plan(selection)
         watch = Stopwatch(self.device)
         watch.mark()
-        training = self._train(plan) if len(plan.chosen) else torch.zeros(3, device=self.device)
+        training = self._train(plan) if len(plan.chosen) else torch.zeros(3, dtype=torch.int64, device=self.device)
         watch.mark()
         scoring = self.score(plan.scored)
         watch.mark()
@@ -166,21 +168,21 @@ class Trainer:
             last=last,
         )
 
-    def conclude(self, plan: Plan, counted: list[float], seconds: list[float]) -> EpochResult:
+    def conclude(self, plan: Plan, counted: list[int], seconds: list[float]) -> EpochResult:
         """Enter what came of a plan.
 
         Args:
             plan: of this step.
             counted: rows trained on with finite logits, measured of these, right of those; scored with finite
-                logits; and the sums of `tally` over the validation part.
+                logits; and what `pack` made of `tally` over the validation part.
             seconds: of training, scoring and validation.
         """
-        finite, measured, right, finite_scored, *sums = counted
+        finite, measured, right, finite_scored, *packed = counted
         for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
             self.ledger.seconds[name] += passed
         k, s = len(plan.chosen), len(plan.scored)
-        evaluation = _evaluation(sums, self.val_data)
-        diverged = finite < k or finite_scored < s or not evaluation.finite
+        evaluation = _evaluation(packed, self.val_data)
+        nonfinite = k - finite + s - finite_scored + evaluation.nonfinite
         gained = evaluation.accuracy - self.val_accuracy
         self.val_accuracy = evaluation.accuracy
         self.train_accuracy = right / measured if measured else self.train_accuracy
@@ -196,8 +198,9 @@ class Trainer:
             val_loss=evaluation.loss,
             gained=gained,
             lr=self.recipe.rate(self.ledger.used / plan.horizon),
-            diverged=diverged,
-            finished=k + s == 0 or plan.last or diverged,
+            nonfinite=nonfinite,
+            diverged=nonfinite > 0,
+            finished=k + s == 0 or plan.last or nonfinite > 0,
         )
 
     def rates(self, plan: Plan, sizes: list[int]) -> list[float]:
@@ -208,7 +211,7 @@ class Trainer:
 
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, plan: Plan) -> Tensor:
-        """One pass over what was chosen; (3,) float32 counts of rows as `stats.enter` tells them, on the device."""
+        """One pass over what was chosen; (3,) int64 counts of rows as `stats.enter` tells them, on the device."""
         selection = plan.chosen
         k, sizes = len(selection), self.sizes(len(selection))
         indices = torch.from_numpy(selection.indices).to(self.device)  # (k,)
@@ -216,7 +219,7 @@ class Trainer:
         shares = torch.from_numpy(selection.shares).to(self.device)  # (k,)
         partners = torch.from_numpy(selection.partners).to(self.device) if selection.mixed else None  # (k,)
         clean = shares == 0.0
-        counts = torch.zeros(3, device=self.device)
+        counts = torch.zeros(3, dtype=torch.int64, device=self.device)
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
@@ -242,14 +245,14 @@ class Trainer:
             if last == k or (last - first) * logits.shape[1] >= PENDING_LOGITS:
                 seen, truth = (torch.cat(parts) for parts in zip(*pending, strict=True))
                 told = self.stats.update(indices[first:last], seen, truth, clean[first:last], self.ledger.spent)
-                counts += told.float().sum(dim=1)
+                counts += told.sum(dim=1)
                 pending, first = [], last
         return counts
 
     @torch.no_grad()
     def score(self, samples: NDArray[np.int64]) -> Tensor:
-        """Measure `samples` (s,) without training on them; (1,) float32 on the device: rows of finite logits."""
-        count = torch.zeros(1, device=self.device)
+        """Measure `samples` (s,) without training on them; (1,) int64 on the device: rows of finite logits."""
+        count = torch.zeros(1, dtype=torch.int64, device=self.device)
         if len(samples) == 0:  # the rule: nothing is sent to the device for it
             return count
         indices = torch.from_numpy(samples).to(self.device)
@@ -325,10 +328,10 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self, data: Data) -> Tensor:
-        """(2 + 2 C,) float32 on the device: the sums of `tally`."""
+        """(2 + 2 C,) int64 on the device: `tally` of all batches, as `pack` packs it."""
         every = torch.arange(len(data), device=self.device)
-        batches = self._predict(data, every)
-        return torch.stack([tally(logits, labels) for _, logits, labels in batches]).sum(dim=0)
+        batches = torch.stack([tally(logits, labels) for _, logits, labels in self._predict(data, every)])
+        return pack(batches.sum(dim=0)[0], batches[:, 1:].long().sum(dim=0))
 
     def observe(self) -> dict[str, NDArray]:
         """The observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""
@@ -392,7 +395,7 @@ def tally(logits: Tensor, labels: Tensor) -> Tensor:
     """Loss summed, finite rows, rows by class and right ones by class.
 
     Args:
-        logits: (…, B, C) float32.
+        logits: (…, B, C) float32; float32 counts no more than 2**24 rows.
         labels: (B,) int64.
 
     Returns:
@@ -409,15 +412,21 @@ def tally(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.cat([sums, of_class, right.float() @ is_class], dim=-1)
 
 
-def _evaluation(sums: list[float], data: Data) -> Evaluation:
+def pack(loss: Tensor, counts: Tensor) -> Tensor:
+    """The bits of a float32 loss (…,) before int64 counts (…, n): (…, 1 + n) int64, to be fetched at once, exactly."""
+    return torch.cat([loss[..., None].view(torch.int32).long(), counts], dim=-1)
+
+
+def _evaluation(packed: list[int], data: Data) -> Evaluation:
     classes = len(data.classes)
-    loss, finite = sums[:2]
-    count, right = sums[2 : 2 + classes], sums[2 + classes :]
+    bits, finite = packed[:2]
+    (loss,) = struct.unpack("f", struct.pack("i", bits))
+    count, right = packed[2 : 2 + classes], packed[2 + classes :]
     return Evaluation(
         accuracy=sum(right) / len(data),
         loss=loss / len(data),
         class_accuracy=tuple(r / c if c else float("nan") for r, c in zip(right, count, strict=True)),
-        finite=finite == len(data),
+        nonfinite=len(data) - finite,
     )
 
 

@@ -81,7 +81,7 @@ def cuda(monkeypatch):
         self.optimizer.param_groups[0]["fused"] = False  # the fused kernel has no pretended version
         self.optimizer.param_groups[0]["foreach"] = False
         assert self._evaluate(data).device.type == "cuda"
-        return Evaluation(0.5, 1.0, (0.5,), True)
+        return Evaluation(0.5, 1.0, (0.5,), 0)
 
     trainers: list[Trainer] = []
     monkeypatch.setattr(models, "build", build_there)

@@ -527,7 +527,7 @@ def test_rows_that_are_not_finite_count_as_wrong_and_as_divergence():
         student.model.get_parameter("3.bias")[0] = math.nan  # class 0 would win every argmax
     result = run(student, np.ones(24, bool))
     assert (result.diverged, result.val_accuracy, result.val_loss, result.train_accuracy) == (True, 0.0, 100.0, 0.0)
-    assert not student.evaluate(student.val_data).finite
+    assert student.evaluate(student.val_data).nonfinite == 12
     seen = student.observe()
     assert seen["visits"].tolist() == [1.0] * 24
     np.testing.assert_allclose(seen["loss"], math.log(3), rtol=1e-6)
