@@ -1,26 +1,19 @@
-import hashlib
-import io
 import os
 import shutil
-import socket
-import tarfile
-import threading
+import time
 import warnings
-import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.error import HTTPError
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from prune_env.data import load, load_test
-from prune_env.datasets import SOURCES, read, tiny_imagenet
+from prune_env.datasets import SOURCES, cifar, read
 from prune_env.datasets.decode import square
-from prune_env.datasets.download import download, unzip
 from prune_env.files import DamagedFile
-from tests import trees
+from tests import processes, trees
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +78,40 @@ def test_cifar100(tmp_path, monkeypatch):
     assert len(load("cifar100", root=tmp_path)[0].classes) == 100
 
 
-def test_cifar_with_a_wrong_byte(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "theirs"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_cifar_is_what_torchvision_reads(tmp_path, monkeypatch, name, theirs):
+    getattr(trees, name)(tmp_path, monkeypatch)
+    for split in ("train", "test"):
+        ours, held = read(name, split, tmp_path, False, None), theirs(tmp_path, train=split == "train")
+        np.testing.assert_array_equal(ours.images, held.data.transpose(0, 3, 1, 2))
+        assert ours.labels.tolist() == held.targets
+        assert ours.classes == tuple(held.classes)
+
+
+def test_cifar_of_any_order_in_memory():
+    images = trees.random_images(7, 32, 0)
+    for data in (images.reshape(7, -1), np.asfortranarray(images.reshape(7, -1))):
+        batch = cifar._unpickled(trees.python2_pickle({"data": data, "fine_labels": [3, 1, 4, 1, 5, 9, 2]}))
+        found, labels = cifar._batch(batch)
+        np.testing.assert_array_equal(found, images)
+        assert labels.tolist() == [3, 1, 4, 1, 5, 9, 2]
+
+
+@pytest.mark.parametrize("file", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("damage", ["first byte", "a byte", "last byte", "truncated", "empty", "gone"])
+def test_cifar_with_a_damaged_file(tmp_path, monkeypatch, file, damage):
+    """Of either split: a test split that cannot be read is better known before training than after."""
     trees.cifar10(tmp_path, monkeypatch)
-    with (tmp_path / "cifar-10-batches-py" / "data_batch_2").open("r+b") as file:
-        file.seek(500)
-        file.write(b"?")
-    with pytest.raises(ValueError, match="does not hold the official files"):
-        load("cifar10", root=tmp_path)
+    path = tmp_path / "cifar-10-batches-py" / file
+    content = bytearray(path.read_bytes())
+    if damage.endswith("byte"):
+        content[{"first byte": 0, "a byte": 50, "last byte": -1}[damage]] ^= 4
+    path.write_bytes({"truncated": content[:-1], "empty": b""}.get(damage, content))
+    if damage == "gone":
+        path.unlink()
+    for split in ("train", "test"):
+        with pytest.raises((DamagedFile, FileNotFoundError), match=rf"{file}.*pass download=True"):
+            read("cifar10", split, tmp_path, False, None)
 
 
 def test_tiny_imagenet(tmp_path):
@@ -200,7 +220,12 @@ def test_small_images_are_enlarged(tmp_path):
         ("1", 1, "png", (255, 255, 255)),
         ("P", 3, "png", (10, 20, 30)),
         ("RGBA", (10, 20, 30, 128), "png", (10, 20, 30)),
+        ("LA", (90, 7), "png", (90, 90, 90)),
+        ("L", 90, "jpg", (90, 90, 90)),
+        ("L", 90, "pgm", (90, 90, 90)),
         ("CMYK", (255, 0, 0, 0), "tiff", (0, 255, 255)),
+        ("CMYK", (255, 0, 0, 0), "jpg", (0, 255, 255)),
+        ("YCbCr", (90, 128, 128), "jpg", (90, 90, 90)),
     ],
 )
 def test_every_kind_of_image_becomes_rgb(tmp_path, mode, value, suffix, expected):
@@ -208,7 +233,11 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, value, suffix, expected
     if mode == "P":
         image.putpalette([0] * 9 + [10, 20, 30])
     image.save(tmp_path / f"a.{suffix}")
-    np.testing.assert_array_equal(square(tmp_path / f"a.{suffix}", 4), np.tile(np.reshape(expected, (3, 1, 1)), (4, 4)))
+    with Image.open(tmp_path / f"a.{suffix}") as stored:
+        assert stored.mode == ("RGB" if mode == "YCbCr" else mode)
+    found = square(tmp_path / f"a.{suffix}", 4).astype(int)
+    expected = np.tile(np.reshape(expected, (3, 1, 1)), (4, 4))
+    np.testing.assert_allclose(found, expected, atol=1 if suffix == "jpg" else 0)
 
 
 # Errors.
@@ -328,7 +357,195 @@ def test_tiny_imagenet_errors(tmp_path):
         load("tiny_imagenet", root=tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "ppm"])
+def test_an_empty_and_a_truncated_image_are_named(tmp_path, suffix):
+    trees.imagefolder(tmp_path, per_class=3)
+    path = tmp_path / "train" / "dog" / f"a.{suffix}"
+    Image.fromarray(trees.random_images(1, 32, 0)[0].transpose(1, 2, 0)).save(path)
+    load("imagefolder", root=tmp_path)
+    content = path.read_bytes()
+    for half in (b"", content[:1], content[: len(content) // 2]):
+        path.write_bytes(half)
+        with pytest.raises(ValueError, match=rf"cannot decode the image {path}"):
+            load("imagefolder", root=tmp_path)
+
+
+def test_one_changed_byte_of_a_png_is_noticed_or_changes_nothing(tmp_path):
+    path, image = tmp_path / "a.png", trees.random_images(1, 12, 0)[0]
+    trees.write_png(path, image)
+    good, noticed = path.read_bytes(), 0
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        try:
+            np.testing.assert_array_equal(square(path, 12), image)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            noticed += 1
+    assert noticed > 0.9 * len(good)
+
+
+def test_one_changed_byte_of_a_jpeg_makes_another_task(tmp_path):
+    """The format has no checksum: what still decodes is another image, and the digest of the task says so."""
+    trees.imagefolder(tmp_path, per_class=3)
+    path = tmp_path / "train" / "dog" / "a.jpg"
+    Image.fromarray(trees.random_images(1, 32, 0)[0].transpose(1, 2, 0)).save(path)
+    good = path.read_bytes()
+
+    def task():
+        held = [*load("imagefolder", root=tmp_path), load_test("imagefolder", root=tmp_path)]
+        return [data.digest for data in held], b"".join(data.images.numpy().tobytes() for data in held)
+
+    before, others = task(), 0
+    for at in range(0, len(good), 37):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        try:
+            after = task()
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert (after[0] == before[0]) == (after[1] == before[1])
+            others += after[0] != before[0]
+    assert others > 5
+
+
+def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    (tmp_path / "train" / "cat" / "x.jpg").mkdir()
+    assert_holds("imagefolder", tmp_path, splits)
+    image = trees.random_images(1, 32, 9)[0]
+    trees.write_png(tmp_path / "train" / "cat" / "x.jpg" / "a.png", image)
+    np.testing.assert_array_equal(read("imagefolder", "train", tmp_path, False, None).images[3], image)
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.unlink()
+    (tmp_path / "train" / "dog" / "y.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*train/dog"):
+        load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("when", ["before it is looked at", "before it is decoded"])
+def test_a_file_that_vanishes_is_named(tmp_path, monkeypatch, when):
+    from prune_env.datasets import cache
+
+    trees.imagefolder(tmp_path, per_class=3)
+    gone = tmp_path / "train" / "dog" / "00004.png"
+    look = cache._state
+
+    def state(files):
+        assert gone in files
+        if when == "before it is looked at":
+            gone.unlink()
+        found = look(files)
+        gone.unlink()
+        return found
+
+    monkeypatch.setattr(cache, "_state", state)
+    with pytest.raises((OSError, ValueError), match=str(gone)):
+        load("imagefolder", root=tmp_path)
+
+
+def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tmp_path):
+    trees.imagefolder(tmp_path, per_class=3)
+    os.mkfifo(tmp_path / "train" / "dog" / "x.jpg")
+    with pytest.raises(ValueError, match=r"dog/x.jpg is neither a file nor a folder"):
+        load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["train/zebra", "train/dog/more", "train/dog/x.jpg", "test/dog/more"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, place):
+    """It may stand for a whole class on a disk that is not there."""
+    trees.imagefolder(tmp_path, per_class=3)
+    (tmp_path / place).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / place)):
+        (load_test if place.startswith("test") else load)("imagefolder", root=tmp_path)
+
+
+def test_a_hidden_link_that_leads_nowhere_is_ignored(tmp_path):
+    """Editors lock files with such links."""
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    for place in ("train/.#zebra", "train/dog/.#notes.txt", "train/dog/.#x.jpg"):
+        (tmp_path / place).symlink_to("somebody@somewhere")
+    assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_a_folder_that_cannot_be_entered_is_named(public):
+    trees.imagefolder(public / "root", per_class=3)
+    closed = public / "root" / "train" / "dog" / "more"
+    trees.write_png(closed / "a.png", trees.random_images(1, 32, 9)[0])
+    closed.chmod(0o000)
+    with processes.others_folder(public / "root"), pytest.raises(PermissionError, match=str(closed)):
+        load("imagefolder", root=public / "root")
+    closed.chmod(0o755)
+
+
+def test_fewer_images_of_a_class_are_read_as_they_are(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path, per_class=5)
+    (tmp_path / "tiny-imagenet-200" / "train" / "n01" / "images" / "n01_00007.JPEG").unlink()
+    images, labels = splits["train"]
+    assert_holds("tiny_imagenet", tmp_path, {"train": (np.delete(images, 7, 0), np.delete(labels, 7))})
+
+
 # The cache.
+
+
+@pytest.fixture
+def public(monkeypatch):
+    """A folder where everybody may look, for tests as another user."""
+    folder = Path(processes.public_folder())
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(folder / "cache"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("state", ["empty", "filled"])
+def test_a_cache_that_is_read_only(public, decoded, state):
+    splits = trees.imagefolder(public / "root", per_class=2)
+    (public / "cache" / "decoded").mkdir(parents=True)
+    if state == "filled":
+        assert_holds("imagefolder", public / "root", splits)
+    decoded.clear()
+    with processes.others_folder(public / "cache" / "decoded"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_holds("imagefolder", public / "root", splits)
+    said = [str(warning.message) for warning in caught]
+    assert len(decoded) == (8 if state == "empty" else 0)
+    assert len(said) == (2 if state == "empty" else 0)
+    assert all("no cache, images are decoded again next time: cannot write" in one for one in said)
+    assert all("Permission denied" in one for one in said)
+
+
+def test_a_disk_that_fills_up_while_caching(tmp_path, decoded, cache):
+    splits = trees.imagefolder(tmp_path)
+    assert_holds("imagefolder", tmp_path, splits)
+    before = {path: path.read_bytes() for path in cache.iterdir()}
+    for path in (tmp_path / "train" / "cat").iterdir():
+        os.utime(path, ns=(0, 0))
+    decoded.clear()
+    with processes.full_disk(20_000), pytest.warns(UserWarning, match="no cache, .*: cannot write .*File too large"):
+        assert_holds("imagefolder", tmp_path, splits)
+    assert len(decoded) == 20
+    assert {path: path.read_bytes() for path in cache.iterdir()} == before  # and nothing left half written
+    assert_holds("imagefolder", tmp_path, splits)
+    decoded.clear()
+    assert_holds("imagefolder", tmp_path, splits)
+    assert decoded == []
+
+
+def test_what_a_killed_writer_of_the_cache_left_is_removed_after_a_day(tmp_path, cache):
+    trees.imagefolder(tmp_path, per_class=2)
+
+    def dies_while_it_writes():
+        os.fsync = lambda _: os.kill(os.getpid(), 9)
+        load("imagefolder", root=tmp_path)
+
+    assert processes.wait(processes.fork(dies_while_it_writes)) == -9
+    (left,) = cache.iterdir()
+    load("imagefolder", root=tmp_path)
+    assert left.exists()  # it may be in the writing
+    (whole,) = set(cache.iterdir()) - {left}
+    whole.unlink()
+    os.utime(left, times=(time.time() - 90_000,) * 2)
+    load("imagefolder", root=tmp_path)
+    assert list(cache.iterdir()) == [whole]
 
 
 def test_images_are_decoded_once(tmp_path, decoded, cache):
@@ -443,181 +660,3 @@ def test_the_cache_folder_without_our_variable(tmp_path, monkeypatch):
 def test_digits_are_not_cached(cache):
     load("digits")
     assert not cache.exists()
-
-
-# Downloads, from a server in this process.
-
-
-class Server(ThreadingHTTPServer):
-    def __init__(self, content):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = content
-        self.url = f"http://127.0.0.1:{self.server_port}/file"
-        self.ranges = True  # whether Range is honoured
-        self.limits = []  # bytes after which the next connections break off
-        self.asked = []  # the Range header of every request
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_GET(self):
-        wanted = self.headers["Range"]
-        self.server.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.server.ranges else 0
-        body = self.server.content[start:]
-        if self.path != "/file":
-            self.send_error(404)
-        elif start and not body:
-            self.send_error(416)
-        else:
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.server.limits:
-                self.wfile.write(body[: self.server.limits.pop(0)])
-                self.connection.shutdown(socket.SHUT_RDWR)
-            else:
-                self.wfile.write(body)
-
-    def log_message(self, format, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    served = Server(np.random.default_rng(0).bytes(300_000))
-    thread = threading.Thread(target=served.serve_forever, args=(0.01,))
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
-
-
-def md5(content):
-    return hashlib.md5(content).hexdigest()
-
-
-def test_download(tmp_path, server):
-    path = tmp_path / "new" / "file"
-    download(server.url, path, md5(server.content))
-    assert path.read_bytes() == server.content
-    assert os.listdir(path.parent) == ["file"]
-    download(server.url, path, md5(server.content))
-    assert server.asked == [None]  # what is there is not fetched again
-
-
-def test_a_broken_download_goes_on_where_it_broke(tmp_path, server):
-    server.limits = [100_000, 50_000]
-    download(server.url, tmp_path / "file", md5(server.content))
-    assert (tmp_path / "file").read_bytes() == server.content
-    assert server.asked == [None, "bytes=100000-", "bytes=150000-"]
-
-
-def test_a_later_call_goes_on_with_the_part(tmp_path, server):
-    server.limits = [100_000, 0]
-    with pytest.raises(ConnectionError, match=r"100000 bytes are kept in .*file.part"):
-        download(server.url, tmp_path / "file", md5(server.content))
-    assert os.listdir(tmp_path) == ["file.part"]
-    download(server.url, tmp_path / "file", md5(server.content))
-    assert (tmp_path / "file").read_bytes() == server.content
-    assert server.asked[-1] == "bytes=100000-"
-
-
-def test_a_server_that_ignores_ranges_starts_over(tmp_path, server):
-    server.ranges = False
-    (tmp_path / "file.part").write_bytes(b"x" * 400_000)
-    download(server.url, tmp_path / "file", md5(server.content))
-    assert (tmp_path / "file").read_bytes() == server.content
-
-
-def test_a_complete_part_is_only_verified(tmp_path, server):
-    (tmp_path / "file.part").write_bytes(server.content)
-    download(server.url, tmp_path / "file", md5(server.content))
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_wrong_checksum_removes_the_part(tmp_path, server):
-    with pytest.raises(DamagedFile, match=f"md5 {md5(server.content)}, expected 0123"):
-        download(server.url, tmp_path / "file", "0123")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_refusal_is_raised_at_once(tmp_path, server):
-    with pytest.raises(HTTPError, match="404"):
-        download(server.url + "s", tmp_path / "file", "0123")
-    assert server.asked == [None]
-
-
-def test_a_host_that_does_not_answer(tmp_path, server):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/file"
-        with pytest.raises(ConnectionError, match=f"{url}: .*refused"):
-            download(url, tmp_path / "file", "0123")
-
-
-def test_cifar10_is_fetched_unpacked_and_read(tmp_path, monkeypatch, server):
-    splits = trees.cifar10(tmp_path / "original", monkeypatch)
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        archive.add(tmp_path / "original" / CIFAR10.base_folder, CIFAR10.base_folder)
-    server.content = packed.getvalue()
-    server.limits = [1000]
-    monkeypatch.setattr(CIFAR10, "url", server.url)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(server.content))
-    train, _ = load("cifar10", root=tmp_path / "fetched", download=True)
-    assert len(train) == 90
-    assert_holds("cifar10", tmp_path / "fetched", splits)
-    batch = tmp_path / "fetched" / CIFAR10.base_folder / "data_batch_1"
-    batch.write_bytes(b"damaged")
-    load("cifar10", root=tmp_path / "fetched", download=True)
-    assert_holds("cifar10", tmp_path / "fetched", splits)
-    assert server.asked == [None, "bytes=1000-"]
-
-
-def test_tiny_imagenet_is_fetched_unpacked_and_read(tmp_path, monkeypatch, server):
-    splits = trees.tiny_imagenet(tmp_path / "original", per_class=3)
-    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "original", "tiny-imagenet-200")
-    with open(archive, "rb") as file:
-        server.content = file.read()
-    monkeypatch.setattr(tiny_imagenet, "URL", server.url)
-    monkeypatch.setattr(tiny_imagenet, "MD5", md5(server.content))
-    load("tiny_imagenet", root=tmp_path / "fetched", download=True)
-    assert_holds("tiny_imagenet", tmp_path / "fetched", splits)
-    load("tiny_imagenet", root=tmp_path / "fetched", download=True)
-    assert server.asked == [None]
-    assert sorted(os.listdir(tmp_path / "fetched")) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
-
-
-@pytest.mark.parametrize(
-    "name", ["../evil.txt", "inside/../../evil.txt", "/evil.txt", "..\\evil.txt", "other/evil.txt"]
-)
-def test_an_archive_cannot_write_outside_its_folder(tmp_path, name):
-    (tmp_path / "root").mkdir()
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr("inside/good.txt", "good")
-        archive.writestr(name, "evil")
-    with pytest.raises(ValueError, match=r"which is not in inside/"):
-        unzip(tmp_path / "a.zip", tmp_path / "root" / "inside")
-    assert os.listdir(tmp_path / "root") == []
-    assert sorted(os.listdir(tmp_path)) == ["a.zip", "root"]
-
-
-def test_a_failed_extraction_leaves_nothing(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for number in range(3):
-            archive.writestr(f"inside/{number}.txt", "content" * 10)
-    content = bytearray((tmp_path / "a.zip").read_bytes())
-    content[content.rindex(b"content" * 10)] ^= 1  # the last member no longer matches its CRC
-    (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(zipfile.BadZipFile):
-        unzip(tmp_path / "a.zip", tmp_path / "inside")
-    assert os.listdir(tmp_path) == ["a.zip"]
-
-
-def test_an_existing_folder_is_not_overwritten(tmp_path):
-    (tmp_path / "inside").mkdir()
-    with pytest.raises(FileExistsError, match="remove it"):
-        unzip(tmp_path / "a.zip", tmp_path / "inside")

@@ -2,15 +2,20 @@
 
 import hashlib
 import os
+import stat
+import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from prune_env.datasets.source import Samples, Split
-from prune_env.files import DamagedFile, load_arrays, save_arrays
+from prune_env.files import load_arrays, save_arrays
 
 VERSION = 1  # raise it when the same files would decode to other arrays
+DAY = 24 * 60 * 60  # seconds
 
 
 def cached(split: Split, root: Path, name: str) -> Samples:
@@ -20,7 +25,7 @@ def cached(split: Split, root: Path, name: str) -> Samples:
     decoding, never an error.
     """
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    path = _folder() / f"{name}-{place}-v{VERSION}.arrays"
+    path = folder() / f"{name}-{place}-v{VERSION}.arrays"
     state = _state(split.files)  # taken before reading: what changes meanwhile is noticed next time
     samples = _load(path, state)
     if samples is None:
@@ -29,18 +34,23 @@ def cached(split: Split, root: Path, name: str) -> Samples:
     return samples
 
 
-def _folder() -> Path:
+def folder() -> Path:
     if chosen := os.environ.get("PRUNE_ENV_CACHE"):
         return Path(chosen).expanduser() / "decoded"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prune_env" / "decoded"
 
 
 def _state(files: list[Path]) -> str:
-    """Digest of absolute path, size and time of modification of each file."""
+    """Digest of absolute path, size and time of modification of each file.
+
+    Raises OSError for one that cannot be found, ValueError for one that is no file: a pipe would never end.
+    """
     digest = hashlib.sha256()
     for path in sorted(files):
-        stat = os.stat(path)
-        digest.update(os.fsencode(path) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise ValueError(f"{path} is neither a file nor a folder")
+        digest.update(os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
@@ -48,19 +58,28 @@ def _load(path: Path, state: str) -> Samples | None:
     """The samples cached at `path`; None if there are none or they were made from other files."""
     try:
         arrays = load_arrays(path)
+        if str(arrays["state"]) != state:
+            return None
+        return Samples(arrays["images"], arrays["labels"], tuple(arrays["classes"].tolist()))
     except OSError:
         return None  # absent, or unreadable: if it cannot be written either, that is what the warning is for
-    except DamagedFile as error:
-        warnings.warn(f"the cache is built anew: {error}", stacklevel=4)
+    except (ValueError, KeyError, BadZipFile) as error:  # damaged, or not from here in spite of a good digest
+        warnings.warn(f"the cache {path} is built anew: {error}", stacklevel=4)
         return None
-    if str(arrays["state"]) != state:
-        return None
-    return Samples(arrays["images"], arrays["labels"], tuple(arrays["classes"].tolist()))
 
 
 def _save(path: Path, state: str, samples: Samples) -> None:
     classes = np.array(samples.classes)
     try:
+        _sweep(path)
         save_arrays(path, images=samples.images, labels=samples.labels, classes=classes, state=np.array(state))
     except OSError as error:
         warnings.warn(f"no cache, images are decoded again next time: cannot write {path}: {error}", stacklevel=4)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of `path` left behind when they were killed; one that still writes is not a day old."""
+    for left in path.parent.glob(f".{path.name}.*"):
+        with suppress(FileNotFoundError):  # another process sweeps too
+            if left.stat().st_mtime < time.time() - DAY:
+                left.unlink()

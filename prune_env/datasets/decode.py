@@ -14,27 +14,45 @@ BLOCK = 64  # images a thread takes at a time
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`, hidden ones ignored."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Sorted names of the folders in `folder`, hidden ones ignored. Raises FileNotFoundError for a broken link."""
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    for path in shown:
+        _check_link(path)
+    return sorted(path.name for path in shown if path.is_dir())
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Sorted image files below `folder`, hidden files and folders ignored. Raises ValueError if there are none."""
+    """Sorted image files below `folder`, hidden files and folders ignored.
+
+    Raises ValueError if there are none, OSError for a folder that cannot be entered and a link that leads nowhere:
+    what is behind them would be missing without a word.
+    """
     found: list[Path] = []
     # A link to a folder above would lead round in circles, to other classes or to the test images.
     entered = set(map(str, folder.resolve().parents))
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         if (real := os.path.realpath(place)) in entered:
             folders.clear()
             continue
         entered.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(place, name) for name in files if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-        ]
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            if path.name.lower().endswith(IMG_EXTENSIONS):
+                found.append(path)
+            else:
+                _check_link(path)
     if not found:
         raise ValueError(f"no images in {folder}: it needs at least one file that ends in {', '.join(IMG_EXTENSIONS)}")
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _check_link(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist")
 
 
 def decode(paths: list[Path], size: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from prune_env.datasets.decode import decode, image_files
-from prune_env.datasets.download import download, unzip
+from prune_env.datasets.download import alone, download, unzip
 from prune_env.datasets.source import Samples, Source, Split, missing
 
 FOLDER = "tiny-imagenet-200"
@@ -42,7 +42,10 @@ def _train(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path]
     for wnid in wnids:
         images = folder / "train" / wnid / "images"
         if not images.is_dir():
-            raise FileNotFoundError(f"{folder / 'wnids.txt'} names the class {wnid}, but {images} does not exist")
+            raise FileNotFoundError(
+                f"{folder / 'wnids.txt'} names the class {wnid}, but {images} does not exist: take the class out, or "
+                f"remove {folder} and pass download=True to have it whole"
+            )
         per_class.append(image_files(images))
     labels = np.repeat(np.arange(len(wnids)), [len(paths) for paths in per_class])
     return [], [path for paths in per_class for path in paths], labels
@@ -70,8 +73,10 @@ def _test(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path],
 
 def fetch(root: Path) -> None:
     if not (_folder(root) / "wnids.txt").exists():
-        download(URL, root / f"{FOLDER}.zip", MD5)
-        unzip(root / f"{FOLDER}.zip", root / FOLDER)
+        with alone(root, FOLDER):
+            if not (root / FOLDER / "wnids.txt").exists():  # the process that we waited for may have made it
+                download(URL, root / f"{FOLDER}.zip", MD5)
+                unzip(root / f"{FOLDER}.zip", root / FOLDER)
 
 
 TINY_IMAGENET = Source(find, fetch, image_size=64, resizable=True, validation_share=0.1, augment=True)
