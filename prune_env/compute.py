@@ -34,7 +34,8 @@ class Ledger:
     @property
     def total(self) -> int:
         """The budget in units of 1 / (3 N)."""
-        return int(self.budget * self.n * TRAIN_COST + 1e-6)  # 4.1 * 30 * 3 is 368.99…
+        units = self.budget * self.n * TRAIN_COST
+        return int(units + 1e-6 + 1e-15 * units)  # 4.1 * 30 * 3 is 368.99…; of 1e10 units the last digit is 2e-6
 
     @property
     def used(self) -> int:

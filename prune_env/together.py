@@ -116,7 +116,7 @@ class _Stack:
 
         padded = (count, ticks * size)
         host = {name: np.zeros(padded, kind) for name, kind in _ROWS.items()}
-        rates = np.zeros((ticks, count), np.float32)
+        rates = np.zeros((ticks, count))
         for k, (trainer, plan) in enumerate(zip(trainers, plans, strict=True)):
             chosen, length = plan.chosen, lengths[k]
             host["index"][k, :length] = chosen.indices
@@ -129,7 +129,7 @@ class _Stack:
                 trainer.optimizer.param_groups[0]["lr"] = of_batches[-1]
         mixed = any(plan.chosen.mixed for plan in plans)
         index, partner, weight, share = (torch.from_numpy(host[name]).to(self.device) for name in _ROWS)
-        rate = torch.from_numpy(rates).to(self.device)[..., None, None]  # (T, K, 1, 1)
+        rate = torch.from_numpy(rates).float().to(self.device)[..., None, None]  # (T, K, 1, 1)
         active = [sum(length > tick * size for length in lengths) for tick in range(ticks)]
 
         table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
