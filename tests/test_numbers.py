@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
@@ -48,23 +49,24 @@ class Watched:
     Args:
         student: watched from now on.
         measures: how many rows its next step scores before it validates.
+        value: what the first logit of spoiled rows becomes.
         spoil: for "trained", "scored" and "validated", which rows of that phase are spoiled, counted from 0.
-        value: what their first logit becomes.
     """
 
-    def __init__(self, student: Trainer, measures: int = 0, value: float = math.nan, **spoil: range | list[int]):
+    def __init__(
+        self,
+        student: Trainer,
+        measures: int = 0,
+        value: float = math.nan,
+        spoil: Mapping[str, Sequence[int]] | None = None,
+    ):
         self.logits: dict[str, list[torch.Tensor]] = {"trained": [], "scored": [], "validated": []}
-        self.measures, self.value, self.spoil = measures, value, spoil
+        self.measures, self.value, self.spoil = measures, value, spoil or {}
         student.model.register_forward_hook(self._see)
 
     def _see(self, module: torch.nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
-        phase = (
-            "trained"
-            if module.training
-            else "scored"
-            if sum(map(len, self.logits["scored"])) < self.measures
-            else "validated"
-        )
+        later = "scored" if sum(map(len, self.logits["scored"])) < self.measures else "validated"
+        phase = "trained" if module.training else later
         start = sum(map(len, self.logits[phase]))
         rows = range(start, start + len(out))
         sick = torch.tensor([row in self.spoil.get(phase, []) for row in rows])
@@ -111,7 +113,7 @@ def test_rows_that_are_not_finite_are_counted_and_reach_nothing(phases, who, val
     ours = student(lr=0.05)
     rng = np.random.default_rng(0)
     chosen = ours.select(select(np.arange(24) < 20, 0.4 * (rng.random(24) < 0.3), np.arange(24) >= 14))
-    watched = Watched(ours, 10, value, **{phase: WHO[who][phase] for phase in phases})
+    watched = Watched(ours, 10, value, {phase: WHO[who][phase] for phase in phases})
     result = ours.run_epoch(chosen)
     count = sum(len(WHO[who][phase]) for phase in phases)
     assert result.nonfinite == watched.nonfinite() == count
@@ -145,14 +147,14 @@ def test_rows_that_are_not_finite_are_counted_and_reach_nothing(phases, who, val
 def test_rates_that_diverge(model, lr):
     train = toy(24, 3, 1, 16)
     ours = student(model, train, lr=lr, budget=40.0, warmup=0.0)
-    finished = False
-    while not finished:
+    while True:
         watched = Watched(ours)
         result = ours.run_epoch(ours.select(select(np.ones(24, bool))))
         assert result.nonfinite == watched.nonfinite()
         assert result.diverged == (result.nonfinite > 0)
         assert_finite(ours, result)
-        finished = result.finished
+        if result.finished:
+            break
     assert result.diverged
     assert ours.ledger.affordable > 8
 
@@ -203,7 +205,7 @@ def test_an_infinite_loss_of_finite_logits_is_no_divergence():
 def test_what_is_not_finite_is_told_row_by_row(value, batch):
     """Beside rows as large as they can be, by training and by validation alike."""
     rng = np.random.default_rng(0)
-    logits = rng.choice(np.float32([-3.4e38, -1.0, 0.0, 1e-45, 3.4e38]), (8, 4))
+    logits = rng.choice(np.array([-3.4e38, -1.0, 0.0, 1e-45, 3.4e38], np.float32), (8, 4))
     logits[batch, rng.integers(0, 4, len(batch))] = value
     z, labels = torch.from_numpy(logits), torch.arange(8) % 4
     finite = np.isfinite(logits).all(axis=1)
@@ -235,7 +237,7 @@ def spoiled(env: PruneEnv, sick: str) -> tuple:
         with torch.no_grad():
             next(iter(running(env).model.parameters())).fill_(math.nan)
     else:
-        Watched(running(env), 10, **{sick: [4]})
+        Watched(running(env), 10, spoil={sick: [4]})
     return env.step(select(np.arange(100) < 40, 0.2, np.arange(100) >= 90))
 
 
@@ -324,7 +326,7 @@ def test_the_others_are_not_touched_by_one_whose_rows_break():
     env, calm = (vector(model="convnet:2-2-2") for _ in range(2))
     env.reset(seed=0)
     calm.reset(seed=0)
-    Watched(trainers(env)[1], trained=[3, 30], validated=range(5))
+    Watched(trainers(env)[1], spoil={"trained": [3, 30], "validated": range(5)})
     ours, theirs = env.step(everything(env)), calm.step(everything(calm))
     assert ours[4]["nonfinite"].tolist() == [0, 7, 0]
     assert ours[2].tolist() == [False, True, False]
@@ -657,7 +659,7 @@ def test_encodings_of_whatever_lies_within_the_bounds(n):
 def test_none_one_and_all(n):
     rng = np.random.default_rng(0)
     for k in {0, 1, n}:
-        scores = rng.choice(np.float32([0.0, 1e-45, 1e38]), n)
+        scores = rng.choice(np.array([0.0, 1e-45, 1e38], np.float32), n)
         mask = parts.hardest(scores, k, rng)
         assert sorted(scores[mask].tolist()) == sorted(scores.tolist())[n - k :]
         for drawn in (parts.uniform(n, k, rng), parts.fill(np.zeros(n, bool), k, rng), mask):
