@@ -19,6 +19,7 @@ from prune_env import encoding, select
 SHIPPED = Path(__file__).with_name("policies") / "digits.safetensors"
 FORMAT = "prune_env policy 1"
 HIDDEN = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
+Policy = Callable[[NDArray], NDArray]  # numbers (R,) from a summary (D,)
 OUTPUT = {"clip": lambda x: np.clip(x, -1.0, 1.0), "tanh": np.tanh}
 # the module of a policy in SB3's zip -> module and class of an algorithm that predicts with it
 SB3 = {
@@ -138,7 +139,7 @@ class Learned:
             raise ValueError(f"policy {self.path} cannot be read: {error}") from error
         self.reset()
 
-    def _load(self) -> Callable[[], Callable[[NDArray], NDArray]]:
+    def _load(self) -> Callable[[], Policy]:
         """What starts an episode."""
         if Path(self.path).suffix != ".zip":
             network = Network.load(self.path)
@@ -154,6 +155,17 @@ class Learned:
         self._policy = self._start()
         self._past = encoding.begin()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers of the episode, beside what does not change: plain values and arrays."""
+        memory = self._policy.memory if isinstance(self._policy, Recurrent) else None
+        return {"past": self._past, "memory": memory}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what `state_dict` of the same policy told."""
+        self._past = state["past"]
+        if isinstance(self._policy, Recurrent):
+            self._policy.memory = state["memory"]
+
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         numbers = self._policy(encoding.summarize(observation, self._past))
         self._past = encoding.remember(self._past, observation)
@@ -161,7 +173,21 @@ class Learned:
         return select(action["weight"], action["mixup"])
 
 
-def _sb3(path: str) -> Callable[[], Callable[[NDArray], NDArray]]:
+@dataclass
+class Recurrent:
+    """A policy of Stable-Baselines3 in one episode; most remember nothing."""
+
+    model: Any
+    memory: tuple[NDArray, ...] | None = None  # None at the start of the episode
+
+    def __call__(self, summary: NDArray) -> NDArray:
+        first = np.array([self.memory is None])
+        numbers, state = self.model.predict(summary, state=self.memory, episode_start=first, deterministic=True)
+        self.memory = state or ()
+        return numbers
+
+
+def _sb3(path: str) -> Callable[[], Policy]:
     """What starts an episode of an SB3 policy that was trained on summaries and rules."""
     import importlib
 
@@ -177,16 +203,4 @@ def _sb3(path: str) -> Callable[[], Callable[[NDArray], NDArray]]:
     if model.observation_space.shape != (len(encoding.SUMMARY),) or model.action_space.shape != (len(encoding.RULE),):
         raise ValueError(f"policy {path} was not trained on summaries and rules: use prune_env/DigitsSummary-v0")
 
-    def start() -> Callable[[NDArray], NDArray]:
-        state: tuple | None = None
-
-        def act(summary: NDArray) -> NDArray:
-            nonlocal state
-            first = np.array([state is None])
-            numbers, state = model.predict(summary, state=state, episode_start=first, deterministic=True)
-            state = state or ()
-            return numbers
-
-        return act
-
-    return start
+    return lambda: Recurrent(model)

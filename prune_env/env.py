@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import asdict
 from typing import Any
@@ -248,6 +249,39 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             "total_spent": trainer.ledger.spent,
         }
         return observation, reward, result.finished, False, info
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run as it stands, for `load_state_dict`: plain values, arrays and tensors, which `prune_env.plain` packs.
+
+        The tensors are the live ones, as in torch: copy or save what is to outlast the next step.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first `reset`.
+        """
+        if self.trainer is None:
+            raise gym.error.ResetNeeded("there is no run yet: call reset()")
+        return {
+            "trainer": self.trainer.state_dict(),
+            "history": dict(vars(self.history)),
+            "finished": self._finished,
+            "generator": self.np_random.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> dict[str, NDArray]:
+        """Go on with a run of the same data, recipe and budget, bit for bit on a CPU; the observation at that point.
+
+        Raises:
+            ValueError: the state belongs to another run; nothing has changed then.
+        """
+        seed = state["trainer"]["run"]["seed"]
+        trainer = Trainer(self.train_data, self.val_data, self.recipe, self.budget, seed)
+        trainer.load_state_dict(state["trainer"])
+        self.trainer = trainer
+        self.history = render.History()
+        vars(self.history).update(copy.deepcopy(state["history"]))
+        self._finished = state["finished"]
+        self.np_random.bit_generator.state = state["generator"]
+        return self._observe()
 
     def _observe(self) -> dict[str, NDArray]:
         assert self.trainer is not None

@@ -1,18 +1,20 @@
-"""Files that are whole or absent: atomic writes, and arrays that carry their own digest."""
+"""Files that are whole or absent: atomic writes, and content that carries its own digest."""
 
 import hashlib
+import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-TAG = b"prune_env arrays 1 sha256 "
-HEADER = len(TAG) + 64 + 1  # bytes of the first line: tag, digest in hex, newline
+ARRAYS = "arrays 1"  # what follows, and the version of its format
 CHUNK = 1 << 20  # bytes hashed at a time
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files in the writing, see _written_beside
 
 
 class DamagedFile(ValueError):
@@ -31,31 +33,94 @@ def save_arrays(path: str | Path, **arrays: np.ndarray) -> None:
         if array.dtype.hasobject:
             raise ValueError(f"array {name!r} has dtype {array.dtype}: only numbers and strings can be saved")
     with _written_beside(Path(path)) as file:
-        file.write(bytes(HEADER))  # filled in below: the digest is known once the rest is written
+        start = len(_header(ARRAYS, ""))
+        file.write(bytes(start))  # filled in below: the digest is known once the rest is written
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]  # numpy 2 added a keyword in between
-        file.seek(HEADER)
+        file.seek(start)
         digest = _digest_of_rest(file, "sha256")
         file.seek(0)
-        file.write(TAG + digest.encode() + b"\n")
+        file.write(_header(ARRAYS, digest))
 
 
 def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Read what `save_arrays` wrote. Raises DamagedFile, naming the path, unless every byte is as written."""
     with open(path, "rb") as file:
-        header = file.read(HEADER)
-        if not header.startswith(TAG):
-            raise DamagedFile(f"{path} is damaged: it does not begin with {TAG.decode()!r}")
-        if header != TAG + _digest_of_rest(file, "sha256").encode() + b"\n":
-            raise DamagedFile(f"{path} is damaged: its content does not match the sha256 in its first line")
-        file.seek(HEADER)
+        start = _check(path, file, ARRAYS)
+        file.seek(start)
         with np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
+
+
+def seal(path: str | Path, kind: str, data: bytes) -> None:
+    """Write `data` with a digest, atomically; `kind` is a word for what it is and the version of its format."""
+    with _written_beside(Path(path)) as file:
+        file.write(_header(kind, hashlib.sha256(data).hexdigest()))
+        file.write(data)
+
+
+def unseal(path: str | Path, kind: str) -> bytes:
+    """Read what `seal` wrote. Raises DamagedFile, naming the path, unless every byte is as written, in this format."""
+    with open(path, "rb") as file:
+        start = _check(path, file, kind)
+        file.seek(start)
+        return file.read()
+
+
+def seal_line(kind: str, value: Any) -> bytes:
+    """A line of JSON for a dict, with a digest as its last entry; `kind` as for `seal`.
+
+    Raises:
+        ValueError: a number that JSON does not know (NaN, infinity).
+    """
+    line = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+    comma = b"," if value else b""
+    return line[:-1] + comma + _entry(kind, hashlib.sha256(line).hexdigest()) + b"}\n"
+
+
+def unseal_line(kind: str, line: bytes) -> Any:
+    """The dict of a line from `seal_line`, with or without the break. Raises DamagedFile unless it is as written."""
+    line = line.removesuffix(b"\n")
+    entry = _entry(kind, 64 * "0") + b"}"
+    rest, digest = line[: -len(entry)], line[-66:-2]
+    body = rest.removesuffix(b",") + b"}"
+    if not rest or line != rest + _entry(kind, hashlib.sha256(body).hexdigest()) + b"}":
+        known = line[-len(entry) :].replace(digest, b"") == entry.replace(64 * b"0", b"")
+        why = "its content does not match its sha256" if known else f"it does not end with the sha256 of {kind!r}"
+        raise DamagedFile(why)
+    return json.loads(body)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed left unfinished in `folder`; nobody may be writing there."""
+    for path in folder.glob(".*"):
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def file_digest(path: str | Path, algorithm: str) -> str:
     """Hexadecimal digest of a file's content; `algorithm` as `hashlib` names it."""
     with open(path, "rb") as file:
         return _digest_of_rest(file, algorithm)
+
+
+def _header(kind: str, digest: str) -> bytes:
+    return f"prune_env {kind} sha256 {digest:64}\n".encode()
+
+
+def _entry(kind: str, digest: str) -> bytes:
+    return f'"prune_env {kind} sha256":"{digest}"'.encode()
+
+
+def _check(path: str | Path, file: IO[bytes], kind: str) -> int:
+    """Where the content of a file begins; it is read to its end. Raises DamagedFile unless it is as written."""
+    header = file.readline(200)
+    tag = _header(kind, "").rstrip()
+    if not header.startswith(tag):
+        begins = "of another format" if header.startswith(b"prune_env ") else "damaged"
+        raise DamagedFile(f"{path} is {begins}: it begins with {header[: len(tag)]!r}, not with {tag!r}")
+    if header != _header(kind, _digest_of_rest(file, "sha256")):
+        raise DamagedFile(f"{path} is damaged: its content does not match the sha256 in its first line")
+    return len(header)
 
 
 def _digest_of_rest(file: IO[bytes], algorithm: str) -> str:
@@ -76,5 +141,16 @@ def _written_beside(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        _sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)  # it is still there only when something above failed
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in `folder` outlast a power cut, where folders can be opened."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

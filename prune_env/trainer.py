@@ -381,6 +381,9 @@ class Trainer:
                 raise ValueError(f"the state is of a run with {name}={theirs!r}; this one has {own!r}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():  # in the memory format of the parameter, as they were
+            buffers = {name: value for name, value in kept.items() if getattr(value, "shape", None) == parameter.shape}
+            kept |= {name: torch.empty_like(parameter).copy_(value) for name, value in buffers.items()}
         self.stats.table.copy_(state["statistics"])
         self.ledger = Ledger(**state["ledger"])
         if self.masks is not None:

@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import Any, cast
 
 import gymnasium as gym
@@ -16,14 +15,15 @@ from numpy.typing import NDArray
 
 import agents
 import prune_env
-from agents import switches
+from agents import state
 from prune_env import data
-from prune_env.compute import SCORE_COST, TRAIN_COST
+from prune_env.compute import SCORE_COST, TRAIN_COST, Ledger
 from prune_env.trainer import Trainer
 from train import diagnostics, provenance
+from train.checkpoints import Keeper
+from train.companion import Player, Seat
 from train.diagnostics import Diary
 
-AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 CURVE = ("spent", "val_accuracy", "train_accuracy", "kept", "mixed", "scored", "coverage", "lr", "reward")
 
 
@@ -53,12 +53,17 @@ class Run:
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
         }
 
-    def key(self, env: gym.Env) -> str:
-        """SHA-256 (hex) that equal runs share: configuration, agent and its code, seed, code of the training."""
+    def key(self, env: gym.Env, agent_digest: str | None = None) -> str:
+        """SHA-256 (hex) that equal runs share: configuration, agent and its code, seed, code of the training.
+
+        Args:
+            env: from `make_env`.
+            agent_digest: `agents.source_digest` of the agent, where its module must not be imported.
+        """
         parts = {
             "configuration": self.configuration(env),
             "agent": self.agent,
-            "agent_digest": agents.source_digest(self.agent),
+            "agent_digest": agent_digest or agents.source_digest(self.agent),
             "seed": self.seed,
             "version": prune_env.__version__,
             "code": provenance.decisive_digest(),
@@ -66,44 +71,64 @@ class Run:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-Watch = Callable[[], AbstractContextManager]
-
-
-def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
+def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | None = None) -> dict[str, Any]:
     """Do one run in `env` (from `run.make_env()`, or that of another run with the same settings).
 
     Args:
         run: what to do.
         env: where.
-        watch: entered around each stretch that the agent's own code runs.
+        player: the run's agent; by default it lives in this process.
+        keeper: of what the run needs to go on after a kill; it goes on from what is there. By default nothing is kept.
 
     Returns:
         The record: plain numbers, strings, lists and dicts. Accuracies and shares lie in [0, 1], `spent` is in
         full-epoch equivalents, seconds are wall-clock. `curve` has a list a name of CURVE, a number a step.
     """
-    with watch():
-        agent = agents.make(run.agent)
-        switches.reset(agent)
-    rng = np.random.default_rng([run.seed, AGENT_STREAM])
+    player = player or Seat(run.agent, run.seed)
+    keeper = keeper or Keeper()
     plain = _unwrapped(env)
-    start = time.perf_counter()
     observation, info = env.reset(seed=run.seed)
     diary = Diary(len(plain.train_data))
     curve: dict[str, list[float]] = {name: [] for name in CURVE}
-    selecting = 0.0
+    seconds = {"select": 0.0, "total": 0.0}
+    nonfinite = 0
+    keeper.begin()
+    for kept in keeper.states():
+        observation = plain.load_state_dict(kept["env"])
+        state.restore(diary, kept["diary"])
+        curve, seconds, nonfinite = kept["curve"], kept["seconds"], kept["nonfinite"]
+        player.recall(kept["memory"])
+        break
+    keeper.resume(_ledger(plain).used)
+    start = time.perf_counter() - seconds["total"]
     terminated = False
     while not terminated:
         difficulty, share = observation["loss_mean"].copy(), float(observation["spent"][0])
         before = time.perf_counter()
-        with watch():
-            action = agent(observation, rng)
-        selecting += time.perf_counter() - before
+        action = player.act(observation)
+        seconds["select"] += time.perf_counter() - before
+        keeper.note(_most(_ledger(plain), action))
         observation, reward, terminated, _, info = env.step(action)
         diary.record(difficulty, share, np.asarray(action["weight"]) > 0)
+        nonfinite += info["nonfinite"]
         point = {**info, "spent": info["total_spent"], "reward": reward}
         for name, values in curve.items():
             values.append(float(f"{point[name]:.6g}"))
-    total = time.perf_counter() - start
+        if keeper.due() and not terminated and (memory := player.memory()) is not None:
+            seconds["total"] = time.perf_counter() - start
+            keeper.save(
+                len(curve["spent"]),
+                {
+                    "env": plain.state_dict(),
+                    "diary": state.capture(diary),
+                    "curve": curve,
+                    "seconds": seconds,
+                    "nonfinite": nonfinite,
+                    "memory": memory,
+                },
+            )
+    keeper.close()
+    seconds["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
     visits = observation["visits"]
@@ -123,8 +148,9 @@ def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
         "sometimes": diary.sometimes(),
         "steps": len(curve["spent"]),
         "diverged": bool(info["diverged"]),
+        "nonfinite": nonfinite,
         "spent": _spent(trainer),
-        "seconds": {**trainer.ledger.seconds, "select": selecting, "total": total},
+        "seconds": {**trainer.ledger.seconds, **seconds},
     }
     test = data.load_test(
         gym.spec(run.env).kwargs["dataset"],
@@ -140,7 +166,7 @@ def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
     }
     configuration = run.configuration(env)
     return {
-        "key": run.key(env),
+        "key": run.key(env, player.digest),
         "task": run.task,
         "agent": run.agent,
         "budget": plain.budget,
@@ -151,7 +177,11 @@ def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
         "provenance": {
             **provenance.of_process(trainer.device),
             "bf16": trainer.bf16,
-            "agent_digest": agents.source_digest(run.agent),
+            "agent_digest": player.digest,
+            "waste": {
+                "interruptions": keeper.interruptions,
+                "spent": keeper.wasted / (TRAIN_COST * trainer.ledger.n),
+            },
             "data": {**configuration["data"], "test": test.digest},
         },
     }
@@ -159,6 +189,16 @@ def play(run: Run, env: gym.Env, watch: Watch = nullcontext) -> dict[str, Any]:
 
 def _unwrapped(env: gym.Env) -> prune_env.PruneEnv:
     return cast(prune_env.PruneEnv, env.unwrapped)
+
+
+def _ledger(env: prune_env.PruneEnv) -> Ledger:
+    return cast(Trainer, env.trainer).ledger
+
+
+def _most(ledger: Ledger, action: Mapping[str, NDArray]) -> int:
+    """Units of the ledger that are used when a step with this action has ended, at most."""
+    kept, scored = (np.count_nonzero(action[name]) for name in ("weight", "score"))
+    return min(ledger.used + TRAIN_COST * kept + SCORE_COST * scored, ledger.total)
 
 
 def _relative(visits: NDArray, group: NDArray[np.bool_]) -> float | None:

@@ -116,9 +116,9 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=args)
     command = shlex.join(["python", "-m", "train.evaluate", *(sys.argv[1:] if args is None else args)])
 
-    def blocks() -> tuple[str, list[Block]]:
+    def blocks() -> tuple[str, list[Block], str]:
         name, block = arguments.block()
-        return name, [block]
+        return name, [block], ""
 
     return carry_out(arguments, command, blocks, lambda folder, records: report(folder, records, arguments.seeds))
 

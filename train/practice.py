@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from prune_env.encoding import RULE
 from prune_env.tasks import Task, TaskDistribution
 from prune_env.wrappers import vector_summary
-from train import workers
+from train import process
 
 Pair = tuple[Task, int]  # what is trained on, and the seed of the run
 # Numbers (K, R) from summaries (K, D) and which runs (K,) have just begun
@@ -79,8 +78,7 @@ class Players:
 
     def __init__(self, tasks: TaskDistribution, processes: int):
         self._tasks, self._count = tasks, processes
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(processes, mp_context=context, initializer=workers.start)
+        self._pool = ProcessPoolExecutor(processes, mp_context=process.CONTEXT, initializer=process.start)
 
     def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
         """As `play`."""

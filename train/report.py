@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -59,14 +58,19 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
     """The report on a folder of results, as HTML, and its figures by name.
 
     Raises:
-        ValueError: there are no results, or none of the last plan; or cells.json, its keys, is no JSON.
+        ValueError: there are no results, or none of the last plan; or cells.json, its keys, is damaged.
         OSError: they cannot be read.
     """
     found, unreadable = results.read(folder / "results.jsonl", repair=False)
     failed, _ = results.read(folder / "failures.jsonl", repair=False)
     cells, planned = folder / "cells.json", len(found)
+    source = ""
     if cells.exists():
-        keys = json.loads(cells.read_text())
+        try:
+            plan = files.unseal_line(results.CELLS, cells.read_bytes())
+        except files.DamagedFile as error:
+            raise ValueError(f"{cells} is damaged or of another format, {error}: run the same command again") from error
+        keys, source = plan["keys"], plan["file"]
         planned = len(keys)
         found = {key: found[key] for key in keys if key in found}
         failed = {key: failed[key] for key in keys if key in failed}
@@ -92,7 +96,7 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
         *(section(task, gallery) for task in tasks),
         _together(records, len(tasks), gallery),
         _failures(failures),
-        _provenance(folder, tasks, records, unreadable),
+        _provenance(source, tasks, records, unreadable),
     ]
     style = Path(__file__).with_name("report.css").read_text()
     page = f"""<!DOCTYPE html>
@@ -289,7 +293,7 @@ def _failures(failures: Sequence[Record]) -> Markup:
     return tag("section", *parts)
 
 
-def _provenance(folder: Path, tasks: Sequence[Task], records: Sequence[Record], unreadable: int) -> Markup:
+def _provenance(source: str, tasks: Sequence[Task], records: Sequence[Record], unreadable: int) -> Markup:
     of_runs = [record["provenance"] for record in records]
     names = (
         "version",
@@ -314,9 +318,8 @@ def _provenance(folder: Path, tasks: Sequence[Task], records: Sequence[Record], 
     for task in tasks:
         parts += [tag("h3", task.name), _plain_table(_recipe(task), f"Recipe and data, {task.name}")]
     parts.append(_code(records))
-    sweep = folder / "sweep.toml"
-    if sweep.exists():
-        parts += [tag("h3", "Sweep file"), tag("pre", sweep.read_text(errors="replace"))]
+    if source:
+        parts += [tag("h3", "Sweep file"), tag("pre", source)]
     return tag("section", *parts)
 
 

@@ -1,8 +1,7 @@
-"""The results file: one JSON line per finished run, appended as runs end."""
+"""The results file: one JSON line per finished run, with a digest, appended as runs end."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,54 +10,62 @@ from typing import Any
 from prune_env import files
 
 Record = dict[str, Any]
+CELLS = "cells 1"  # of cells.json, the plan: its keys, and the text of the file that it is from
+KIND = "record 1"  # of each line, see `files.seal_line`
 
 
 def read(path: Path, *, repair: bool = True) -> tuple[dict[str, Record], int]:
-    """The records in `path` by their keys, and how many lines could not be read.
+    """The records in `path` by their keys, and how many lines were not as they were written.
 
-    A kill can tear the last line; what cannot be read is dropped from the file, so that appending goes on from
-    a whole line. Who only looks must leave that, as a line may be half written at this moment: `repair=False`.
-    A file that is not there has no records.
+    A kill can tear the last line, and a disk or a hand change any: such lines, and those of another format, are never
+    used. They are moved to NAME.damaged beside it, so that appending goes on from a whole line. Who only looks must
+    leave them, as a line may be half written at this moment: `repair=False`. A file that is not there has no records.
     """
     if not path.exists():
         return {}, 0
     lines = path.read_bytes().split(b"\n")
     parsed = [(line, _parse(line)) for line in lines if line]
-    whole = [line for line, record in parsed if record is not None]
-    text = b"".join(line + b"\n" for line in whole)
+    damaged = [line for line, record in parsed if record is None]
+    text = b"".join(line + b"\n" for line, record in parsed if record is not None)
     if repair and text != b"\n".join(lines):
+        aside = path.with_name(path.name + ".damaged")
+        before = aside.read_bytes() if aside.exists() else b""
+        files.replace(aside, before + b"".join(line + b"\n" for line in damaged))
         files.replace(path, text)
-    return {record["key"]: record for _, record in parsed if record is not None}, len(parsed) - len(whole)
+    return {record["key"]: record for _, record in parsed if record is not None}, len(damaged)
 
 
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = files.unseal_line(KIND, line)
+    except files.DamagedFile:
         return None
-    return record if isinstance(record, dict) and "key" in record else None
+    return record if "key" in record else None
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Put these records in place of the file. Errors as for `append`."""
-    files.replace(path, b"".join(map(_line, records)))
+    files.replace(path, b"".join(files.seal_line(KIND, record) for record in records))
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one line, on the disk when this returns.
+    """Add one line, on the disk when this returns; if it cannot be written, the file is as before.
 
     Raises:
         ValueError: a number that JSON does not know (NaN, infinity).
+        OSError: the disk is full, or the file must not be written.
     """
-    line = _line(record)
-    with open(path, "ab") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _line(record: Record) -> bytes:
-    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    line = files.seal_line(KIND, record)
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(line):  # a disk that is nearly full takes a part
+                written += file.write(line[written:]) or 0
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def grouped(records: Sequence[Record]) -> dict[float, dict[str, list[Record]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from prune_env import files
-from train import provenance, results, workers
+from train import checkpoints, provenance, results, workers
 from train.episode import Run
 from train.plan import Block, Place, Plan, make_plan
 from train.results import Record
-from train.workers import Failure
+from train.workers import Failure, Terms
 
 try:
     import fcntl
@@ -42,6 +41,8 @@ class Running:
     """Parallel processes; by default one a core on the CPU, and one on CUDA."""
     agent_timeout: float = 600.0
     """Seconds that an agent may take for one decision; one that takes longer loses its run."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints of a run, taken at the end of a step: what a kill can cost it, beside one step."""
     name: str | None = None
     """Folder of the results; by default named after what is run."""
     out: Path = Path("runs")
@@ -51,17 +52,19 @@ class Running:
 def carry_out(
     running: Running,
     command: str,
-    blocks: Callable[[], tuple[str, Sequence[Block]]],
+    blocks: Callable[[], tuple[str, Sequence[Block], str]],
     report: Callable[[Path, list[Record]], None],
 ) -> int:
     """Run a program: plan, do what is missing, report; return its exit status.
 
-    0: all runs are there; 1: some failed; 2: nothing was run, the arguments are wrong; 130: interrupted.
+    0: all runs are there; 1: some failed; 2: nothing was run, the arguments are wrong; 3: the results cannot be
+    written; 130: interrupted.
 
     Args:
         running: how to run.
         command: the command line, for the provenance.
-        blocks: gives the default name of the folder of results, and what to run; raises if that is wrong.
+        blocks: gives the default name of the folder of results, what to run, and the text of the file that says so, if
+            there is one; raises if that is wrong.
         report: called with the folder and the records there are.
     """
     console = Console(stderr=True)
@@ -71,7 +74,9 @@ def carry_out(
                 raise ValueError(f"--workers is {running.workers}; it must be at least 1")
             if not running.agent_timeout > 0:
                 raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
-            name, what = blocks()
+            if not running.checkpoint_seconds >= 0:
+                raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
+            name, what, source = blocks()
             plan = make_plan(what, Place(running.root, running.download, running.device))
         folder = running.out / (running.name or name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,16 +84,25 @@ def carry_out(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     try:
-        with _locked(folder):
+        with locked(folder):
+            files.sweep(folder)
+            files.replace(
+                folder / "cells.json", files.seal_line(results.CELLS, {"keys": list(plan.runs), "file": source})
+            )
             records, failures = _run_missing(plan, folder, running, command, console)
+        if records:
+            report(folder, records)
     except BlockingIOError:
         print(f"error: another program is writing to {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(
+            f"error: cannot write to {folder}: {error}; what is there stays, the same command goes on", file=sys.stderr
+        )
+        return 3
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130
-    if records:
-        report(folder, records)
     if failures:
         failed = ", ".join(dict.fromkeys(failure.run.agent for failure in failures))
         path = folder / "failures.jsonl"
@@ -98,7 +112,7 @@ def carry_out(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep others out of `folder`; raises BlockingIOError if one is in. The system unlocks when the process ends."""
     with open(folder / ".lock", "ab") as file:
         if fcntl is not None:
@@ -111,19 +125,23 @@ def _run_missing(
 ) -> tuple[list[Record], list[Failure]]:
     """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed.
 
-    cells.json gets the keys of the plan: results.jsonl may also hold runs of former ones.
+    results.jsonl may also hold runs of former plans.
     """
     path, failed = folder / "results.jsonl", folder / "failures.jsonl"
-    files.replace(folder / "cells.json", json.dumps(list(plan.runs), indent=0).encode())
     done, unreadable = results.read(path)
     if unreadable:
-        dropped = f"warning: {unreadable} unreadable line(s) dropped from {path}; those runs are done again"
+        dropped = (
+            f"warning: {unreadable} line(s) of {path} are damaged or of another format; they are moved to "
+            f"{path.name}.damaged beside it, and those runs are done again"
+        )
         console.print(dropped, markup=False, soft_wrap=True)
     there = {key: run for key, run in plan.runs.items() if key in done}
     if any(done[key]["task"] != run.task for key, run in there.items()):  # tasks were given other names since
         done |= {key: done[key] | {"task": run.task} for key, run in there.items()}
         results.write(path, done.values())
     missing = {key: run for key, run in plan.runs.items() if key not in done}
+    for key in there:  # a kill came between its record and this
+        checkpoints.forget(folder, key)
     found = f"{len(plan.runs)} runs, {len(there)} of them done before; results in {folder}"
     console.print(found, markup=False, soft_wrap=True)
     failed.unlink(missing_ok=True)
@@ -131,10 +149,8 @@ def _run_missing(
     code = {**provenance.of_code(), "command": command}
     if missing:
         processes = min(running.workers or plan.workers, len(missing))
-        with (
-            _Bar(missing, console) as bar,
-            closing(workers.outcomes(missing, processes, running.agent_timeout)) as outcomes,
-        ):
+        terms = Terms(running.agent_timeout, folder, running.checkpoint_seconds)
+        with _Bar(missing, console) as bar, closing(workers.outcomes(missing, processes, terms)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     failure = asdict(outcome)
@@ -147,6 +163,7 @@ def _run_missing(
                     results.append(path, outcome)
                     done[outcome["key"]] = outcome
                     bar.advance(missing[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
+                checkpoints.forget(folder, outcome.key if isinstance(outcome, Failure) else outcome["key"])
     return [done[key] for key in plan.runs if key in done], failures
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
 
-from train import workers
+from train.process import CONTEXT, start
 
 DIED = "a process of the training environment died: out of memory, or ended"
 
@@ -28,13 +27,12 @@ class Shards(VecEnv):
     """
 
     def __init__(self, makers: Sequence[Callable[[], VecEnv]]):
-        context = multiprocessing.get_context("spawn")
         self.episodes = 0
         self._pipes: list[Connection] = []
         self._processes = []
         for make in makers:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(theirs, make), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -99,7 +97,7 @@ class Shards(VecEnv):
 
 
 def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
-    workers.start()
+    start()
     try:
         env = make()
         pipe.send((env.num_envs, env.observation_space, env.action_space))

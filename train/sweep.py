@@ -142,7 +142,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return carry_out(
         arguments,
         command,
-        lambda: (arguments.file.stem, read(arguments.file, arguments.agents)),
+        lambda: (arguments.file.stem, read(arguments.file, arguments.agents), arguments.file.read_text()),
         lambda folder, records: report(folder, records, arguments.file),
     )
 

@@ -8,7 +8,6 @@ Everyone else uses the rate that is best for `full`: the baseline of every compa
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shlex
 import sys
@@ -28,7 +27,7 @@ from rich.table import Table
 import prune_env
 from prune_env import datasets, files
 from prune_env.recipes import Recipe
-from train import workers
+from train import process
 
 RECIPES = Path(str(resources.files("prune_env").joinpath("recipes.json")))
 
@@ -131,8 +130,7 @@ def tune(args: Args, fixed: dict[str, Any]) -> dict[tuple[float, float], list[fl
     """Validation accuracies, in %, of all seeds, by budget and rate."""
     cells = [(budget, lr, seed) for budget in args.budget for lr in args.lr for seed in range(args.seeds)]
     accuracy: dict[tuple[float, float], list[float]] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=context, initializer=workers.start) as pool:
+    with ProcessPoolExecutor(args.workers, mp_context=process.CONTEXT, initializer=process.start) as pool:
         futures = [
             pool.submit(full_training, args.env, {**fixed, "budget": budget, "lr": lr}, seed)
             for budget, lr, seed in cells

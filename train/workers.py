@@ -1,33 +1,41 @@
 """Runs in parallel processes, each with one thread: the numbers do not depend on how many there are.
 
-The pool is our own: that of `concurrent.futures` loses every run when one process dies, and cannot end a single one.
+The pool is our own: that of `concurrent.futures` loses every run when one process dies, and cannot end a single one. A
+process has a second one, where the agent lives: see `train.companion`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from ctypes import c_double
+from collections.abc import Generator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 
 import gymnasium as gym
-import torch
 
+from prune_env import datasets
+from train import checkpoints
+from train.checkpoints import Keeper
+from train.companion import POLL, AgentDied, AgentError, Companion, closed_to_agents, line_of
 from train.episode import Run, play
+from train.process import CONTEXT, start
 from train.results import Record
 
-CONTEXT = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads, or CUDA, can hang
-POLL = 0.25  # seconds between looks at the clocks of the agents
 GRACE = 5.0  # seconds that idle processes get for their exit: an agent may have files open
 DIED = "the process died: out of memory, or ended by the agent"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How runs are done."""
+
+    agent_timeout: float = 600.0  # seconds that an agent may take for one decision
+    folder: Path | None = None  # of the results, where checkpoints are kept meanwhile
+    checkpoint_seconds: float = 60.0  # from one to the next
 
 
 @dataclass(frozen=True)
@@ -40,38 +48,38 @@ class Failure:
     traceback: str
 
 
-def outcomes(runs: Mapping[str, Run], workers: int, agent_timeout: float) -> Generator[Record | Failure, None, None]:
+def outcomes(runs: Mapping[str, Run], workers: int, terms: Terms) -> Generator[Record | Failure, None, None]:
     """Do `runs`, given by their keys, in `workers` processes; yield each outcome as it comes.
 
     A process that dies takes only its own run with it. Memory may have been short, so that run is tried again at the
-    very end, with nothing beside it. An agent that takes more than `agent_timeout` seconds for one call fails.
-    Leaving the iteration, by an exception or by closing it, ends the processes.
+    very end, with nothing beside it, from its last checkpoint on. Leaving the iteration, by an exception or by closing
+    it, ends the processes.
     """
     died: dict[str, Run] = {}
-    with closing(_in_pool(runs, workers, agent_timeout)) as pool:
+    with closing(_in_pool(runs, workers, terms)) as pool:
         for outcome in pool:
             if isinstance(outcome, Failure) and outcome.error == DIED:
                 died[outcome.key] = outcome.run
             else:
                 yield outcome
-    yield from _in_pool(died, 1, agent_timeout)
+    yield from _in_pool(died, 1, terms)
 
 
-def _in_pool(runs: Mapping[str, Run], size: int, agent_timeout: float) -> Generator[Record | Failure, None, None]:
+def _in_pool(runs: Mapping[str, Run], size: int, terms: Terms) -> Generator[Record | Failure, None, None]:
     """Outcomes of `runs` in at most `size` processes at a time."""
     waiting = deque(runs.items())
     pool: list[_Worker] = []
     try:
         while waiting or any(worker.job for worker in pool):
             while len(pool) < min(size, len(waiting) + sum(worker.job is not None for worker in pool)):
-                pool.append(_Worker())
+                pool.append(_Worker(terms))
             if not pool:
                 for key, run in waiting:
                     yield Failure(key, run, "no process could start; why is on the standard error", "")
                 return
             wait([worker.connection for worker in pool], POLL)  # readable too when the process is gone
             for worker in tuple(pool):
-                outcome = worker.look(agent_timeout)
+                outcome = worker.look()
                 if worker.gone:
                     pool.remove(worker)
                     size -= not worker.started  # not replaced: its successor might not start either, for ever
@@ -94,13 +102,12 @@ def _in_pool(runs: Mapping[str, Run], size: int, agent_timeout: float) -> Genera
 class _Worker:
     """A process, and the parent's view of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, terms: Terms) -> None:
         self.job: tuple[str, Run] | None = None
         self.started = False  # has said that it is ready for a first job
         self.gone = False
         self.connection, other = CONTEXT.Pipe()
-        self.called = CONTEXT.RawValue(c_double, 0.0)  # when the agent was called (monotonic), 0 between calls
-        self.process = CONTEXT.Process(target=_serve, args=(other, self.called))
+        self.process = CONTEXT.Process(target=_serve, args=(other, terms))
         self.process.start()
         other.close()  # the process has its own: once that is closed, reading here ends
 
@@ -110,26 +117,22 @@ class _Worker:
         with suppress(OSError):  # it is gone, as the next look finds
             self.connection.send(self.job)
 
-    def look(self, agent_timeout: float) -> Record | Failure | None:
-        """What the job came to, None while that is open. Ends a process that is dead or hangs; then `gone`."""
-        alive = self.process.is_alive()  # the pipe says so too, but not while a child that the agent forked holds it
-        called = self.called.value
-        error = DIED
+    def look(self) -> Record | Failure | None:
+        """What the job came to, None while that is open. Ends a process that is dead; then it is `gone`."""
+        alive = self.process.is_alive()  # the pipe says so too, but not while a child of it holds that
         try:
             if self.connection.poll():
                 outcome = self.connection.recv()
                 self.started, self.job = True, None
                 return outcome  # None is "ready"
-            if alive and called and time.monotonic() - called > agent_timeout:
-                error = f"the agent took more than {agent_timeout:g} s for one decision; --agent-timeout allows longer"
-            elif alive:
+            if alive:
                 return None
         except Exception:  # end of file, or half an answer, which can fail to unpickle in any way
             self.process.join(0.5)  # it is about to be dead: its own exit code tells more than that of our kill
         code = self.process.exitcode  # of a signal its negative number, None before our kill
         self.end()
         self.gone = True
-        return Failure(*self.job, error, "" if code is None else f"exit code {code}") if self.job else None
+        return Failure(*self.job, DIED, "" if code is None else f"exit code {code}") if self.job else None
 
     def end(self) -> None:
         """Kill the process if it still is, and wait for that."""
@@ -138,58 +141,50 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(connection: Connection, called: c_double) -> None:
+def _serve(connection: Connection, terms: Terms) -> None:
     """The life of a process: one job after the other until the parent closes `connection`."""
     start()
-
-    @contextmanager
-    def watch() -> Iterator[None]:
-        called.value = time.monotonic()  # one clock for all processes of a machine
-        try:
-            yield
-        finally:
-            called.value = 0.0
-
-    with suppress(EOFError, BrokenPipeError):
+    companion = Companion(terms.agent_timeout)
+    with suppress(EOFError, BrokenPipeError), closing(companion):
         connection.send(None)
         while True:
             key, run = connection.recv()
-            connection.send(attempt(key, run, watch))
+            connection.send(attempt(key, run, companion, terms))
 
 
-def start() -> None:
-    """Prepare a worker process: one thread, deaf to Ctrl-C, gone when its parent is."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
-    threading.Thread(target=_follow_parent, daemon=True).start()
+# the last environment by its settings, and what its agents must not open: its data is not read for every run
+_kept: dict[str, tuple[gym.Env, list[str]]] = {}
 
 
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # the parent was killed: nobody would ever read the results
-
-
-_kept: dict[str, gym.Env] = {}  # the last environment by its settings: its data is not read for every run
-
-
-def _env_for(run: Run) -> gym.Env:
+def _env_for(run: Run) -> tuple[gym.Env, list[str]]:
     settings = repr((run.env, run.settings))
     if settings not in _kept:
         _kept.clear()  # first, so that two data sets are never held at once
-        _kept[settings] = run.make_env()
+        env = run.make_env()
+        where = gym.spec(run.env).kwargs["dataset"], run.settings.get("root"), run.settings.get("image_size")
+        _kept[settings] = env, closed_to_agents(_files(*where))
     return _kept[settings]
 
 
-def attempt(key: str, run: Run, watch: Callable[[], AbstractContextManager[None]]) -> Record | Failure:
-    """Do one run, entering `watch()` around each call of the agent; whatever that raises becomes a `Failure`."""
-    torch.set_num_threads(1)  # an agent before may have set another number, and that changes rounding
+def _files(dataset: str, root: str | None, image_size: int | None) -> list[Path]:
+    """The files of both splits."""
+    splits = (datasets.find(dataset, split, root, False, image_size)[0] for split in ("train", "test"))
+    return [path for split in splits for path in split.files]
+
+
+def attempt(key: str, run: Run, companion: Companion, terms: Terms) -> Record | Failure:
+    """Do one run with its agent in the companion; whatever is raised becomes a `Failure`."""
+    folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
     try:
-        record = play(run, _env_for(run), watch)
+        env, closed = _env_for(run)
+        companion.begin(run.agent, run.seed, closed)
+        record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
         if record["key"] != key:
             raise RuntimeError("the agent's code or the data changed while the evaluation ran")
-    except BaseException as error:  # Ctrl-C is ignored here: this too is the agent's
-        lines = traceback.format_exception_only(type(error), error)  # unlike str(error), this never raises itself
-        return Failure(key, run, " ".join("".join(lines).split()), traceback.format_exc())
+    except AgentDied as error:
+        return Failure(key, run, DIED, error.traceback)
+    except AgentError as error:
+        return Failure(key, run, str(error), error.traceback)
+    except BaseException as error:
+        return Failure(key, run, line_of(error), traceback.format_exc())
     return record

@@ -7,7 +7,6 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -63,7 +62,7 @@ def _load(path: Path, state: str) -> Samples | None:
         return Samples(arrays["images"], arrays["labels"], tuple(arrays["classes"].tolist()))
     except OSError:
         return None  # absent, or unreadable: if it cannot be written either, that is what the warning is for
-    except (ValueError, KeyError, BadZipFile) as error:  # damaged, or not from here in spite of a good digest
+    except Exception as error:  # damaged; or under a good digest something else, and reading that raises anything
         warnings.warn(f"the cache {path} is built anew: {error}", stacklevel=4)
         return None
 

@@ -1,0 +1,134 @@
+"""What an agent remembers, as plain values: so that a run that was killed goes on with the same agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import numpy as np
+
+PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+class Opaque(TypeError):
+    """An agent whose memory cannot be told from its attributes."""
+
+
+def capture(agent: Any) -> Any:
+    """All that `agent` remembers: None, numbers, strings, arrays, and lists, tuples and dicts of these.
+
+    That is what its attributes hold, and those of the objects in them, generators of numpy included; or, if it has
+    both `state_dict()` and `load_state_dict(state)`, what the first returns. A function remembers nothing.
+
+    Raises:
+        Opaque: an attribute holds something else, such as a function with variables of its own, or two of them share
+            their memory, which would be two memories afterwards; the message says which.
+    """
+    return _Capture().of(agent, "the agent")
+
+
+def restore(agent: Any, state: Any) -> None:
+    """Let `agent`, made and reset as the other was, remember what `capture` of that returned.
+
+    Raises:
+        Opaque: it has not got the same objects in its attributes.
+    """
+    _restored(agent, state, "the agent")
+
+
+class _Capture:
+    """One look at an agent; what was seen is kept, to notice what is shared."""
+
+    def __init__(self):
+        self._seen: set[int] = set()
+        self._arrays: list[np.ndarray] = []
+
+    def of(self, value: Any, where: str) -> Any:
+        kind = type(value)
+        if kind in PLAIN:
+            return value
+        if isinstance(value, np.generic):
+            return np.asarray(value)
+        if isinstance(value, FunctionType | BuiltinFunctionType | type):
+            if getattr(value, "__closure__", None):
+                raise Opaque(f"{where} is a function with variables of its own")
+            return ["function", f"{value.__module__}.{value.__qualname__}"]
+        if id(value) in self._seen:
+            raise Opaque(f"{where} is in two places")
+        self._seen.add(id(value))
+        if kind is np.ndarray:
+            if value.dtype.hasobject:
+                raise Opaque(f"{where} is an array of objects")
+            if any(np.may_share_memory(value, other) for other in self._arrays):
+                raise Opaque(f"{where} shares its memory with another array")
+            self._arrays.append(value)
+            return value.copy()
+        if kind in (list, tuple):
+            return [kind.__name__, [self.of(one, f"{where}[{i}]") for i, one in enumerate(value)]]
+        if kind is dict:
+            return ["dict", {self._key(key, where): self.of(one, f"{where}[{key!r}]") for key, one in value.items()}]
+        if isinstance(value, np.random.Generator):
+            return ["generator", self.of(value.bit_generator.state, where)]
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        methods = _methods(value)
+        if methods:
+            return ["told", name, self.of(methods[0](), f"{where}.state_dict()")]
+        if not hasattr(value, "__dict__") or isinstance(value, tuple | list | dict | set | np.ndarray):
+            raise Opaque(f"{where} is a {name}")
+        return ["object", name, {key: self.of(one, f"{where}.{key}") for key, one in vars(value).items()}]
+
+    @staticmethod
+    def _key(key: Any, where: str) -> Any:
+        if type(key) not in PLAIN:
+            raise Opaque(f"{where} has the key {key!r}")
+        return key
+
+
+def _methods(value: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+    """`state_dict` and `load_state_dict`, of what has both."""
+    tells, told = (getattr(value, name, None) for name in ("state_dict", "load_state_dict"))
+    return (tells, told) if callable(tells) and callable(told) else None
+
+
+def _restored(old: Any, state: Any, where: str) -> Any:
+    """The value that `state` was captured from; objects are those of `old`, changed."""
+    if isinstance(state, np.ndarray):
+        return state.copy()
+    if not isinstance(state, list):
+        return state
+    kind, *rest = state
+    if kind in ("list", "tuple"):
+        before = old if isinstance(old, list | tuple) else ()
+        values = [
+            _restored(before[i] if i < len(before) else None, one, f"{where}[{i}]") for i, one in enumerate(rest[0])
+        ]
+        return values if kind == "list" else tuple(values)
+    if kind == "dict":
+        before = old if isinstance(old, dict) else {}
+        return {key: _restored(before.get(key), one, f"{where}[{key!r}]") for key, one in rest[0].items()}
+    if kind == "generator":
+        inner = _restored(None, rest[0], where)
+        if (
+            not isinstance(old, np.random.Generator)
+            or old.bit_generator.state["bit_generator"] != inner["bit_generator"]
+        ):
+            raise Opaque(f"{where} is no generator of the same kind when the agent is new")
+        old.bit_generator.state = inner
+        return old
+    name = f"{old.__module__}.{old.__qualname__}" if kind == "function" and hasattr(old, "__qualname__") else None
+    if kind != "function":
+        name = f"{type(old).__module__}.{type(old).__qualname__}"
+    if name != rest[0]:
+        raise Opaque(f"{where} is no {rest[0]} when the agent is new")
+    if kind == "told":
+        methods = _methods(old)
+        assert methods is not None
+        methods[1](_restored(None, rest[1], f"{where}.state_dict()"))
+    elif kind == "object":
+        for key in set(vars(old)) - set(rest[1]):
+            object.__delattr__(old, key)
+        for key, one in rest[1].items():
+            # also where a frozen dataclass forbids it
+            object.__setattr__(old, key, _restored(vars(old).get(key), one, f"{where}.{key}"))
+    return old

@@ -1,0 +1,115 @@
+"""Where a run stands, kept while it goes on: one that was killed goes on from there, and what was lost is told."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from prune_env import files
+from prune_env.plain import pack, unpack
+
+FOLDER = "checkpoints"  # in the folder of results
+KIND = "checkpoint 1"
+KEPT = 2  # generations: should the last be damaged there is one before
+JOURNAL = struct.Struct("<qqq")  # interruptions, units wasted before, most units that this attempt can have used
+
+
+class Keeper:
+    """The checkpoints of one run, and a journal of the compute that kills have cost it.
+
+    Without a folder nothing is kept.
+
+    Args:
+        folder: of the run, see `folder_of`.
+        every: seconds from one checkpoint to the next, taken at the end of a step.
+    """
+
+    def __init__(self, folder: Path | None = None, every: float = 0.0):
+        self._folder, self._every = folder, every
+        self._saved = time.monotonic()
+        self.interruptions = 0
+        self.wasted = 0  # units of the ledger, charged in attempts that were killed and done again
+        self._journal: BinaryIO | None = None
+
+    def begin(self) -> None:
+        """Look what is left of former attempts; nobody else may be at this run."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(self._folder)
+        (self._folder / "journal").touch()
+        self._journal = open(self._folder / "journal", "r+b", buffering=0)  # noqa: SIM115  (until `close`)
+
+    def states(self) -> Iterator[Any]:
+        """What was saved, newest first; a file that is damaged costs a warning."""
+        for path in self._paths():
+            try:
+                yield unpack(files.unseal(path, KIND))
+            except (files.DamagedFile, OSError) as error:
+                warnings.warn(f"a checkpoint is passed over: {error}", stacklevel=2)
+
+    def resume(self, used: int) -> None:
+        """The run goes on from here, `used` units of the ledger in: what the attempt before did beyond is waste."""
+        if self._journal is None:
+            return
+        data = self._journal.read(JOURNAL.size + 4)
+        if data:
+            self.interruptions = 1
+            if len(data) == JOURNAL.size + 4 and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"):
+                interruptions, wasted, most = JOURNAL.unpack(data[:-4])
+                self.interruptions, self.wasted = interruptions + 1, wasted + max(0, most - used)
+        self.note(used)
+
+    def note(self, most: int) -> None:
+        """The step that begins now ends at no more than this many units. A kill loses nothing of what is noted."""
+        if self._journal is not None:
+            data = JOURNAL.pack(self.interruptions, self.wasted, most)
+            self._journal.seek(0)
+            self._journal.write(data + zlib.crc32(data).to_bytes(4, "little"))
+
+    def due(self) -> bool:
+        """Whether it is time for the next checkpoint."""
+        return self._folder is not None and time.monotonic() - self._saved >= self._every
+
+    def save(self, step: int, state: Any) -> None:
+        """Keep this state, plain values and tensors, and the one before; where the disk is full, a warning."""
+        assert self._folder is not None
+        self._saved = time.monotonic()
+        path = self._folder / f"{step:09d}"
+        try:
+            files.seal(path, KIND, pack(state))
+        except OSError as error:
+            warnings.warn(f"no checkpoint: cannot write {path}: {error}", stacklevel=2)
+            return
+        for old in self._paths()[KEPT:]:
+            old.unlink()
+
+    def close(self) -> None:
+        """Let go of the journal; what is kept stays."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _paths(self) -> list[Path]:
+        if self._folder is None:
+            return []
+        return sorted((path for path in self._folder.iterdir() if path.name.isdecimal()), reverse=True)
+
+
+def folder_of(results: Path, key: str) -> Path:
+    """Where the run with this key keeps its checkpoints."""
+    return results / FOLDER / key
+
+
+def forget(results: Path, key: str) -> None:
+    """Remove what a run has kept, once its record is written or it cannot go on."""
+    shutil.rmtree(folder_of(results, key), ignore_errors=True)
+    with suppress(OSError):
+        (results / FOLDER).rmdir()  # with the last of them

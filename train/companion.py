@@ -1,0 +1,259 @@
+"""An agent in a process of its own: it gets observations and gives actions, and there is nothing else to get hold of.
+
+What crosses the border are plain values and arrays, so nothing that an agent sends can run where the student is.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+import agents
+from agents import state, switches
+from agents.parts import Action, Observation
+from prune_env import selection
+from prune_env.plain import NotPlain, pack, unpack
+from train.process import CONTEXT, start
+
+AGENT_STREAM = 4  # of random numbers, beside the trainer's four
+POLL = 0.25  # seconds between looks whether the process is alive
+GENERATORS = {
+    "random": random.getstate,
+    "numpy.random": lambda: pack(np.random.get_state(legacy=False)),  # noqa: NPY002  (to see that nobody uses it)
+    "torch": lambda: torch.random.get_rng_state().numpy().tobytes(),
+}
+
+
+class AgentError(Exception):
+    """What went wrong with an agent: one line; where, in `traceback`."""
+
+    def __init__(self, line: str, traceback: str = ""):
+        super().__init__(line)
+        self.traceback = traceback
+
+
+class AgentDied(AgentError):
+    """The agent's process is gone."""
+
+
+class Player(Protocol):
+    """An agent for one run, wherever it is."""
+
+    digest: str  # of its code, see `agents.source_digest`
+
+    def act(self, observation: Observation) -> Action:
+        """A valid action."""
+        ...
+
+    def memory(self) -> bytes | None:
+        """What another player of the same agent needs to go on as this one; None if that cannot be told."""
+        ...
+
+    def recall(self, memory: bytes) -> None:
+        """Go on as the player whose memory that is."""
+        ...
+
+
+class Seat:
+    """An agent in this process, with the generator of its run.
+
+    Args:
+        spec: of the agent.
+        seed: of the run.
+
+    Raises:
+        whatever making the agent raises.
+    """
+
+    def __init__(self, spec: str, seed: int):
+        self._spec = spec
+        self._agent = self._make()
+        self._rng = np.random.default_rng([seed, AGENT_STREAM])
+        self.digest = agents.source_digest(spec)
+
+    def _make(self) -> agents.Agent:
+        agent = agents.make(self._spec)
+        switches.reset(agent)
+        return agent
+
+    def act(self, observation: Observation) -> Action:
+        """As `Player`. Raises what the agent or `selection.check` does, RuntimeError if a global generator moved."""
+        before = {name: get() for name, get in GENERATORS.items()}
+        action = self._agent(observation, self._rng)
+        for name, get in GENERATORS.items():
+            if get() != before[name]:
+                raise RuntimeError(f"the agent drew from {name}'s global generator, or seeded it; it is given its own")
+        return selection.check(action, len(observation["loss"]))
+
+    def memory(self) -> bytes | None:
+        """As `Player`; it has been tried whether a new agent can recall it."""
+        try:
+            told = pack([state.capture(self._agent), state.capture(self._rng)])
+            twin, rng = self._make(), np.random.default_rng()
+            _recall(twin, rng, told)
+            return told if pack([state.capture(twin), state.capture(rng)]) == told else None
+        except (state.Opaque, NotPlain):
+            return None
+
+    def recall(self, memory: bytes) -> None:
+        """As `Player`."""
+        _recall(self._agent, self._rng, memory)
+
+
+def _recall(agent: agents.Agent, rng: np.random.Generator, told: bytes) -> None:
+    for thing, captured in zip((agent, rng), unpack(told), strict=True):
+        state.restore(thing, captured)
+
+
+class Companion:
+    """A process that an agent lives in, run after run until one goes wrong; then there is another.
+
+    Args:
+        timeout: seconds that an agent may take for one answer.
+    """
+
+    def __init__(self, timeout: float):
+        self._timeout = timeout
+        self.digest = ""
+        self._start()  # at once: it takes seconds, which whoever makes one has other work for
+
+    def begin(self, spec: str, seed: int, closed: Sequence[str]) -> None:
+        """Let an agent begin a run.
+
+        Args:
+            spec: of the agent.
+            seed: of the run.
+            closed: folders and files that its process must not open from now on; real paths.
+
+        Raises:
+            AgentError: from here to the end, whatever the agent raises; AgentDied if its process is gone.
+        """
+        if self._connection is None:
+            self._start()
+        if not self._ready:
+            self._ready = self._answer(None)
+        self.digest = self._ask("begin", spec, seed, list(closed))
+
+    def act(self, observation: Observation) -> Action:
+        """As `Player`; the arrays of the action cannot be written to."""
+        return self._ask("act", dict(observation))
+
+    def memory(self) -> bytes | None:
+        """As `Player`."""
+        return self._ask("memory")
+
+    def recall(self, memory: bytes) -> None:
+        """As `Player`."""
+        self._ask("recall", memory)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._connection is not None:
+            self._process.kill()
+            self._process.join()
+            self._connection.close()
+            self._connection = None
+
+    def _start(self) -> None:
+        self._ready = False
+        self._connection: Connection | None
+        self._connection, other = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(other,))
+        self._process.start()
+        other.close()  # the process has its own: once that is closed, reading here ends
+
+    def _ask(self, *message: Any) -> Any:
+        assert self._connection is not None
+        with suppress(OSError):  # it is gone, as waiting for the answer finds
+            self._connection.send_bytes(pack(list(message)))
+        return self._answer(self._timeout)
+
+    def _answer(self, timeout: float | None) -> Any:
+        """What the process says. Raises AgentError, and ends it, if it is an error, or nothing in time."""
+        assert self._connection is not None
+        end = None if timeout is None else time.monotonic() + timeout
+        try:
+            # the pipe says that the process is gone, but not while a child that the agent forked holds it
+            while not self._connection.poll(POLL if end is None else max(0.0, min(POLL, end - time.monotonic()))):
+                if not self._process.is_alive() and not self._connection.poll():
+                    raise EOFError
+                if end is not None and time.monotonic() >= end:
+                    self.close()
+                    too_long = f"the agent took more than {timeout:g} s for one decision; --agent-timeout allows longer"
+                    raise AgentError(too_long)
+            answer = unpack(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            self._process.join(0.5)  # it is about to be dead: its own exit code tells more than that of our kill
+            code = self._process.exitcode  # of a signal its negative number, None before our kill
+            self.close()
+            raise AgentDied("the agent's process died", "" if code is None else f"exit code {code}") from error
+        if "error" in answer:
+            self.close()  # what else it has done there is unknown
+            raise AgentError(answer["error"], answer["traceback"])
+        return answer["value"]
+
+
+def closed_to_agents(files: Sequence[Path]) -> list[str]:
+    """Real paths that agents must not open, for the image files of a data set: their folders, caches, embedded images.
+
+    So a decision rests on what is observed, and an agent that would look up labels fails. It keeps out mistakes and
+    plain tricks: code that was written to get around it can.
+    """
+    from prune_env import datasets
+    from prune_env.datasets import cache
+
+    folders = {path.parent for path in files if not path.is_dir()}
+    embedded = Path(datasets.__file__).with_name("digits.npz")
+    return sorted({os.path.realpath(path) for path in (*folders, embedded, cache.folder())})
+
+
+def _serve(connection: Connection) -> None:
+    """The life of the process: one answer to each message until the connection ends."""
+    start()
+    closed: set[str] = set()
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and closed and isinstance(arguments[0], str | bytes):
+            path = os.path.realpath(os.fsdecode(arguments[0]))
+            if path in closed or os.path.dirname(path) in closed:
+                raise PermissionError(f"an agent must not open {path}: it decides by what it observes")
+
+    sys.addaudithook(watch)
+    seat: Seat | None = None
+    with suppress(EOFError, BrokenPipeError):
+        connection.send_bytes(pack({"value": True}))
+        while True:
+            name, *arguments = unpack(connection.recv_bytes())
+            try:
+                if name == "begin":
+                    spec, seed, paths = arguments
+                    closed.update(paths)
+                    seat = None  # the memory of one run is freed before the next
+                    seat = Seat(spec, seed)
+                    value: Any = seat.digest
+                else:
+                    value = getattr(seat, name)(*arguments)
+                answer = pack({"value": value})
+            except BaseException as error:  # Ctrl-C is ignored here: this too is the agent's
+                answer = pack({"error": line_of(error), "traceback": traceback.format_exc()})
+            torch.set_num_threads(1)  # an agent may have set another number, and that changes rounding
+            connection.send_bytes(answer)
+
+
+def line_of(error: BaseException) -> str:
+    """Type and message in one line; unlike str(error), this never raises itself."""
+    line = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
+    if isinstance(error, ValueError) and "read-only" in line:
+        line += "; an agent must not change its observation: copy what it works on"
+    return line
