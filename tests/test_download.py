@@ -443,9 +443,8 @@ def test_a_folder_that_something_else_left_half_unpacked_is_mended(tmp_path, cif
     (tmp_path / CIFAR10.filename).write_bytes(content)
     with pytest.raises(DamagedFile, match=r"data_batch_4 has another checksum\): pass download=True"):
         load("cifar10", root=tmp_path)
+    load("cifar10", root=tmp_path, download=True)
     (folder / "test_batch").unlink()
-    with pytest.raises(DamagedFile, match="data_batch_4"):
-        load("cifar10", root=tmp_path)
     with pytest.raises(FileNotFoundError, match="test_batch does not exist"):
         load_test("cifar10", root=tmp_path)
     assert_holds("cifar10", tmp_path, splits, fetch=True)
