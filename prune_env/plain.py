@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 import torch
 
+DTYPE = re.compile(r"[<>|][biufcSU]\d+")  # of arrays: numbers and strings
 Plain = Any  # None, bool, int, float, str, bytes; arrays, tensors; lists, tuples and dicts of these
 
 
@@ -38,7 +41,11 @@ def unpack(data: bytes) -> Plain:
     head, _, numbers = data.partition(b"\n")
     try:
         tree, at = _decode(json.loads(head), memoryview(numbers), 0)
-    except (TypeError, KeyError, IndexError, AttributeError) as error:  # JSON of another form
+    except (
+        TypeError,
+        OverflowError,
+        RuntimeError,
+    ) as error:  # JSON of another form: RuntimeError is torch's and depth's
         raise ValueError(f"these bytes are not from pack: {type(error).__name__}: {error}") from error
     if at != len(numbers):
         raise ValueError(f"these bytes are not from pack: {len(numbers) - at} too many")
@@ -67,7 +74,7 @@ def _encode(value: Any, where: str, buffers: list[bytes | memoryview]) -> Any:
         return ["tensor", str(array.dtype).removeprefix("torch."), list(array.shape)]
     if kind is np.ndarray or isinstance(value, np.generic):
         array = np.asarray(value)
-        if array.dtype.kind in "biufcSU":
+        if DTYPE.fullmatch(array.dtype.str):
             buffers.append(array.tobytes())
             return ["array", array.dtype.str, list(array.shape)]
     raise NotPlain(f"{where or 'the value'} is a {kind.__module__}.{kind.__qualname__}")
@@ -75,9 +82,9 @@ def _encode(value: Any, where: str, buffers: list[bytes | memoryview]) -> Any:
 
 def _decode(node: Any, numbers: memoryview, at: int) -> tuple[Any, int]:
     """The value of a node of JSON, and where the bytes that follow its own begin."""
-    if not isinstance(node, list):
+    if not isinstance(node, list | dict):
         return node, at
-    kind, what, *shape = node
+    kind, what, *shape = node if isinstance(node, list) else ("object", node)
     if kind in ("list", "tuple"):
         values = []
         for one in what:
@@ -93,19 +100,33 @@ def _decode(node: Any, numbers: memoryview, at: int) -> tuple[Any, int]:
     if kind == "bytes":
         return bytes(_take(numbers, at, what)), at + what
     if kind == "tensor":
-        dtype = getattr(torch, what)
-        size = dtype.itemsize * int(np.prod(shape[0], dtype=np.int64))
+        dtype = vars(torch).get(what)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"these bytes are not from pack: torch has no dtype {what!r}")
+        size = dtype.itemsize * _count(shape)
         taken = bytearray(_take(numbers, at, size))
         flat = torch.frombuffer(taken, dtype=dtype) if size else torch.empty(0, dtype=dtype)
         return flat.reshape(shape[0]), at + size
     if kind == "array":
+        if not DTYPE.fullmatch(what):
+            raise ValueError(f"these bytes are not from pack: arrays have no dtype {what!r}")
         dtype = np.dtype(what)
-        size = dtype.itemsize * int(np.prod(shape[0], dtype=np.int64))
+        size = dtype.itemsize * _count(shape)
         return np.frombuffer(_take(numbers, at, size), dtype).reshape(shape[0]), at + size
     raise ValueError(f"these bytes are not from pack: there is no kind {kind!r}")
 
 
+def _count(shape: list[Any]) -> int:
+    """How many numbers an array has; `shape` is what follows the dtype."""
+    sides = shape[0] if len(shape) == 1 else None
+    if not isinstance(sides, list) or not all(type(side) is int and side >= 0 for side in sides):
+        raise ValueError(f"these bytes are not from pack: {shape!r} is no shape")
+    return math.prod(sides)
+
+
 def _take(numbers: memoryview, at: int, size: int) -> memoryview:
+    if type(size) is not int or size < 0:
+        raise ValueError(f"these bytes are not from pack: {size!r} is no size")
     if at + size > len(numbers):
         raise ValueError(f"these bytes are not from pack: {at + size - len(numbers)} are missing")
     return numbers[at : at + size]

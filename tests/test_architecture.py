@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "compute": set(),
     "files": set(),
     "models": set(),
+    "plain": set(),
     "recipes": {"checks"},
     "selection": {"checks"},
     "stats": set(),
