@@ -18,7 +18,7 @@ from torchvision.datasets import CIFAR10
 
 import agents
 from agents.learned import Learned, Network
-from prune_env import files
+from prune_env import files, plain
 from prune_env.datasets import cifar, read
 from prune_env.datasets.download import untar, unzip
 from prune_env.files import DamagedFile
@@ -217,6 +217,20 @@ def test_a_hostile_file_of_arrays(tmp_path, mark):
             files.load_arrays(tmp_path / "file")
 
 
+def test_a_hostile_checkpoint(tmp_path, mark):
+    """Its digest is right."""
+    path = tmp_path / "checkpoint"
+    objects = pickle.dumps(np.array([Mark(mark)], object))
+    contents = [*hostile_policies(mark), b'["array","|O",[1]]\n' + bytes(8), b'["pickle",3]\n' + objects, objects]
+    for content in contents:
+        files.seal(path, "checkpoint 1", content)
+        with pytest.raises(ValueError, match="not from pack|Expecting value|codec can't decode"):
+            plain.unpack(files.unseal(path, "checkpoint 1"))
+        path.write_bytes(content)
+        with pytest.raises(DamagedFile, match=f"{path} is damaged"):
+            files.unseal(path, "checkpoint 1")
+
+
 def hostile_policies(mark: Path) -> Iterator[bytes]:
     for content in ({"0.weight": Mark(mark)}, Mark(mark)):
         yield pickle.dumps(content)
@@ -275,12 +289,16 @@ def tarred(path: Path, members: list[tarfile.TarInfo | tuple[str, bytes]]) -> Pa
 
 
 @pytest.mark.parametrize("target", ["TARGET", "../target", "../../target"])
-@pytest.mark.parametrize("kind", ["path", "inner path", "link and file", "link to a folder", "hard link", "device"])
+@pytest.mark.parametrize(
+    "kind",
+    ["path", "inner path", "same name elsewhere", "link and file", "link to a folder", "hard link", "device"],
+)
 def test_a_hostile_tar(tmp_path, outside, kind, target):
     target = str(tmp_path / "target") if target == "TARGET" else target
     evil = {
         "path": [(target, b"evil")],
         "inner path": [(f"inside/{target}", b"evil"), (f"inside/./../{target}", b"evil")],
+        "same name elsewhere": [("a", b"evil"), ("other/a", b"evil"), ("/inside/a", b"evil"), ("inside/b/a", b"evil")],
         "link and file": [special("inside/b", tarfile.SYMTYPE, target), ("inside/b", b"evil")],
         "link to a folder": [
             special("inside/sub", tarfile.SYMTYPE, target.removesuffix("target")),
@@ -308,7 +326,7 @@ def test_a_tar_whose_wanted_file_is_something_else(tmp_path, outside, kind):
 
 @pytest.mark.parametrize(
     "name",
-    ["../evil.txt", "inside/../../evil.txt", "/evil.txt", "..\\evil.txt", "other/evil.txt", "inside\\..\\..\\evil.txt"],
+    ["../evil.txt", "inside/../../evil.txt", "/evil.txt", "..\\evil.txt", "other/evil.txt", "inside/..\\..\\evil.txt"],
 )
 def test_a_hostile_zip(tmp_path, outside, name):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
