@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import agents
 import prune_env
-from prune_env import data
+from prune_env import data, files
 from train import curves, evaluate, provenance, results, table, workers
 from train.diagnostics import class_visits, gini
 from train.episode import Run, play
@@ -136,7 +136,8 @@ def test_numbers_do_not_depend_on_the_workers(
     torn.write_bytes(lines[0] + lines[1][:200])
     assert evaluate.main([*done.arguments, "--out", str(tmp_path), "--workers", "1"]) == 0
     error = capsys.readouterr().err
-    assert "1 unreadable line(s) dropped" in error
+    assert f"warning: 1 line(s) of {torn} are damaged or of another format" in error
+    assert (torn.parent / "results.jsonl.damaged").read_bytes() == lines[1][:200] + b"\n"
     assert "6 runs, 1 of them done before" in error
     assert torn.read_bytes().startswith(lines[0])
     assert _by_key(_records(torn.parent)) == _by_key(done.records)
@@ -197,13 +198,14 @@ def test_an_agent_that_ends_its_process_fails_alone(
     assert "deadly" not in text
 
 
-def _children(pid: int) -> set[int]:
-    """Processes whose parent is `pid`."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        fields = _stat(int(stat.parent.name))
-        if fields is not None and int(fields[1]) == pid:
-            found.add(int(stat.parent.name))
+def _descendants(pid: int) -> set[int]:
+    """Processes that `pid` has started, and those that they have."""
+    fields = {int(stat.parent.name): _stat(int(stat.parent.name)) for stat in Path("/proc").glob("[0-9]*/stat")}
+    parents = {child: int(stat[1]) for child, stat in fields.items() if stat is not None}
+    found, last = set(), {pid}
+    while last:
+        last = {child for child, parent in parents.items() if parent in last}
+        found |= last
     return found
 
 
@@ -235,9 +237,10 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
     with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.DEVNULL) as process:
         try:
             both = _wait(lambda: len(list(tmp_path.glob("asleep-*"))) == 2 or process.poll() is not None)
-            children = _children(process.pid)
+            children = _descendants(process.pid)
             assert both
             assert {int(path.name.removeprefix("asleep-")) for path in tmp_path.glob("asleep-*")} <= children
+            assert len(children) >= 4  # two workers, and a process with an agent for each
             process.kill()
             process.wait()
             assert _wait(lambda: not any(map(_stat, children)), 30.0)
@@ -455,8 +458,8 @@ def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pyt
         other.kill()
     assert (tmp_path / "small" / "results.jsonl").read_bytes() == before
     assert evaluate.main(arguments) == 0  # the dead one's lock is gone with it
-    keys = json.loads((tmp_path / "small" / "cells.json").read_text())
-    assert set(keys) == {record["key"] for record in done.records if record["agent"] == "full"}
+    cells = files.unseal_line(results.CELLS, (tmp_path / "small" / "cells.json").read_bytes())
+    assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
 
 
 def test_an_agent_that_cannot_be_built_fails_alone(
@@ -542,6 +545,7 @@ def test_results_file_drops_what_it_cannot_read(tmp_path: Path):
     path.write_bytes(whole[:-1])  # only the end of the last line is missing
     assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 0)
     assert path.read_bytes() == whole
+    assert sorted(tmp_path.iterdir()) == [path]
     path.write_bytes(b'{"key": "c"\n' + whole + b'{"key": "d')
     assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 2)
     assert path.read_bytes() == whole

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prune_env import data
+from prune_env import data, files
 from tests import trees
 from train import pictures, plots, provenance, report, results, summary, table
 from train.episode import Run, play
@@ -103,9 +103,14 @@ def records() -> list[Record]:
 def write(folder: Path, some: Sequence[Record], *options: str) -> Page:
     """Write a results file, make the report on it, and read that."""
     folder.mkdir(exist_ok=True)
-    (folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in some))
+    results.write(folder / "results.jsonl", some)
     assert report.main([str(folder), *options]) == 0
     return Page((folder / "report.html").read_text())
+
+
+def plan(folder: Path, keys: Sequence[str], file: str = "") -> None:
+    """Write what was to be run, and the sweep file that said so."""
+    (folder / "cells.json").write_bytes(files.seal_line(results.CELLS, {"keys": keys, "file": file}))
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +212,8 @@ def test_strings_of_users_are_escaped(records: list[Record], tmp_path: Path):
     ]
     run = {"agent": HOSTILE, "task": hostile, "seed": 3, "settings": {"budget": 2.0}}
     failure = {"key": "a", "run": run, "error": "ValueError: <u>", "traceback": "File <string>\n<u>&lt;</pre>"}
-    (tmp_path / "failures.jsonl").write_text(json.dumps(failure) + "\n")
-    (tmp_path / "sweep.toml").write_text("# </pre><script>\n")
+    results.write(tmp_path / "failures.jsonl", [failure])
+    plan(tmp_path, [*(record["key"] for record in some), "a"], "# </pre><script>\n")
     page = write(tmp_path, some)
     assert not {"script", "b", "i", "u"} & {tag for tag, _ in page.tags}
     assert HOSTILE in [row[0] for row in page.rows]
@@ -342,7 +347,7 @@ def test_only_the_cells_of_the_last_plan_count(
         {"key": key, "run": {**older, "settings": {"budget": 2.0}}, "error": key, "traceback": ""}
         for key in ("failed-now", "failed-then")
     ]
-    (tmp_path / "failures.jsonl").write_text("".join(json.dumps(failure) + "\n" for failure in failures))
+    results.write(tmp_path / "failures.jsonl", failures)
 
     page = write(tmp_path, [*some, newer])
     assert ["ucb:keep=0.5", "50.50 [10.00, 91.00]"] in [row[:2] for row in page.rows]  # without a plan the last counts
@@ -350,7 +355,7 @@ def test_only_the_cells_of_the_last_plan_count(
     assert "2 failed runs" in page.text
 
     keys = [record["key"] for record in some]
-    (tmp_path / "cells.json").write_text(json.dumps([*keys, "failed-now", *map(str, range(1993))]))
+    plan(tmp_path, [*keys, "failed-now", *map(str, range(1993))])
     page = write(tmp_path, [newer, *some, newer])
     assert ["ucb:keep=0.5", "90.50 [90.00, 91.00]"] in [row[:2] for row in page.rows]
     assert "6 of 2,000 planned runs of 3 agents on clean" in page.text
@@ -358,17 +363,28 @@ def test_only_the_cells_of_the_last_plan_count(
     assert "1 failed run" in page.text
     assert "failed-then" not in page.text
 
-    (tmp_path / "cells.json").write_text(json.dumps(keys[::-1]))
+    plan(tmp_path, keys[::-1])
     page = write(tmp_path, [*some, newer])
     assert "6 runs of 3 agents on clean" in page.text
     assert "planned" not in page.text
 
-    for plan in ("[]", '["other"]', "{"):
-        (tmp_path / "cells.json").write_text(plan)
-        capsys.readouterr()
-        assert report.main([str(tmp_path)]) == 2
-        expected = "JSON|Expecting" if plan == "{" else "has no results of the plan"
-        assert re.fullmatch(rf"error: .*({expected}).*\n", capsys.readouterr().err)
+    for other in ([], ["other"]):
+        plan(tmp_path, other)
+        assert refusal(tmp_path, capsys).endswith("what train.sweep wrote?\n")
+    plan(tmp_path, keys, "agents = []\n")
+    whole = (tmp_path / "cells.json").read_bytes()
+    for damaged in (b"", b"{", b"[]\n", json.dumps(keys).encode(), whole[:-20], whole.replace(b"agents", b"agentz")):
+        (tmp_path / "cells.json").write_bytes(damaged)
+        assert "cells.json is damaged or of another format" in refusal(tmp_path, capsys)
+
+
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that says why there is no report on a folder."""
+    capsys.readouterr()
+    assert report.main([str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*\n", said)
+    return said
 
 
 FALLING = {  # full falls from 3 to 24 and the others do not

@@ -498,7 +498,7 @@ def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     status, counts = json.loads(output.splitlines()[-1])
     assert status == 0, error
     assert 0 < counts[1] <= counts[2] < len(CELLS)
-    assert "1 unreadable line(s) dropped" in error
+    assert "warning: 1 line(s) of killed/mine/results.jsonl are damaged or of another format" in error
     assert f"{len(CELLS)} runs, {counts[2]} of them done before" in error
     assert_same(home, "killed")
 

@@ -27,10 +27,11 @@ def read(path: Path, *, repair: bool = True) -> tuple[dict[str, Record], int]:
     parsed = [(line, _parse(line)) for line in lines if line]
     damaged = [line for line, record in parsed if record is None]
     text = b"".join(line + b"\n" for line, record in parsed if record is not None)
-    if repair and text != b"\n".join(lines):
+    if repair and damaged:
         aside = path.with_name(path.name + ".damaged")
         before = aside.read_bytes() if aside.exists() else b""
         files.replace(aside, before + b"".join(line + b"\n" for line in damaged))
+    if repair and text != b"\n".join(lines):
         files.replace(path, text)
     return {record["key"]: record for _, record in parsed if record is not None}, len(damaged)
 
