@@ -57,9 +57,13 @@ class Network:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; `load` notices every byte that changes."""
-        from safetensors.numpy import save
-
         from prune_env.files import replace
+
+        replace(path, self.content())
+
+    def content(self) -> bytes:
+        """The file that `save` writes."""
+        from safetensors.numpy import save
 
         tensors = {}
         for i, (weight, bias) in enumerate(self.layers):
@@ -68,7 +72,7 @@ class Network:
         tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}
         said = {"format": FORMAT, "hidden": self.hidden, "output": self.output, "card": json.dumps(self.card)}
         said |= {"inputs": json.dumps(encoding.SUMMARY), "outputs": json.dumps(encoding.RULE)}
-        replace(path, save(tensors, {**said, "sha256": _digest(said, tensors)}))
+        return save(tensors, {**said, "sha256": _digest(said, tensors)})
 
     @classmethod
     def load(cls, path: str | Path) -> Network:

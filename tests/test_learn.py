@@ -21,10 +21,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import agents
 from agents.learned import Learned, Network
+from prune_env import files
 from prune_env import tasks as distributions
 from prune_env.encoding import RULE, SUMMARY
+from prune_env.files import seal_line
+from prune_env.plain import pack, unpack
 from prune_env.tasks import Task, TaskDistribution
-from train import episode, learn, search
+from train import checkpoints, episode, learn, search
 from train.episode import Run
 from train.practice import FULL, draw_pairs, play
 from train.vec_env import SB3VecEnv
@@ -61,6 +64,8 @@ class Here(VecEnvWrapper):
         self.episodes = 0
 
     def reset(self):
+        self.venv.seed(self._seeds[0])
+        self._reset_seeds()
         return self.venv.reset()
 
     def step_wait(self):
@@ -112,7 +117,7 @@ def tiny(monkeypatch) -> TaskDistribution:
 
 def run(out: Path, algo: str, *more: str) -> int:
     arguments = ["--tasks", "tiny", "--algo", algo, "--minutes", "0.000001", "--members", "4", "--processes", "1"]
-    return learn.main([*arguments, "--pool", "4", "--evaluate-every", "0", "--out", str(out), *more])
+    return learn.main([*arguments, "--pool", "4", "--evaluate-every", "1", "--out", str(out), *more])
 
 
 def evaluations(folder: Path) -> list[dict]:
@@ -123,7 +128,7 @@ def validation_points(folder: Path, tasks: TaskDistribution, policy) -> float:
     """Of a policy, from the files alone."""
     pairs = [(task, seed) for task in tasks.validation for seed in learn.VALIDATION_SEEDS]
     full = play(pairs, FULL, tasks)
-    np.testing.assert_array_equal(full, json.loads((folder / "start.json").read_text())["full"])
+    np.testing.assert_array_equal(full, learn.read_start(folder / "start.json")["full"])
     return 100 * float(np.mean(play(pairs, policy, tasks) - full))
 
 
@@ -138,20 +143,20 @@ def summaries(count: int, seed: int = 0) -> NDArray[np.float32]:
 def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
     assert run(tmp_path, algo, "--steps", "100") == 0
     folder = tmp_path / f"tiny-{algo}-0"
-    files = {"start.json", "state.json", "checkpoint.pt", "evaluations.jsonl", "tensorboard", "model.zip"}
+    files = {"start.json", "checkpoints", "evaluations.jsonl", "tensorboard", "model.zip", ".lock"}
     files |= {"policy.safetensors"} if algo in MEMORYLESS else set()
     assert {path.name for path in folder.iterdir()} == files
     first = evaluations(folder)
     assert 100 <= first[-1]["steps"] < 104
     assert first[-1]["episodes"] > 10
-    assert json.loads((folder / "state.json").read_text()) == {n: v for n, v in first[-1].items() if n != "points"}
 
-    start = json.loads((folder / "start.json").read_text())
+    start = learn.read_start(folder / "start.json")
     assert len(start["rule"]) == R
     assert len(start["shift"]) == len(start["scale"]) == D
     assert start["searched"] == 12 * learn.GENERATIONS
     pairs = draw_pairs(tiny.training, 4, np.random.default_rng([0, 0]))
-    np.testing.assert_array_equal(start["baseline"], play(pairs, FULL, tiny))
+    two = [play(pairs, rules, tiny) for rules in (FULL, np.array(start["rule"]))]
+    np.testing.assert_array_equal(start["baseline"], np.mean(two, axis=0))
 
     kept = (folder / "start.json").read_bytes()
     Players.played.clear()
@@ -266,7 +271,91 @@ def test_it_goes_on_after_it_was_interrupted(planted, tmp_path, monkeypatch, cap
     assert run(tmp_path, "ppo", "--steps", "100") == 0
     assert [line["steps"] for line in evaluations(tmp_path / "tiny-ppo-0")] == [32, 64, 96, 100]
     np.testing.assert_array_equal(begun[0](summaries(9)), stopped(summaries(9)))
-    assert len(set(seeds)) == 2  # what was drawn is not drawn again
+    assert len(set(seeds)) == 5  # what was drawn is not drawn again: four stretches, and a look whether there is more
+
+
+class Killed(BaseException):
+    """Nothing of the program gets to handle it, as with a kill."""
+
+
+def killed_at(monkeypatch, place: str, count: int) -> None:
+    """Let the program end at the count-th call of a function, after it has done half of its work."""
+    calls, owner, name = (
+        [0],
+        *{
+            "step": (learn.Learning, "_on_step"),
+            "save": (files, "seal"),
+            "write": (learn.Learning, "_write"),
+            "prepare": (learn, "_moments"),
+        }[place],
+    )
+    original = getattr(owner, name)
+
+    def now(*arguments):
+        calls[0] += 1
+        if calls[0] == count:
+            if place == "save":
+                (Path(arguments[0]).parent / f".{Path(arguments[0]).name}.{'0' * 32}").write_bytes(b"a half")
+            raise Killed
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, name, now)
+
+
+@pytest.mark.parametrize("algo", TRAINED)
+def test_killed_anywhere_it_ends_as_if_it_had_not_been(algo, tiny, tmp_path, monkeypatch):
+    arguments = (algo, "--steps", "100", "--evaluate-every", "32")
+    assert run(tmp_path, *arguments, "--name", "whole") == 0
+    interruptions = 0
+    places = [("prepare", 1), ("step", 3), ("save", 1), ("step", 13), ("write", 1), ("save", 2), ("step", 2)]
+    for place, count in places:
+        with monkeypatch.context() as patch:
+            killed_at(patch, place, count)
+            try:
+                run(tmp_path, *arguments, "--name", "killed")
+            except Killed:
+                interruptions += 1
+    assert interruptions >= (4 if algo == "ars" else len(places))  # it has fewer evaluations
+    assert run(tmp_path, *arguments, "--name", "killed") == 0
+    whole, killed = (evaluations(tmp_path / name) for name in ("whole", "killed"))
+    for line in (*whole, *killed):
+        del line["seconds"]
+    assert killed == whole
+    for one, other in zip(models(tmp_path / "whole"), models(tmp_path / "killed"), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    if algo in MEMORYLESS:
+        one, other = (Network.load(tmp_path / name / "policy.safetensors") for name in ("whole", "killed"))
+        for ours, theirs in zip(one.layers, other.layers, strict=True):
+            np.testing.assert_array_equal(ours[0], theirs[0])
+            np.testing.assert_array_equal(ours[1], theirs[1])
+        card: Any = other.card
+        assert card["waste"]["interruptions"] <= interruptions
+        assert card["waste"]["steps"] > 0
+        assert one.card["waste"] == {"interruptions": 0, "steps": 0}  # pyright: ignore[reportIndexIssue]
+    assert not [path for path in (tmp_path / "killed").rglob(".*") if path.name != ".lock"]
+
+
+def models(folder: Path) -> list[Any]:
+    """Parameters and optimiser at the end, from the last checkpoint, and the steps they took."""
+    last = max((folder / "checkpoints").glob("0*"))
+    kept = unpack(files.unseal(last, checkpoints.KIND))
+    return [unpack(kept["model"])["parameters"], kept["state"]["steps"]]
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(tiny, tmp_path):
+    arguments = ("ppo", "--evaluate-every", "32")
+    assert run(tmp_path, *arguments, "--steps", "64") == 0
+    folder = tmp_path / "tiny-ppo-0"
+    whole = evaluations(folder)
+    last = max((folder / "checkpoints").glob("0*"))
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    with pytest.warns(UserWarning, match=str(last)):
+        assert run(tmp_path, *arguments, "--steps", "64") == 0
+    for line in (*whole, *(again := evaluations(folder))):
+        del line["seconds"]
+    assert again == whole
 
 
 @pytest.mark.parametrize(
@@ -305,7 +394,7 @@ def test_an_unknown_algorithm_is_refused(capsys):
 def test_a_folder_of_another_run_is_left_alone(tiny, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     of = {"tasks": "tiny", "algo": "ppo", "seed": 0, "pool": 4}
-    (tmp_path / "mine" / "start.json").write_text(json.dumps({"of": of}))
+    (tmp_path / "mine" / "start.json").write_bytes(seal_line(learn.START, {"of": of}))
     for more in (["--seed", "1"], ["--pool", "5"], ["--algo", "a2c"]):
         assert run(tmp_path, "ppo", "--name", "mine", *more) == 2
         error = capsys.readouterr().err
@@ -455,18 +544,21 @@ def test_numbers_at_their_bounds_are_exported_too():
 
 
 @pytest.mark.parametrize("algo", TRAINED)
-def test_a_checkpoint_holds_all_that_training_changes(algo, monkeypatch, tmp_path):
+def test_a_checkpoint_holds_all_that_training_changes(algo, monkeypatch):
     small(monkeypatch)
     model: Any = learn.build(algo, SB3VecEnv(Hidden(4)), begin(), 0)
     model.learn(200)
-    learn.save_checkpoint(model, tmp_path / "checkpoint.pt")
+    kept = pack(learn.model_state(model))
     other: Any = learn.build(algo, SB3VecEnv(Hidden(4)), begin(), 5)
-    learn.load_checkpoint(other, tmp_path / "checkpoint.pt", 200)
+    learn.load_model_state(other, unpack(kept), 200)
     torch.testing.assert_close(other.get_parameters(), model.get_parameters(), rtol=0, atol=0)
     assert other.num_timesteps == 200
     if algo == "sac":
         assert other.log_ent_coef.item() == model.log_ent_coef.item() != 0
-        assert other.learning_starts == 220
+        assert other.replay_buffer.size() == model.replay_buffer.size() > 0
+        for name in learn.BUFFER:
+            seen, kept_rows = (getattr(one.replay_buffer, name)[: model.replay_buffer.size()] for one in (model, other))
+            np.testing.assert_array_equal(seen, kept_rows)
     if algo == "ars":
         assert torch.equal(other.weights, model.weights)
     other.learn(100, reset_num_timesteps=False)

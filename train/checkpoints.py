@@ -18,6 +18,7 @@ from prune_env.plain import pack, unpack
 FOLDER = "checkpoints"  # in the folder of results
 KIND = "checkpoint 1"
 KEPT = 2  # generations: should the last be damaged there is one before
+ENDED = -1  # in place of the units
 JOURNAL = struct.Struct("<qqq")  # interruptions, units wasted before, most units that this attempt can have used
 
 
@@ -64,7 +65,7 @@ class Keeper:
             self.interruptions = 1
             if len(data) == JOURNAL.size + 4 and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"):
                 interruptions, wasted, most = JOURNAL.unpack(data[:-4])
-                self.interruptions, self.wasted = interruptions + 1, wasted + max(0, most - used)
+                self.interruptions, self.wasted = interruptions + (most != ENDED), wasted + max(0, most - used)
         self.note(used)
 
     def note(self, most: int) -> None:
@@ -90,6 +91,10 @@ class Keeper:
             return
         for old in self._paths()[KEPT:]:
             old.unlink()
+
+    def end(self) -> None:
+        """The run has ended by itself; should it go on after all, that is no interruption."""
+        self.note(ENDED)
 
     def close(self) -> None:
         """Let go of the journal; what is kept stays."""

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
@@ -36,9 +36,12 @@ from torch import nn
 from agents.learned import Network
 from prune_env import files
 from prune_env.encoding import RULE
+from prune_env.plain import pack, unpack
 from prune_env.tasks import TaskDistribution
-from train import provenance, search
+from train import checkpoints, provenance, search
+from train.checkpoints import Keeper
 from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
+from train.process import locked
 from train.shards import Shards
 from train.vec_env import SB3VecEnv
 
@@ -46,6 +49,7 @@ CLIP = 10.0  # points, see Practice
 VALIDATION_SEEDS = range(10_000, 10_003)  # of each validation task
 SEARCH_SHARE = 0.2  # of the time, for the best fixed rule
 GENERATIONS = 12  # of that search where --steps says how long to train
+START = "start 1"  # of start.json
 OF = ("tasks", "algo", "seed", "pool")  # arguments that cannot change when a run goes on
 PROBES = 64  # runs in which the scale of summaries is measured
 LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a policy has nowhere to go
@@ -67,9 +71,10 @@ class Arguments:
     """Train a policy over pruning decisions on a distribution of tasks; keep the one that is best on validation tasks.
 
     First the best fixed rule is searched, for a fifth of the time; the policy starts as that rule. An episode is
-    rewarded at its end, by its validation accuracy over that of full training on the same task and seed. Held-out
-    tasks are never touched. OUT/NAME gets policy.safetensors (for `--agents learned:PATH`), evaluations.jsonl,
-    TensorBoard's events, the algorithm's own model.zip, and what is needed to go on: the same command again does.
+    rewarded at its end, by its validation accuracy over that of full training and of that rule on the same task and
+    seed. Held-out tasks are never touched. OUT/NAME gets policy.safetensors (for `--agents learned:PATH`),
+    evaluations.jsonl, TensorBoard's events, the algorithm's own model.zip, and what is needed to go on: the same
+    command again does, from the last evaluation. With --steps a run that was killed ends as one that was not.
     """
 
     tasks: str = "digits"
@@ -83,11 +88,11 @@ class Arguments:
     members: int = 96
     """Students in training at once."""
     processes: int = min(96, os.cpu_count() or 1)
-    """Processes that they are spread over."""
+    """Processes that they are spread over; another number draws other episodes."""
     pool: int = 512
     """Pairs of training task and seed that episodes are drawn from."""
-    evaluate_every: float = 90.0
-    """Seconds between evaluations on validation tasks."""
+    evaluate_every: int = 49_152
+    """Steps between evaluations on validation tasks; each begins with new episodes."""
     seed: int = 0
     """Of everything that is drawn."""
     out: Path = Path("runs/learn")
@@ -105,7 +110,7 @@ class Start:
     searched: int  # episodes that it took
     shift: list[float]  # (D,) mean of summaries, and their deviation
     scale: list[float]
-    baseline: list[float]  # (P,) accuracy of full training on the pool
+    baseline: list[float]  # (P,) accuracy on the pool: the mean of full training's and the fixed rule's
     full: list[float]  # likewise on the validation pairs
     fixed: list[float]  # and that of the fixed rule
 
@@ -192,36 +197,42 @@ def _let_it_know(model: Any) -> None:
         model.weights = nn.utils.parameters_to_vector(model.policy.parameters()).detach()
 
 
-def save_checkpoint(model: BaseAlgorithm, path: Path) -> None:
-    """Write all that training changes, but for what SAC has seen."""
+BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")  # of SAC's memory
+
+
+def model_state(model: Any) -> dict[str, Any]:
+    """All that training changes, as plain values, arrays and tensors."""
     entropy = getattr(model, "log_ent_coef", None)  # of SAC, which get_parameters() leaves out
-    saved = {"parameters": model.get_parameters(), "entropy": None if entropy is None else entropy.detach()}
-    buffer = io.BytesIO()
-    torch.save(saved, buffer)
-    files.replace(path, buffer.getvalue())
+    told = {"parameters": model.get_parameters(), "entropy": None if entropy is None else entropy.detach()}
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is not None:
+        rows = buffer.size()
+        told["buffer"] = {name: getattr(buffer, name)[:rows] for name in BUFFER}
+        told |= {"pos": buffer.pos, "full": buffer.full}
+    return told
 
 
-def load_checkpoint(model: Any, path: Path, steps: int) -> None:
+def load_model_state(model: Any, told: dict[str, Any], steps: int) -> None:
     """Let a model from `build` go on after these steps."""
-    saved = torch.load(path, weights_only=True)
-    model.set_parameters(saved["parameters"], device="cpu")
+    model.set_parameters(told["parameters"], device="cpu")
     model.num_timesteps = steps
     _let_it_know(model)
-    if saved["entropy"] is not None:
-        model.log_ent_coef.data.copy_(saved["entropy"])
-        model.learning_starts += steps  # it has to see some steps again
+    if told["entropy"] is not None:
+        model.log_ent_coef.data.copy_(told["entropy"])
+    if "buffer" in told:
+        for name, rows in told["buffer"].items():
+            getattr(model.replay_buffer, name)[: len(rows)] = rows
+        model.replay_buffer.pos, model.replay_buffer.full = told["pos"], told["full"]
 
 
 class Over(Exception):
     """The end, for an algorithm that does not ask."""
 
 
-def practice(
-    tasks: TaskDistribution, members: int, pairs: list[Pair], baseline: list[float], seed: list[int]
-) -> VecEnv:
-    """The training environment of one process."""
+def practice(tasks: TaskDistribution, members: int, pairs: list[Pair], baseline: list[float]) -> VecEnv:
+    """The training environment of one process; the algorithm seeds it."""
     env = make_env(members, tasks)
-    return SB3VecEnv(Practice(env, pairs, np.array(baseline), np.random.default_rng(seed), CLIP))
+    return SB3VecEnv(Practice(env, pairs, np.array(baseline), np.random.default_rng(), CLIP))
 
 
 class Learning(BaseCallback):
@@ -233,60 +244,70 @@ class Learning(BaseCallback):
         self._pairs = draw_pairs(tasks.training, given.pool, np.random.default_rng([given.seed, 0]))
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         self._players = Players(tasks, given.processes)
-        self._episodes = 0  # of former sittings
-        self._state: dict[str, Any] = {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf}
-        self._begun = self._evaluated = time.perf_counter()
+        self._keeper = Keeper(folder / checkpoints.FOLDER)
+        self._kept: dict[str, Any] = {
+            "state": {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf},
+            "evaluations": [],
+            "files": {},  # content of those that hold the best policy, by name
+            "model": None,  # its state, packed
+        }
+        self._begun = time.perf_counter()
 
     @property
     def _seconds(self) -> float:
-        """At work so far, over all sittings."""
-        return self._state["seconds"] + time.perf_counter() - self._begun
+        """At work so far, over all sittings; what a kill undid is not counted."""
+        return self._kept["state"]["seconds"] + time.perf_counter() - self._begun
 
     def run(self) -> None:
         """Train until the time or the steps are over."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        at = self._folder / "state.json"
-        if at.exists():
-            self._state = json.loads(at.read_text())
-            self._episodes = self._state["episodes"]
-            self._console.print(f"going on after {self._seconds / 60:.1f} minutes")
-        with closing(self._players):
+        with closing(self._players), closing(self._keeper):
+            self._keeper.begin()
+            for kept in self._keeper.states():
+                self._kept = kept
+                self._write()
+                self._console.print(f"going on after {self._seconds / 60:.1f} minutes")
+                break
+            self._keeper.resume(self._kept["state"]["steps"])
             self._start = self._prepare()
             with closing(self._shards()) as self._env:
-                self._train()
+                self._former = self._kept["state"]["episodes"]
+                logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
+                while self._train(logger):
+                    pass
+            self._keeper.end()
 
     def _shards(self) -> Shards:
-        given, steps = self._given, self._state["steps"]
+        given = self._given
         sizes = [len(part) for part in np.array_split(np.arange(given.members), given.processes)]
-        return Shards(
-            [
-                partial(practice, self._tasks, size, self._pairs, self._start.baseline, [given.seed, 1, i, steps])
-                for i, size in enumerate(sizes)
-            ]
-        )
+        return Shards([partial(practice, self._tasks, size, self._pairs, self._start.baseline) for size in sizes])
 
-    def _train(self) -> None:
-        given, steps = self._given, self._state["steps"]
-        # neither noise nor pairs of a sitting are those of another
+    def _train(self, logger: Logger) -> bool:
+        """Train from one evaluation to the next; whether there is more to do.
+
+        Each begins as if the run had been stopped just before: with what was kept, new episodes and generators seeded
+        for it. So it makes no difference whether it was.
+        """
+        given, steps = self._given, self._kept["state"]["steps"]
         seed = int(np.random.default_rng([given.seed, 3, steps]).integers(2**31))
         model = build(given.algo, self._env, self._start, seed)
-        if steps:
-            load_checkpoint(model, self._folder / "checkpoint.pt", steps)
-        model.set_logger(configure(str(self._folder / "tensorboard"), ["tensorboard"]))
-        if not self._over(model.num_timesteps):
-            try:
-                model.learn(sys.maxsize, callback=self, reset_num_timesteps=False)
-            except Over:
+        if self._kept["model"] is not None:
+            load_model_state(model, unpack(self._kept["model"]), steps)
+        model.set_logger(logger)
+        self.init_callback(model)
+        if self._over(steps):
+            if not self._kept["evaluations"]:  # the time went before there was any to train
                 self._evaluate()
-        elif self._state["best"] == -math.inf:  # the time went before there was any to train
-            self.init_callback(model)
-            self._evaluate()
+            return False
+        with suppress(Over):
+            model.learn(given.evaluate_every, callback=self, reset_num_timesteps=False)
+        self._evaluate()
+        return True
 
     def _prepare(self) -> Start:
         """The baseline, the best fixed rule and the scale of summaries; from the folder if they are there."""
         at = self._folder / "start.json"
         if at.exists():
-            return Start(**json.loads(at.read_text()))
+            return Start(**read_start(at))
         given, players = self._given, self._players
         self._console.print(f"full training on {len(self._pairs)} pairs of task and seed, for comparison")
         baseline = players.play(self._pairs, FULL)
@@ -297,6 +318,7 @@ class Learning(BaseCallback):
 
         rng = np.random.default_rng([given.seed, 2])
         rule, searched = search.fixed_rule(players, self._tasks, rng, go_on)
+        baseline = (baseline + players.play(self._pairs, rule)) / 2
         full, fixed = (players.play(self._validation, rules) for rules in (FULL, rule))
         numbers = ", ".join(f"{name} {number:+.2f}" for name, number in zip(RULE, rule, strict=True))
         self._console.print(f"best fixed rule after {searched} episodes: {numbers}; {_over_full(fixed, full)}")
@@ -311,7 +333,7 @@ class Learning(BaseCallback):
             full=full.tolist(),
             fixed=fixed.tolist(),
         )
-        files.replace(at, json.dumps(asdict(start)).encode())
+        files.replace(at, files.seal_line(START, asdict(start)))
         return start
 
     def _over(self, steps: int) -> bool:
@@ -319,17 +341,11 @@ class Learning(BaseCallback):
         return steps >= given.steps if given.steps is not None else self._seconds >= 60.0 * (given.minutes or 0.0)
 
     def _on_step(self) -> bool:
+        self._keeper.note(self.num_timesteps)
         over = self._over(self.num_timesteps)
         if over and self._given.algo == "ars":  # it goes on whatever is returned
             raise Over
         return not over
-
-    def _on_rollout_end(self) -> None:
-        if time.perf_counter() - self._evaluated > self._given.evaluate_every:
-            self._evaluate()
-
-    def _on_training_end(self) -> None:
-        self._evaluate()
 
     def _evaluate(self) -> None:
         """Play the validation tasks; keep the policy if it is the best so far; save all that is needed to go on."""
@@ -339,19 +355,19 @@ class Learning(BaseCallback):
         else:
             accuracy = self._players.play(self._validation, network)
         points = 100.0 * float(np.mean(accuracy - np.array(self._start.full)))
-        state = self._state
-        episodes = self._episodes + self._env.episodes
-        state |= {"seconds": self._seconds, "steps": self.num_timesteps, "episodes": episodes}
-        self._begun = self._evaluated = time.perf_counter()
+        kept, seconds = self._kept, self._seconds
+        state = kept["state"]
+        state |= {"seconds": seconds, "steps": self.num_timesteps, "episodes": self._former + self._env.episodes}
+        self._begun = time.perf_counter()
         if points > state["best"]:
             state["best"] = points
-            self.model.save(self._folder / "model.zip")
+            kept["files"] = {"model.zip": _zipped(self.model)}
             if network is not None:
-                replace(network, card=self._card(accuracy)).save(self._folder / "policy.safetensors")
-        save_checkpoint(self.model, self._folder / "checkpoint.pt")
-        files.replace(self._folder / "state.json", json.dumps(state).encode())
-        with open(self._folder / "evaluations.jsonl", "a") as file:
-            file.write(json.dumps({**state, "points": points}) + "\n")
+                kept["files"]["policy.safetensors"] = replace(network, card=self._card(accuracy)).content()
+        kept["evaluations"].append({**state, "points": points})
+        kept["model"] = pack(model_state(self.model))
+        self._keeper.save(len(kept["evaluations"]), kept)
+        self._write()
         self.logger.record("validation/points_over_full", points)
         self.logger.dump(self.num_timesteps)
         minutes = None if self._given.steps is not None else self._given.minutes
@@ -361,12 +377,20 @@ class Learning(BaseCallback):
             f"{_over_full(accuracy, self._start.full)}, best {state['best']:+.2f}{left}"
         )
 
+    def _write(self) -> None:
+        """Put down what was kept, for others to read."""
+        for name, content in self._kept["files"].items():
+            files.replace(self._folder / name, content)
+        lines = "".join(json.dumps(line) + "\n" for line in self._kept["evaluations"])
+        files.replace(self._folder / "evaluations.jsonl", lines.encode())
+
     def _card(self, accuracy: NDArray) -> dict[str, Any]:
         """Where this policy comes from, and what it does on the validation tasks."""
         given = {name: value for name, value in asdict(self._given).items() if name not in ("out", "name")}
         return {
             "arguments": given,
-            "training": {**self._state, "searched": self._start.searched, "pool": len(self._pairs)},
+            "training": {**self._kept["state"], "searched": self._start.searched, "pool": len(self._pairs)},
+            "waste": {"interruptions": self._keeper.interruptions, "steps": self._keeper.wasted},
             "tasks": asdict(self._tasks),
             "validation": {
                 "pairs": len(self._validation),
@@ -387,6 +411,8 @@ def check(given: Arguments) -> TaskDistribution:
     tasks = TaskDistribution.named(given.tasks)
     if min(given.members, given.processes, given.pool) < 1 or given.members < given.processes:
         raise ValueError("--processes and --pool must be at least 1, and --members no fewer than --processes")
+    if given.evaluate_every < 1:
+        raise ValueError(f"--evaluate-every is {given.evaluate_every}; it must be at least 1 step")
     if given.minutes is None and given.steps is None:
         raise ValueError("--minutes or --steps must say how long to train")
     for name in ("minutes", "steps"):
@@ -396,10 +422,24 @@ def check(given: Arguments) -> TaskDistribution:
     if given.seed < 0:
         raise ValueError(f"--seed is {given.seed}; it must be 0 or more")
     at = folder_of(given) / "start.json"
-    if at.exists() and (of := json.loads(at.read_text())["of"]) != _of(given):
+    if at.exists() and (of := read_start(at)["of"]) != _of(given):
         said = " ".join(f"--{name} {value}" for name, value in of.items())
         raise ValueError(f"{at.parent} holds a run with {said}; go on with these, or choose another --name")
     return tasks
+
+
+def read_start(path: Path) -> dict[str, Any]:
+    """What `Start` was made of. Raises ValueError, naming the file, if it is damaged."""
+    try:
+        return files.unseal_line(START, path.read_bytes())
+    except files.DamagedFile as error:
+        raise ValueError(f"{path} is damaged, or of another format: {error}; remove it to begin anew") from error
+
+
+def _zipped(model: BaseAlgorithm) -> bytes:
+    buffer = io.BytesIO()
+    model.save(buffer)
+    return buffer.getvalue()
 
 
 def folder_of(given: Arguments) -> Path:
@@ -433,8 +473,18 @@ def main(args: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    folder = folder_of(given)
     try:
-        Learning(given, tasks, folder_of(given), Console()).run()
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            files.sweep(folder)
+            Learning(given, tasks, folder, Console()).run()
+    except BlockingIOError:
+        print(f"error: another program is at {folder}; wait for its end, or choose --name", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: cannot write to {folder}: {error}; what is there stays, and is gone on from", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last evaluation", file=sys.stderr)
         return 130

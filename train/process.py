@@ -1,4 +1,4 @@
-"""How this project's processes are started, and end with their parent."""
+"""How this project's processes are started, end with their parent, and keep out of each other's folders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads, or CUDA, can hang
 
@@ -24,3 +32,12 @@ def _follow_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)  # the parent was killed: nobody would ever read the results
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep others out of `folder`; raises BlockingIOError if one is in. The system unlocks when the process ends."""
+    with open(folder / ".lock", "ab") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

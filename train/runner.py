@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,13 +18,9 @@ from prune_env import files
 from train import checkpoints, provenance, results, workers
 from train.episode import Run
 from train.plan import Block, Place, Plan, make_plan
+from train.process import locked
 from train.results import Record
 from train.workers import Failure, Terms
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 @dataclass
@@ -109,15 +105,6 @@ def carry_out(
         print(f"error: {len(failures)} run(s) failed, of {failed}; tracebacks are in {path}", file=sys.stderr)
         return 1
     return 0
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder`; raises BlockingIOError if one is in. The system unlocks when the process ends."""
-    with open(folder / ".lock", "ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
 
 
 def _run_missing(
