@@ -224,7 +224,7 @@ def test_a_hostile_checkpoint(tmp_path, mark):
     contents = [*hostile_policies(mark), b'["array","|O",[1]]\n' + bytes(8), b'["pickle",3]\n' + objects, objects]
     for content in contents:
         files.seal(path, "checkpoint 1", content)
-        with pytest.raises(ValueError, match="not from pack|Expecting value|codec can't decode"):
+        with pytest.raises(ValueError, match=r"not from pack|Expecting value|codec can't decode"):
             plain.unpack(files.unseal(path, "checkpoint 1"))
         path.write_bytes(content)
         with pytest.raises(DamagedFile, match=f"{path} is damaged"):
