@@ -88,12 +88,12 @@ def test_the_sweep_is_of_the_held_out_tasks(name, tiny, tmp_path, capsys):
         given = dict(block.settings)
         rates = {budget: replace(task, budget=budget).settings()["lr"] for budget in tasks.budgets}
         assert given.pop("lr") == pytest.approx(rates)
-        apart = {"dataset", "root", "budget", "val_rest", "lr_factor"}
+        apart = {"dataset", "root", "budget", "lr_factor"}
         said = {name: value for name, value in asdict(task).items() if name not in apart and value is not None}
         assert given == said
 
 
-def test_its_plan_trains_on_them_with_the_usual_validation(tiny, tmp_path, capsys):
+def test_its_plan_trains_and_validates_on_them(tiny, tmp_path, capsys):
     blocks = blocks_of(tmp_path, capsys, "tiny", "--agents", "full", "random", "--seeds", "2")
     runs = make_plan(blocks, Place(None, False, "cpu")).runs.values()
     assert len(runs) == 3 * 3 * 2 * 2
@@ -109,9 +109,7 @@ def test_its_plan_trains_on_them_with_the_usual_validation(tiny, tmp_path, capsy
         assert asdict(env.recipe) == pytest.approx(asdict(meant.recipe))
         assert torch.equal(env.train_data.images, meant.train_data.images)
         assert torch.equal(env.train_data.labels, meant.train_data.labels)
-        plain = PruneEnv(**{**run.settings, "val_rest": False})
-        assert torch.equal(env.val_data.images, plain.val_data.images)
-        assert len(env.val_data) < len(meant.val_data)
+        assert torch.equal(env.val_data.images, meant.val_data.images)
 
 
 def test_seeds_are_twenty_and_images_of_folders_have_an_id(tmp_path, capsys, monkeypatch):

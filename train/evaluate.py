@@ -67,6 +67,8 @@ class Arguments(Running):
     """Share of the training samples that repeat others."""
     task_seed: int | None = None
     """Seed of the four above."""
+    val_rest: bool | None = None
+    """Let validation also have the samples that training leaves out."""
 
     image_size: int | None = None
     """Side, in pixels, that images are resized to, where the data set allows it."""

@@ -58,10 +58,7 @@ class Tasks:
 
 @dataclass
 class Sweep:
-    """Print the held-out tasks of a distribution as a sweep file.
-
-    Validation has its usual size there, whatever it had for training policies.
-    """
+    """Print the held-out tasks of a distribution as a sweep file."""
 
     name: tyro.conf.Positional[str]
     """Of the distribution."""

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -42,13 +43,13 @@ from train import checkpoints, provenance, search
 from train.checkpoints import Keeper
 from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
 from train.process import locked
-from train.shards import Shards
+from train.shards import Died, Shards
 from train.vec_env import SB3VecEnv
 
 CLIP = 10.0  # points, see Practice
-VALIDATION_SEEDS = range(10_000, 10_003)  # of each validation task
-SEARCH_SHARE = 0.2  # of the time, for the best fixed rule
-GENERATIONS = 12  # of that search where --steps says how long to train
+VALIDATION_SEEDS = range(10_000, 10_005)  # of each validation task
+GENERATIONS = 18  # of the search for the best fixed rule
+SEARCH_SHARE = 0.4  # of the time, after which that search ends at the latest
 START = "start 1"  # of start.json
 OF = ("tasks", "algo", "seed", "pool")  # arguments that cannot change when a run goes on
 PROBES = 64  # runs in which the scale of summaries is measured
@@ -70,7 +71,7 @@ ALGORITHMS: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # module, class
 class Arguments:
     """Train a policy over pruning decisions on a distribution of tasks; keep the one that is best on validation tasks.
 
-    First the best fixed rule is searched, for a fifth of the time; the policy starts as that rule. An episode is
+    First the best fixed rule is searched; the policy starts as that rule. An episode is
     rewarded at its end, by its validation accuracy over that of full training and of that rule on the same task and
     seed. Held-out tasks are never touched. OUT/NAME gets policy.safetensors (for `--agents learned:PATH`),
     evaluations.jsonl, TensorBoard's events, the algorithm's own model.zip, and what is needed to go on: the same
@@ -314,7 +315,7 @@ class Learning(BaseCallback):
         until = self._seconds + SEARCH_SHARE * 60.0 * (given.minutes or 0.0)
 
         def go_on(generations: int) -> bool:
-            return self._seconds < until if given.steps is None else generations < GENERATIONS
+            return generations < GENERATIONS and (given.steps is not None or self._seconds < until)
 
         rng = np.random.default_rng([given.seed, 2])
         rule, searched = search.fixed_rule(players, self._tasks, rng, go_on)
@@ -479,6 +480,9 @@ def main(args: list[str] | None = None) -> int:
         with locked(folder):
             files.sweep(folder)
             Learning(given, tasks, folder, Console()).run()
+    except (Died, BrokenProcessPool) as error:
+        print(f"error: {error}; the same command goes on from the last evaluation", file=sys.stderr)
+        return 1
     except BlockingIOError:
         print(f"error: another program is at {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ from prune_env.recipes import nearest
 from train.episode import Run
 
 # What a task may set of its environment; what is not set is left to it.
-TASK = ("image_size", "train_size", "label_noise", "imbalance", "duplicates", "task_seed")
+TASK = ("image_size", "train_size", "label_noise", "imbalance", "duplicates", "task_seed", "val_rest")
 TRAINING = (
     "batch_size",
     "lr",

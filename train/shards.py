@@ -14,6 +14,10 @@ from train.process import CONTEXT, start
 DIED = "a process of the training environment died: out of memory, or ended"
 
 
+class Died(RuntimeError):
+    """A process is gone."""
+
+
 class Shards(VecEnv):
     """Several vector environments of one kind as one, each in a process of its own and stepped at the same time.
 
@@ -49,13 +53,13 @@ class Shards(VecEnv):
         try:
             pipe.send((command, argument))
         except ConnectionError:
-            raise RuntimeError(DIED) from None
+            raise Died(DIED) from None
 
     def _receive(self, pipe: Connection) -> Any:
         try:
             answer = pipe.recv()
         except (EOFError, ConnectionError):
-            raise RuntimeError(DIED) from None
+            raise Died(DIED) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
