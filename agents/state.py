@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 PLAIN = (type(None), bool, int, float, str, bytes)
+FUNCTIONS = (FunctionType, BuiltinFunctionType, type, type(np.argsort))  # the last is numpy's own
+
+
+class _Bare:
+    """What has nothing but attributes: an object that is larger keeps something else where nobody sees it."""
 
 
 class Opaque(TypeError):
@@ -19,7 +25,8 @@ def capture(agent: Any) -> Any:
     """All that `agent` remembers: None, numbers, strings, arrays, and lists, tuples and dicts of these.
 
     That is what its attributes hold, and those of the objects in them, generators of numpy included; or, if it has
-    both `state_dict()` and `load_state_dict(state)`, what the first returns. A function remembers nothing.
+    both `state_dict()` and `load_state_dict(state)`, what the first returns. A function remembers nothing: what one
+    keeps in its module is not seen.
 
     Raises:
         Opaque: an attribute holds something else, such as a function with variables of its own, or two of them share
@@ -41,7 +48,7 @@ class _Capture:
     """One look at an agent; what was seen is kept, to notice what is shared."""
 
     def __init__(self):
-        self._seen: set[int] = set()
+        self._seen: dict[int, Any] = {}  # by id, which is taken by another once the thing is gone
         self._arrays: list[np.ndarray] = []
 
     def of(self, value: Any, where: str) -> Any:
@@ -50,13 +57,15 @@ class _Capture:
             return value
         if isinstance(value, np.generic):
             return np.asarray(value)
-        if isinstance(value, FunctionType | BuiltinFunctionType | type):
-            if getattr(value, "__closure__", None):
+        if isinstance(value, FUNCTIONS):
+            if _keeps(value):
                 raise Opaque(f"{where} is a function with variables of its own")
             return ["function", f"{value.__module__}.{value.__qualname__}"]
+        if kind is tuple:  # that it is in two places would not be noticed
+            return ["tuple", [self.of(one, f"{where}[{i}]") for i, one in enumerate(value)]]
         if id(value) in self._seen:
             raise Opaque(f"{where} is in two places")
-        self._seen.add(id(value))
+        self._seen[id(value)] = value
         if kind is np.ndarray:
             if value.dtype.hasobject:
                 raise Opaque(f"{where} is an array of objects")
@@ -64,8 +73,8 @@ class _Capture:
                 raise Opaque(f"{where} shares its memory with another array")
             self._arrays.append(value)
             return value.copy()
-        if kind in (list, tuple):
-            return [kind.__name__, [self.of(one, f"{where}[{i}]") for i, one in enumerate(value)]]
+        if kind is list:
+            return ["list", [self.of(one, f"{where}[{i}]") for i, one in enumerate(value)]]
         if kind is dict:
             return ["dict", {self._key(key, where): self.of(one, f"{where}[{key!r}]") for key, one in value.items()}]
         if isinstance(value, np.random.Generator):
@@ -74,7 +83,8 @@ class _Capture:
         methods = _methods(value)
         if methods:
             return ["told", name, self.of(methods[0](), f"{where}.state_dict()")]
-        if not hasattr(value, "__dict__") or isinstance(value, tuple | list | dict | set | np.ndarray):
+        bare = kind is SimpleNamespace or (hasattr(value, "__dict__") and kind.__basicsize__ == _Bare.__basicsize__)
+        if not bare or kind.__itemsize__ or isinstance(value, Enum):
             raise Opaque(f"{where} is a {name}")
         return ["object", name, {key: self.of(one, f"{where}.{key}") for key, one in vars(value).items()}]
 
@@ -83,6 +93,16 @@ class _Capture:
         if type(key) not in PLAIN:
             raise Opaque(f"{where} has the key {key!r}")
         return key
+
+
+def _keeps(function: Any) -> bool:
+    """Whether a function, or a class, could remember something itself."""
+    if isinstance(function, BuiltinFunctionType):
+        return not isinstance(function.__self__, ModuleType | None)  # it is the method of an object
+    if not isinstance(function, FunctionType):
+        return False
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    return bool(function.__closure__ or vars(function) or any(type(one) not in (*PLAIN, tuple) for one in defaults))
 
 
 def _methods(value: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:

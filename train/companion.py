@@ -5,6 +5,7 @@ What crosses the border are plain values and arrays, so nothing that an agent se
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import sys
@@ -13,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +26,12 @@ from agents import state, switches
 from agents.parts import Action, Observation
 from prune_env import selection
 from prune_env.plain import NotPlain, pack, unpack
-from train.process import CONTEXT, start
+from train.process import start
 
+METHODS = multiprocessing.get_all_start_methods()
+# forked from a process that has done nothing but import this: it takes milliseconds, and there is one for every run
+CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
+CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import again in every process
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 POLL = 0.25  # seconds between looks whether the process is alive
 GENERATORS = {
@@ -117,7 +123,7 @@ def _recall(agent: agents.Agent, rng: np.random.Generator, told: bytes) -> None:
 
 
 class Companion:
-    """A process that an agent lives in, run after run until one goes wrong; then there is another.
+    """Processes that agents live in, one for each run: what an agent does to its own does not reach the next.
 
     Args:
         timeout: seconds that an agent may take for one answer.
@@ -125,11 +131,13 @@ class Companion:
 
     def __init__(self, timeout: float):
         self._timeout = timeout
+        self._connection: Connection | None = None
         self.digest = ""
-        self._start()  # at once: it takes seconds, which whoever makes one has other work for
+        if CONTEXT.get_start_method() == "forkserver":
+            ensure_running()  # at once: its imports take seconds, which whoever makes one has other work for
 
     def begin(self, spec: str, seed: int, closed: Sequence[str]) -> None:
-        """Let an agent begin a run.
+        """Let an agent begin a run, in a process of its own.
 
         Args:
             spec: of the agent.
@@ -139,10 +147,12 @@ class Companion:
         Raises:
             AgentError: from here to the end, whatever the agent raises; AgentDied if its process is gone.
         """
-        if self._connection is None:
-            self._start()
-        if not self._ready:
-            self._ready = self._answer(None)
+        self.close()
+        self._connection, other = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(other,))
+        self._process.start()
+        other.close()  # the process has its own: once that is closed, reading here ends
+        self._answer(None)
         self.digest = self._ask("begin", spec, seed, list(closed))
 
     def act(self, observation: Observation) -> Action:
@@ -164,14 +174,6 @@ class Companion:
             self._process.join()
             self._connection.close()
             self._connection = None
-
-    def _start(self) -> None:
-        self._ready = False
-        self._connection: Connection | None
-        self._connection, other = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(other,))
-        self._process.start()
-        other.close()  # the process has its own: once that is closed, reading here ends
 
     def _ask(self, *message: Any) -> Any:
         assert self._connection is not None
@@ -198,9 +200,15 @@ class Companion:
             code = self._process.exitcode  # of a signal its negative number, None before our kill
             self.close()
             raise AgentDied("the agent's process died", "" if code is None else f"exit code {code}") from error
+        except ValueError as error:  # an agent can find the pipe, and write there
+            self.close()
+            raise AgentError(f"the agent's process sent what is no answer: {error}") from error
+        if not isinstance(answer, dict) or not answer.keys() & {"error", "value"}:
+            self.close()
+            raise AgentError("the agent's process sent what is no answer")
         if "error" in answer:
-            self.close()  # what else it has done there is unknown
-            raise AgentError(answer["error"], answer["traceback"])
+            self.close()
+            raise AgentError(str(answer["error"]), str(answer.get("traceback")))
         return answer["value"]
 
 
