@@ -25,6 +25,7 @@ ends with a whole line has fewer runs, which are done again.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -37,17 +38,23 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 
 from prune_env import select
+from train import evaluate as evaluating
+from train import report as reporting
+from train import workers as workers_of
+from train.checkpoints import Keeper, folder_of
+from train.episode import Run, play
 
 ROOT = Path(__file__).resolve().parents[1]
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
@@ -206,10 +213,11 @@ class Program:
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 AGENTS = ("random:keep=0.5", "ucb", "el2n", "same_amounts:ucb")
+DIED = ("process died", "no process could start")  # what a run says that has failed by a kill
 RUN = ("--checkpoint-seconds", "0", "--workers", "2", "--device", "cpu", "--name", "run")
 SWEEP = """
 agents = ["ucb", "same_amounts:loss_topk"]
-budgets = [3, 6]
+budgets = [10, 20]
 keep = [0.5]
 seeds = 1
 
@@ -245,7 +253,7 @@ def waste(folder: Path) -> tuple[int, float]:
 
 def evaluate(home: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "train.evaluate", "--agents", *AGENTS, "--seeds", "1", "--budget", "6"),
+        *(sys.executable, "-m", "train.evaluate", "--agents", *AGENTS, "--seeds", "1", "--budget", "30"),
         *("--train-size", "300", "--out", str(home), *RUN),
     ]
 
@@ -256,7 +264,8 @@ def sweep(home: Path) -> list[str]:
 
 
 def learn(home: Path) -> list[str]:
-    arguments = ["--tasks", "tiny", "--steps", "1500", "--members", "8", "--processes", "2", "--pool", "8"]
+    arguments = ["--tasks", "tiny", "--steps", "1200", "--evaluate-every", "250", "--pool", "8"]
+    arguments += ["--members", "8", "--processes", "2"]
     return [sys.executable, "-m", "tests.soak", "learn-tiny", *arguments, "--out", str(home), "--name", "run"]
 
 
@@ -288,7 +297,7 @@ def learn_tiny(arguments: Sequence[str]) -> int:
         "held_outs": 2,
     }
     search.CANDIDATES, search.ELITES, search.PAIRS = 6, 2, 2
-    program.PROBES, program.GENERATIONS = 8, 2
+    program.PROBES, program.GENERATIONS = 8, 1
     torch.set_num_threads(1)
     return program.main(list(arguments))
 
@@ -301,8 +310,8 @@ PROGRAMS = {
 
 
 def left(home: Path) -> set[str]:
-    """Files in a folder of results, but for TensorBoard's, whose names have a time and a process."""
-    names = (str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
+    """Files and folders in a folder of results, but for TensorBoard's, whose names have a time and a process."""
+    names = (str(path.relative_to(home)) for path in home.rglob("*"))
     return {name for name in names if "tensorboard" not in name and name != "log"}
 
 
@@ -426,10 +435,17 @@ def one_round(program: Program, home: Path, length: float, rng: random.Random, t
         if code == 0:
             return []
         # a run whose process is killed twice has failed, and is done again by the next start
-        text = (home / "log").read_text()
         idle += 1
-        if idle > 20 or "Traceback" in text.replace("traceback", ""):
-            return [f"the program ends with {code}; the last it said:\n{text[-3000:]}"]
+        others = [line for line in errors(home) if not any(died in line for died in DIED)]
+        if idle > 20 or others or program.outcome is learned:
+            text = (home / "log").read_text()
+            return [f"the program ends with {code}, {others}; the last it said:\n{text[-3000:]}"]
+
+
+def errors(home: Path) -> list[str]:
+    """Why runs have failed."""
+    path = home / "run" / "failures.jsonl"
+    return [json.loads(line)["error"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def differences(program: Program, home: Path, expected: Any, files: set[str]) -> list[str]:
@@ -526,35 +542,53 @@ def of_policy(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
     return lambda rng: path, attempt
 
 
-TINY = ("--agents", "full", "ucb", "--seeds", "2", "--budget", "1", "--train-size", "100", "--workers", "1")
+TINY = ("--agents", "full", "ucb", "--seeds", "2", "--budget", "1", "--train-size", "100")
+LONG = ("--agents", "ucb", "--seeds", "1", "--budget", "12", "--train-size", "1000", "--checkpoint-seconds", "0")
+COMMON = ("--workers", "1", "--device", "cpu", "--name", "run")
 
 
-def told(command: Sequence[str]) -> tuple[int, str]:
-    """Exit status of a program, and all that it said."""
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+def one_by_one(
+    runs: Mapping[str, Run], processes: int, terms: workers_of.Terms
+) -> Generator[dict[str, Any], None, None]:
+    """In place of a pool of processes, each of which would take seconds to start: the runs, in this process."""
+    assert terms.folder is not None
+    for key, run in runs.items():
+        yield play(run, run.make_env(), keeper=Keeper(folder_of(terms.folder, key), terms.checkpoint_seconds))
 
 
-def again(home: Path, command: Sequence[str], path: Path, expected: Any, files: set[str]) -> Verdict:
-    """Start a program once more after a file of its folder was damaged."""
-    code, said = told(command)
+def told(program: Callable[[list[str]], int], *arguments: str) -> tuple[int, str]:
+    """Exit status of a program, run in this process, and all that it said."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.setattr(workers_of, "outcomes", one_by_one)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            code = program(list(arguments))
+    return code, said.getvalue()
+
+
+def again(home: Path, path: Path, expected: Any, files: set[str], arguments: Sequence[str]) -> Verdict:
+    """Evaluate once more after a file of the folder was damaged."""
+    code, said = told(evaluating.main, *arguments)
+    said = said.replace("\n", "")  # lines are broken where a terminal ends
     if code:
         return Verdict(names(said, path), True, True, said)
     here = {name for name in left(home) if not name.endswith(".damaged")}
-    return Verdict(names(said, path), records(home) == expected and here == files, False, said)
+    same = records(home) == expected and here == files
+    return Verdict(names(said, path), same, False, f"{said} {sorted(here ^ files)}")
 
 
 def of_results(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
     """results.jsonl of runs that have ended."""
-    command = [sys.executable, "-m", "train.evaluate", *TINY, "--device", "cpu", "--name", "run", "--out", str(home)]
-    told(command)
+    arguments = [*TINY, *COMMON, "--out", str(home)]
+    told(evaluating.main, *arguments)
     expected, files = records(home), left(home)
     path = home / "run" / "results.jsonl"
     whole = path.read_bytes()
 
     def attempt(path: Path) -> Verdict:
         lines = path.read_bytes().splitlines(keepends=True)
-        verdict = again(home, command, path, expected, files)
+        verdict = again(home, path, expected, files, arguments)
         if whole.startswith(b"".join(lines)) and all(line.endswith(b"\n") for line in lines):
             verdict = Verdict(True, verdict.same, verdict.refused, verdict.said)  # correct, but shorter
         path.with_name(DAMAGED_ASIDE).unlink(missing_ok=True)
@@ -565,38 +599,33 @@ def of_results(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
 
 def of_cells(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
     """cells.json, which `train.report` reads and the next start of a program writes anew."""
-    command = [sys.executable, "-m", "train.evaluate", *TINY, "--device", "cpu", "--name", "run", "--out", str(home)]
-    told(command)
+    told(evaluating.main, *TINY, *COMMON, "--out", str(home))
     path = home / "run" / "cells.json"
 
     def attempt(path: Path) -> Verdict:
-        code, said = told([sys.executable, "-m", "train.report", str(path.parent)])
+        code, said = told(reporting.main, str(path.parent))
         return Verdict(names(said, path), code != 0, code != 0, said)
 
     return lambda rng: path, attempt
 
 
-def interrupted(home: Path) -> tuple[Path, list[str], Any, set[str]]:
-    """A folder of runs killed between two checkpoints, the command to go on, and what it comes to, kills apart."""
+def interrupted(home: Path) -> tuple[Path, Any, set[str]]:
+    """A folder of a run that was killed after some checkpoints, and what the run comes to."""
     calm, killed = home / "calm", home / "killed"
-    for folder in (calm, killed):
-        folder.mkdir()
-    arguments = ["--agents", "ucb", "--seeds", "1", "--budget", "12", "--train-size", "1000", "--workers", "1"]
-    arguments += ["--device", "cpu", "--checkpoint-seconds", "0", "--name", "run"]
-    command = [sys.executable, "-m", "train.evaluate", *arguments, "--out"]
-    told([*command, str(calm)])
-    while True:
-        program = subprocess.Popen([*command, str(killed)], cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
-        while program.poll() is None and len([path for path in saved(killed) if path.name != "journal"]) < 2:
-            time.sleep(0.001)
-        if program.poll() is None:
-            os.killpg(program.pid, signal.SIGKILL)
-            program.wait()
-            gone(program.pid, 10.0)
-            if saved(killed):
-                return killed, command, records(calm), left(calm)
-        shutil.rmtree(killed)
-        killed.mkdir()
+    told(evaluating.main, *LONG, *COMMON, "--out", str(calm))
+    command = [sys.executable, "-m", "train.evaluate", *LONG, *COMMON, "--out", str(killed)]
+    with open(os.devnull, "w") as nowhere:
+        program = subprocess.Popen(
+            command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stdout=nowhere, stderr=nowhere
+        )
+    while program.poll() is None and len(saved(killed)) < 3:  # two, and the journal
+        time.sleep(0.001)
+    if program.poll() is None:
+        os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
+    if not gone(program.pid, 20.0) or len(saved(killed)) < 3:
+        raise RuntimeError("the run ended before it could be killed")
+    return killed, records(calm), left(calm)
 
 
 def saved(home: Path) -> list[Path]:
@@ -605,8 +634,8 @@ def saved(home: Path) -> list[Path]:
 
 
 def of_checkpoints(home: Path, journal: bool = False) -> tuple[Callable[[random.Random], Path], Try]:
-    """What a run keeps to go on from."""
-    killed, command, expected, files = interrupted(home)
+    """What a run keeps to go on from; or the journal of what was lost, on which no number of a run rests."""
+    killed, expected, files = interrupted(home)
     template = home / "template"
     killed.rename(template)
 
@@ -618,7 +647,7 @@ def of_checkpoints(home: Path, journal: bool = False) -> tuple[Callable[[random.
 
     def attempt(path: Path) -> Verdict:
         newest = max(one for one in saved(killed) if one.name != "journal")
-        verdict = again(killed, [*command, str(killed)], path, expected, files)
+        verdict = again(killed, path, expected, files, [*LONG, *COMMON, "--out", str(killed)])
         if path != newest and not journal:  # an older one is not read while the newest is whole
             verdict = Verdict(True, verdict.same, verdict.refused, verdict.said)
         return verdict
@@ -643,6 +672,7 @@ def flips(given: argparse.Namespace) -> list[str]:
     for kind in given.kinds or KINDS:
         rng, verdicts = random.Random(given.seed), []
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+            torch.set_num_threads(1)
             choose, attempt = KINDS[kind](Path(folder))
             for _ in range(given.count):
                 path = choose(rng)
