@@ -1,5 +1,6 @@
 """Downloads from a server on loopback, and what becomes of their archives."""
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -18,6 +19,7 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from prune_env.data import load, load_test
+from prune_env.datasets import cifar as cifar_source
 from prune_env.datasets import download as downloads
 from prune_env.datasets import read, tiny_imagenet
 from prune_env.datasets.download import alone, download, untar, unzip
@@ -541,6 +543,30 @@ def test_without_locks_it_works_and_removes_nothing(tmp_path, monkeypatch, datas
     (tmp_path / "root" / archive).write_bytes(content)
     assert_holds(name, tmp_path / "root", splits, fetch=True)
     assert (tmp_path / "root" / f".{folder}.unpacking-of another").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*is not the right file")
+def test_without_locks_two_processes_cost_time_and_never_leave_a_part_of_it(tmp_path, sleeping, dataset, monkeypatch):
+    name, splits, *_ = dataset
+    monkeypatch.setattr(downloads, "fcntl", None)
+    root = tmp_path / "root"
+    ids = [processes.fork(lambda: load(name, root=root, download=True), tmp_path / str(one)) for one in range(3)]
+    sleeping.thread.start()
+    for one, pid in enumerate(ids):
+        told = "" if processes.wait(pid) == 0 else (tmp_path / str(one)).read_text()
+        assert not told or "Error: " in told or "DamagedFile: " in told
+    with contextlib.suppress(FileNotFoundError, DamagedFile):
+        assert_holds(name, root, splits)
+    with contextlib.suppress(DamagedFile):  # of the pieces of two
+        load(name, root=root, download=True)
+    assert_holds(name, root, splits, fetch=True)
+
+
+def test_who_has_waited_does_not_unpack_again(tmp_path, monkeypatch):
+    looks = iter([False, True])  # before the lock and behind it
+    monkeypatch.setattr(cifar_source, "_whole", lambda *_: next(looks))
+    cifar_source.fetch(CIFAR10, tmp_path)
+    assert os.listdir(tmp_path) == [f".{CIFAR10.base_folder}.lock"]
 
 
 def test_a_lock_is_for_one_folder(tmp_path):
