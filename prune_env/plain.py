@@ -82,9 +82,11 @@ def _encode(value: Any, where: str, buffers: list[bytes | memoryview]) -> Any:
 
 def _decode(node: Any, numbers: memoryview, at: int) -> tuple[Any, int]:
     """The value of a node of JSON, and where the bytes that follow its own begin."""
-    if not isinstance(node, list | dict):
+    if isinstance(node, dict):
+        raise ValueError("these bytes are not from pack: there is an object")
+    if not isinstance(node, list):
         return node, at
-    kind, what, *shape = node if isinstance(node, list) else ("object", node)
+    kind, what, *shape = node
     if kind in ("list", "tuple"):
         values = []
         for one in what:

@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,9 +27,9 @@ from prune_env import selection
 from prune_env.plain import NotPlain, pack, unpack
 from train.process import start
 
-METHODS = multiprocessing.get_all_start_methods()
-# forked from a process that has done nothing but import this: it takes milliseconds, and there is one for every run
-CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
+# Forked from a process that has done nothing but import this: it takes milliseconds, so there is one for every run.
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessing.get_context("spawn")
 CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import again in every process
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 POLL = 0.25  # seconds between looks whether the process is alive
@@ -133,7 +132,9 @@ class Companion:
         self._timeout = timeout
         self._connection: Connection | None = None
         self.digest = ""
-        if CONTEXT.get_start_method() == "forkserver":
+        if FORKS:
+            from multiprocessing.forkserver import ensure_running
+
             ensure_running()  # at once: its imports take seconds, which whoever makes one has other work for
 
     def begin(self, spec: str, seed: int, closed: Sequence[str]) -> None:
