@@ -203,6 +203,7 @@ class Program:
     command: Callable[[Path], list[str]]  # with its results in a folder of this one
     outcome: Callable[[Path], Any]  # of a folder, compared with ==
     loose: tuple[str, ...] = ()  # names of files that may be there or not
+    part: float = 0.3  # of its time, in which it is killed
 
     def start(self, home: Path) -> subprocess.Popen[bytes]:
         with open(home / "log", "ab") as log:
@@ -213,7 +214,8 @@ class Program:
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 AGENTS = ("random:keep=0.5", "ucb", "el2n", "same_amounts:ucb")
-DIED = ("process died", "no process could start")  # what a run says that has failed by a kill
+# what is said of a run, or of learning, that has failed by a kill
+DIED = ("process died", "no process could start", "process of the training environment died", "terminated abruptly")
 RUN = ("--checkpoint-seconds", "0", "--workers", "2", "--device", "cpu", "--name", "run")
 SWEEP = """
 agents = ["ucb", "same_amounts:loss_topk"]
@@ -264,8 +266,8 @@ def sweep(home: Path) -> list[str]:
 
 
 def learn(home: Path) -> list[str]:
-    arguments = ["--tasks", "tiny", "--steps", "1200", "--evaluate-every", "250", "--pool", "8"]
-    arguments += ["--members", "8", "--processes", "2"]
+    arguments = ["--tasks", "tiny", "--steps", "600", "--evaluate-every", "128", "--pool", "8"]
+    arguments += ["--members", "4", "--processes", "2"]
     return [sys.executable, "-m", "tests.soak", "learn-tiny", *arguments, "--out", str(home), "--name", "run"]
 
 
@@ -305,7 +307,7 @@ def learn_tiny(arguments: Sequence[str]) -> int:
 PROGRAMS = {
     "evaluate": Program(evaluate, records, (DAMAGED_ASIDE,)),
     "sweep": Program(sweep, records, (DAMAGED_ASIDE,)),
-    "learn": Program(learn, learned),
+    "learn": Program(learn, learned, part=0.4),
 }
 
 
@@ -421,8 +423,8 @@ def one_round(program: Program, home: Path, length: float, rng: random.Random, t
             if sum(tally.kills.values()) >= count or starts > 60:
                 process.wait()
                 break
-            # of half the time that all takes: there is less left to do at each start
-            how = kill(process, home, time.monotonic() + rng.uniform(0.0, length / 2), rng)
+            # of a part of the time that all takes: there is less left to do at each start
+            how = kill(process, home, time.monotonic() + rng.uniform(0.0, program.part * length), rng)
             if how:
                 tally.kills[how] += 1
         code = process.returncode
@@ -437,8 +439,8 @@ def one_round(program: Program, home: Path, length: float, rng: random.Random, t
         # a run whose process is killed twice has failed, and is done again by the next start
         idle += 1
         others = [line for line in errors(home) if not any(died in line for died in DIED)]
-        if idle > 20 or others or program.outcome is learned:
-            text = (home / "log").read_text()
+        text = (home / "log").read_text()
+        if idle > 20 or others or not any(died in text[-3000:] for died in (*DIED, "run(s) failed")):
             return [f"the program ends with {code}, {others}; the last it said:\n{text[-3000:]}"]
 
 
@@ -655,12 +657,37 @@ def of_checkpoints(home: Path, journal: bool = False) -> tuple[Callable[[random.
     return choose, attempt
 
 
+def of_learning(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
+    """What `train.learn` keeps to go on from; its students are in this process."""
+    from tests.test_learn import Here, Players
+    from train import learn as learning
+
+    learning.Shards, learning.Players, Players.played = Here, Players, []  # pyright: ignore
+    arguments = ["--tasks", "tiny", "--steps", "300", "--evaluate-every", "100", "--pool", "4", "--members", "4"]
+    arguments += ["--processes", "1", "--out", str(home), "--name", "run"]
+    told(learn_tiny, *arguments)
+    expected, template = learned(home), home / "template"
+    shutil.copytree(home / "run", template)
+
+    def choose(rng: random.Random) -> Path:
+        shutil.rmtree(home / "run")
+        shutil.copytree(template, home / "run")
+        return rng.choice([max((home / "run" / "checkpoints").glob("0*")), home / "run" / "start.json"])
+
+    def attempt(path: Path) -> Verdict:
+        code, said = told(learn_tiny, *arguments)
+        return Verdict(names(said, path), code != 0 or learned(home) == expected, code != 0, said)
+
+    return choose, attempt
+
+
 KINDS: dict[str, Callable[[Path], tuple[Callable[[random.Random], Path], Try]]] = {
     "cache": of_cache,
     "policy": of_policy,
     "results": of_results,
     "cells": of_cells,
     "checkpoint": of_checkpoints,
+    "learning": of_learning,
     "journal": lambda home: of_checkpoints(home, journal=True),
 }
 
