@@ -347,11 +347,12 @@ def records_of(folder: Path) -> list[dict]:
 
 
 def numbers(record: dict) -> dict:
-    """A record but for seconds, the time, the command and the state of the checkout, which others may edit."""
+    """A record but for seconds, the time, the command, the state of the checkout, which others may edit, and kills."""
     results = {name: value for name, value in record["results"].items() if name != "seconds"}
-    varies = ("time", "command", "commit", "dirty")
+    varies = ("time", "command", "commit", "dirty", "waste")
     provenance = {name: value for name, value in record["provenance"].items() if name not in varies}
-    return {**record, "results": results, "provenance": provenance}
+    rest = {name: value for name, value in record.items() if "sha256" not in name}  # the digest of the line
+    return {**rest, "results": results, "provenance": provenance}
 
 
 def cell(record: dict) -> tuple:
