@@ -53,7 +53,7 @@ class Keeper:
         for path in self._paths():
             try:
                 yield unpack(files.unseal(path, KIND))
-            except (files.DamagedFile, OSError) as error:
+            except (ValueError, OSError) as error:  # damaged, of another format, or not packed by this version
                 warnings.warn(f"a checkpoint is passed over: {error}", stacklevel=2)
 
     def resume(self, used: int) -> None:
