@@ -232,7 +232,7 @@ DIED = ("process died", "no process could start", "process of the training envir
 RUN = ("--checkpoint-seconds", "0", "--workers", "2", "--device", "cpu", "--name", "run")
 SWEEP = """
 agents = ["ucb", "same_amounts:loss_topk"]
-budgets = [10, 20]
+budgets = [40, 80]
 keep = [0.5]
 seeds = 1
 
@@ -268,7 +268,7 @@ def waste(folder: Path) -> tuple[int, float]:
 
 def evaluate(home: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "train.evaluate", "--agents", *AGENTS, "--seeds", "1", "--budget", "30"),
+        *(sys.executable, "-m", "train.evaluate", "--agents", *AGENTS, "--seeds", "1", "--budget", "120"),
         *("--train-size", "300", "--out", str(home), *RUN),
     ]
 
