@@ -66,6 +66,9 @@ class Keeper:
             if len(data) == JOURNAL.size + 4 and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"):
                 interruptions, wasted, most = JOURNAL.unpack(data[:-4])
                 self.interruptions, self.wasted = interruptions + (most != ENDED), wasted + max(0, most - used)
+            else:
+                lost = f"{self._journal.name} is damaged: what former attempts have wasted is not known"
+                warnings.warn(lost, stacklevel=2)
         self.note(used)
 
     def note(self, most: int) -> None:
