@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+MUTABLE = (list, dict, set, bytearray, np.ndarray)
 PLAIN = (type(None), bool, int, float, str, bytes)
 FUNCTIONS = (FunctionType, BuiltinFunctionType, type, type(np.argsort))  # the last is numpy's own
 
@@ -56,7 +57,7 @@ class _Capture:
         if kind in PLAIN:
             return value
         if isinstance(value, np.generic):
-            return np.asarray(value)
+            return ["scalar", np.asarray(value)]
         if isinstance(value, FUNCTIONS):
             if _keeps(value):
                 raise Opaque(f"{where} is a function with variables of its own")
@@ -69,6 +70,8 @@ class _Capture:
         if kind is np.ndarray:
             if value.dtype.hasobject:
                 raise Opaque(f"{where} is an array of objects")
+            if not value.flags.c_contiguous:
+                raise Opaque(f"{where} is an array whose numbers do not lie in their order")
             if any(np.may_share_memory(value, other) for other in self._arrays):
                 raise Opaque(f"{where} shares its memory with another array")
             self._arrays.append(value)
@@ -78,6 +81,8 @@ class _Capture:
         if kind is dict:
             return ["dict", {self._key(key, where): self.of(one, f"{where}[{key!r}]") for key, one in value.items()}]
         if isinstance(value, np.random.Generator):
+            if getattr(value.bit_generator.seed_seq, "n_children_spawned", 0):
+                raise Opaque(f"{where} is a generator that has spawned others")
             return ["generator", self.of(value.bit_generator.state, where)]
         name = f"{kind.__module__}.{kind.__qualname__}"
         methods = _methods(value)
@@ -86,6 +91,12 @@ class _Capture:
         bare = kind is SimpleNamespace or (hasattr(value, "__dict__") and kind.__basicsize__ == _Bare.__basicsize__)
         if not bare or kind.__itemsize__ or isinstance(value, Enum):
             raise Opaque(f"{where} is a {name}")
+        for shared in kind.__mro__[:-1]:
+            for key, one in vars(shared).items():
+                if isinstance(one, MUTABLE) and not key.startswith("__"):
+                    raise Opaque(
+                        f"{where} could remember something in {shared.__qualname__}.{key}, which its class has"
+                    )
         return ["object", name, {key: self.of(one, f"{where}.{key}") for key, one in vars(value).items()}]
 
     @staticmethod
@@ -118,6 +129,8 @@ def _restored(old: Any, state: Any, where: str) -> Any:
     if not isinstance(state, list):
         return state
     kind, *rest = state
+    if kind == "scalar":
+        return rest[0][()]
     if kind in ("list", "tuple"):
         before = old if isinstance(old, list | tuple) else ()
         values = [

@@ -6,7 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -149,8 +149,9 @@ def _written_beside(path: Path) -> Iterator[IO[bytes]]:
 def _sync(folder: Path) -> None:
     """Let the names in `folder` outlast a power cut, where folders can be opened."""
     if os.name == "posix":
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+        with suppress(OSError):  # some file systems cannot, and the file is in its place already
+            opened = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(opened)
+            finally:
+                os.close(opened)

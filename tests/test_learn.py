@@ -302,7 +302,9 @@ def killed_at(monkeypatch, place: str, count: int) -> None:
     monkeypatch.setattr(owner, name, now)
 
 
-@pytest.mark.parametrize("algo", TRAINED)
+@pytest.mark.parametrize(
+    "algo", [algo if algo in ("ppo", "sac") else pytest.param(algo, marks=pytest.mark.slow) for algo in TRAINED]
+)
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(algo, tiny, tmp_path, monkeypatch):
     arguments = (algo, "--steps", "100", "--evaluate-every", "32")
     assert run(tmp_path, *arguments, "--name", "whole") == 0

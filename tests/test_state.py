@@ -364,3 +364,39 @@ def test_other_functions_and_objects_are_refused():
     ):
         with pytest.raises(Opaque, match="when the agent is new"):
             restore(other, state)
+
+
+class Scalars:
+    """Remembers scalars of numpy as they come out of its arithmetic."""
+
+    def __init__(self):
+        self.arm, self.mean = np.int64(0), np.float32(0.0)
+
+
+def test_scalars_of_numpy_stay_scalars():
+    one, other = Scalars(), Scalars()
+    one.arm, one.mean = np.int64(2), np.float32(0.1)
+    restore(other, unpack(pack(capture(one))))
+    assert {2: "a"}[other.arm] == "a"
+    assert type(other.mean) is np.float32
+    assert type(other.mean + np.float64(1)) is type(one.mean + np.float64(1))
+    assert other.mean == one.mean
+
+
+class Shared:
+    seen: list[int] = []  # noqa: RUF012
+
+
+@pytest.mark.parametrize("what", ["spawned", "of the class", "transposed"])
+def test_memory_that_would_come_back_another_is_refused(what: str):
+    agent: Any = Scalars()
+    if what == "spawned":
+        agent.arm = np.random.default_rng(0)
+        capture(agent)
+        agent.arm.spawn(1)
+    elif what == "of the class":
+        agent = Shared()
+    else:
+        agent.arm = np.ones((2, 3)).T
+    with pytest.raises(Opaque):
+        capture(agent)

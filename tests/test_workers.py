@@ -199,6 +199,7 @@ def test_an_agent_finds_no_student_and_what_it_patches_decides_nothing(home: Pat
     }
 
 
+@pytest.mark.slow
 def test_an_agent_that_hangs_fails_alone(home: Path):
     start = time.monotonic()
     records, failures = _sorted_out(_runs("slow", "full", "clings", "never_built"), agent_timeout=3.0)

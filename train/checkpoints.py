@@ -75,8 +75,9 @@ class Keeper:
         """The step that begins now ends at no more than this many units. A kill loses nothing of what is noted."""
         if self._journal is not None:
             data = JOURNAL.pack(self.interruptions, self.wasted, most)
-            self._journal.seek(0)
-            self._journal.write(data + zlib.crc32(data).to_bytes(4, "little"))
+            with suppress(OSError):  # a full disk costs what is told of waste, and no run
+                self._journal.seek(0)
+                self._journal.write(data + zlib.crc32(data).to_bytes(4, "little"))
 
     def due(self) -> bool:
         """Whether it is time for the next checkpoint."""
@@ -92,8 +93,11 @@ class Keeper:
         except OSError as error:
             warnings.warn(f"no checkpoint: cannot write {path}: {error}", stacklevel=2)
             return
-        for old in self._paths()[KEPT:]:
-            old.unlink()
+        paths = self._paths()
+        later = [one for one in paths if one > path]  # damaged, or this would not be done again
+        for old in [*later, *[one for one in paths if one <= path][KEPT:]]:
+            with suppress(OSError):
+                old.unlink()
 
     def end(self) -> None:
         """The run has ended by itself; should it go on after all, that is no interruption."""

@@ -9,8 +9,10 @@ import multiprocessing
 import os
 import random
 import sys
+import threading
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -24,7 +26,7 @@ import agents
 from agents import state, switches
 from agents.parts import Action, Observation
 from prune_env import selection
-from prune_env.plain import NotPlain, pack, unpack
+from prune_env.plain import pack, unpack
 from train.process import start
 
 # Forked from a process that has done nothing but import this: it takes milliseconds, so there is one for every run.
@@ -32,6 +34,7 @@ FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessing.get_context("spawn")
 CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import again in every process
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
+GRACE = 1.0  # seconds more, where the process has begun to answer in time
 POLL = 0.25  # seconds between looks whether the process is alive
 GENERATORS = {
     "random": random.getstate,
@@ -83,6 +86,7 @@ class Seat:
 
     def __init__(self, spec: str, seed: int):
         self._spec = spec
+        self._told = False  # that its memory cannot be told
         self._agent = self._make()
         self._rng = np.random.default_rng([seed, AGENT_STREAM])
         self.digest = agents.source_digest(spec)
@@ -108,7 +112,11 @@ class Seat:
             twin, rng = self._make(), np.random.default_rng()
             _recall(twin, rng, told)
             return told if pack([state.capture(twin), state.capture(rng)]) == told else None
-        except (state.Opaque, NotPlain):
+        except Exception as error:  # of the agent's own code too: it can do without, and the run goes on
+            if not self._told:
+                self._told = True
+                why = f"{type(error).__name__}: {error}"
+                warnings.warn(f"no checkpoints of runs with agent {self._spec!r}: {why}", stacklevel=2)
             return None
 
     def recall(self, memory: bytes) -> None:
@@ -178,9 +186,16 @@ class Companion:
 
     def _ask(self, *message: Any) -> Any:
         assert self._connection is not None
-        with suppress(OSError):  # it is gone, as waiting for the answer finds
-            self._connection.send_bytes(pack(list(message)))
-        return self._answer(self._timeout)
+        # sending and receiving wait for ever if the process does not go on, and only its end frees them
+        late = threading.Timer(self._timeout + GRACE, self._process.kill)
+        late.daemon = True
+        late.start()
+        try:
+            with suppress(OSError):  # it is gone, as waiting for the answer finds
+                self._connection.send_bytes(pack(list(message)))
+            return self._answer(self._timeout)
+        finally:
+            late.cancel()
 
     def _answer(self, timeout: float | None) -> Any:
         """What the process says. Raises AgentError, and ends it, if it is an error, or nothing in time."""
@@ -223,8 +238,9 @@ def closed_to_agents(files: Sequence[Path]) -> list[str]:
     from prune_env.datasets import cache
 
     folders = {path.parent for path in files if not path.is_dir()}
+    archives = {path for folder in folders for kind in ("*.tar.gz", "*.zip") for path in folder.parent.glob(kind)}
     embedded = Path(datasets.__file__).with_name("digits.npz")
-    return sorted({os.path.realpath(path) for path in (*folders, embedded, cache.folder())})
+    return sorted({os.path.realpath(path) for path in (*folders, *archives, embedded, cache.folder())})
 
 
 def _serve(connection: Connection) -> None:
@@ -233,9 +249,9 @@ def _serve(connection: Connection) -> None:
     closed: set[str] = set()
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and closed and isinstance(arguments[0], str | bytes):
+        if event == "open" and closed and isinstance(arguments[0], str | bytes | os.PathLike):
             path = os.path.realpath(os.fsdecode(arguments[0]))
-            if path in closed or os.path.dirname(path) in closed:
+            if any(path == one or path.startswith(one + os.sep) for one in closed):
                 raise PermissionError(f"an agent must not open {path}: it decides by what it observes")
 
     sys.addaudithook(watch)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -94,7 +95,11 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
     nonfinite = 0
     keeper.begin()
     for kept in keeper.states():
-        observation = plain.load_state_dict(kept["env"])
+        try:
+            observation = plain.load_state_dict(kept["env"])
+        except (ValueError, KeyError) as error:
+            warnings.warn(f"a checkpoint of another run is passed over: {error}", stacklevel=2)
+            continue
         state.restore(diary, kept["diary"])
         curve, seconds, nonfinite = kept["curve"], kept["seconds"], kept["nonfinite"]
         player.recall(kept["memory"])

@@ -115,7 +115,10 @@ class Compare:
         for folder in self.folders:
             if not (folder / "results.jsonl").exists():
                 raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
-            every += results.read(folder / "results.jsonl", repair=False)[0].values()
+            found, damaged = results.read(folder / "results.jsonl", repair=False)
+            if damaged:
+                print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
+            every += found.values()
         records = [record for record in summary.latest(every) if self.where in record["task"]]
         if self.agent not in {record["agent"] for record in records}:
             raise ValueError(f"{', '.join(map(str, self.folders))} have no runs of {self.agent!r} on such tasks")

@@ -42,7 +42,7 @@ from prune_env.tasks import TaskDistribution
 from train import checkpoints, provenance, search
 from train.checkpoints import Keeper
 from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
-from train.process import locked
+from train.process import Taken, locked
 from train.shards import Died, Shards
 from train.vec_env import SB3VecEnv
 
@@ -342,7 +342,7 @@ class Learning(BaseCallback):
         return steps >= given.steps if given.steps is not None else self._seconds >= 60.0 * (given.minutes or 0.0)
 
     def _on_step(self) -> bool:
-        self._keeper.note(self.num_timesteps)
+        self._keeper.note(self.num_timesteps + self._env.num_envs)  # the step that follows
         over = self._over(self.num_timesteps)
         if over and self._given.algo == "ars":  # it goes on whatever is returned
             raise Over
@@ -434,7 +434,9 @@ def read_start(path: Path) -> dict[str, Any]:
     try:
         return files.unseal_line(START, path.read_bytes())
     except files.DamagedFile as error:
-        raise ValueError(f"{path} is damaged, or of another format: {error}; remove it to begin anew") from error
+        raise ValueError(
+            f"{path} is damaged, or of another format: {error}; remove the folder to begin anew"
+        ) from error
 
 
 def _zipped(model: BaseAlgorithm) -> bytes:
@@ -483,7 +485,7 @@ def main(args: list[str] | None = None) -> int:
     except (Died, BrokenProcessPool) as error:
         print(f"error: {error}; the same command goes on from the last evaluation", file=sys.stderr)
         return 1
-    except BlockingIOError:
+    except Taken:
         print(f"error: another program is at {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2
     except OSError as error:

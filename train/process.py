@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -34,10 +35,23 @@ def _follow_parent() -> None:
     os._exit(1)  # the parent was killed: nobody would ever read the results
 
 
+class Taken(Exception):
+    """A folder that another program is writing to."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder`; raises BlockingIOError if one is in. The system unlocks when the process ends."""
+    """Keep others out of `folder`; raises Taken if one is in. The system unlocks when the process ends.
+
+    Where there are no locks, on Windows and on some file systems, nobody is kept out.
+    """
     with open(folder / ".lock", "ab") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Taken(f"another program is writing to {folder}") from error
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
         yield

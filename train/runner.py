@@ -18,7 +18,7 @@ from prune_env import files
 from train import checkpoints, provenance, results, workers
 from train.episode import Run
 from train.plan import Block, Place, Plan, make_plan
-from train.process import locked
+from train.process import Taken, locked
 from train.results import Record
 from train.workers import Failure, Terms
 
@@ -88,7 +88,7 @@ def carry_out(
             records, failures = _run_missing(plan, folder, running, command, console)
         if records:
             report(folder, records)
-    except BlockingIOError:
+    except Taken:
         print(f"error: another program is writing to {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2
     except OSError as error:
@@ -145,12 +145,14 @@ def _run_missing(
                     results.append(failed, failure)
                     bar.advance(outcome.run, f"failed: {outcome.error}")
                     failures.append(outcome)
+                    if outcome.final:
+                        checkpoints.forget(folder, outcome.key)
                 else:
                     outcome["provenance"] |= code
                     results.append(path, outcome)
                     done[outcome["key"]] = outcome
+                    checkpoints.forget(folder, outcome["key"])
                     bar.advance(missing[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
-                checkpoints.forget(folder, outcome.key if isinstance(outcome, Failure) else outcome["key"])
     return [done[key] for key in plan.runs if key in done], failures
 
 

@@ -6,6 +6,7 @@ process has a second one, where the agent lives: see `train.companion`.
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections import deque
@@ -46,6 +47,7 @@ class Failure:
     run: Run
     error: str  # one line: type and message of what was raised, or what became of the process
     traceback: str
+    final: bool = False  # it is the agent's: going on from a checkpoint would end there again
 
 
 def outcomes(runs: Mapping[str, Run], workers: int, terms: Terms) -> Generator[Record | Failure, None, None]:
@@ -177,14 +179,15 @@ def attempt(key: str, run: Run, companion: Companion, terms: Terms) -> Record | 
     folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
     try:
         env, closed = _env_for(run)
-        companion.begin(run.agent, run.seed, closed)
+        results = [] if terms.folder is None else [os.path.realpath(terms.folder)]
+        companion.begin(run.agent, run.seed, [*closed, *results])
         record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
         if record["key"] != key:
             raise RuntimeError("the agent's code or the data changed while the evaluation ran")
     except AgentDied as error:
         return Failure(key, run, DIED, error.traceback)
     except AgentError as error:
-        return Failure(key, run, str(error), error.traceback)
+        return Failure(key, run, str(error), error.traceback, final=True)
     except BaseException as error:
         return Failure(key, run, line_of(error), traceback.format_exc())
     return record

@@ -93,7 +93,7 @@ def download(url: str, path: Path, md5: str) -> None:
             "means: download=True takes it from there"
         ) from error
     finally:
-        if not part.stat().st_size:
+        if part.exists() and not part.stat().st_size:
             part.unlink()
     if wrong := _unlike(part, md5):
         part.unlink()
