@@ -377,7 +377,8 @@ def test_scalars_of_numpy_stay_scalars():
     one, other = Scalars(), Scalars()
     one.arm, one.mean = np.int64(2), np.float32(0.1)
     restore(other, unpack(pack(capture(one))))
-    assert {2: "a"}[other.arm] == "a"
+    names: dict[Any, str] = {2: "a"}
+    assert names[other.arm] == "a"
     assert type(other.mean) is np.float32
     assert type(other.mean + np.float64(1)) is type(one.mean + np.float64(1))
     assert other.mean == one.mean
