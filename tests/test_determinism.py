@@ -227,6 +227,7 @@ def test_a_forked_child_goes_on_with_the_numbers_of_its_parent():
     same(_in_child("fork", _go_on, env, 2), _go_on(env, 2))
 
 
+@pytest.mark.slow
 def test_a_spawned_child_has_the_numbers_of_its_parent():
     same(_in_child("spawn", _from_the_start), digits())
 

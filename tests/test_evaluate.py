@@ -178,6 +178,7 @@ def test_failing_agents_fail_alone_and_edited_ones_run_again(
     assert before["moody:raises"]["key"] not in keys
 
 
+@pytest.mark.slow
 def test_an_agent_that_ends_its_process_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -462,6 +463,7 @@ def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pyt
     assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
 
 
+@pytest.mark.slow
 def test_an_agent_that_cannot_be_built_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -139,7 +139,10 @@ def summaries(count: int, seed: int = 0) -> NDArray[np.float32]:
 # The program
 
 
-@pytest.mark.parametrize("algo", TRAINED)
+@pytest.mark.parametrize(
+    "algo",
+    [pytest.param(algo, marks=pytest.mark.slow) if algo in ("a2c", "sac", "ars") else algo for algo in TRAINED],
+)
 def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
     assert run(tmp_path, algo, "--steps", "100") == 0
     folder = tmp_path / f"tiny-{algo}-0"
@@ -303,7 +306,7 @@ def killed_at(monkeypatch, place: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "algo", [algo if algo in ("ppo", "sac") else pytest.param(algo, marks=pytest.mark.slow) for algo in TRAINED]
+    "algo", [algo if algo == "ppo" else pytest.param(algo, marks=pytest.mark.slow) for algo in TRAINED]
 )
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(algo, tiny, tmp_path, monkeypatch):
     arguments = (algo, "--steps", "100", "--evaluate-every", "32")
@@ -344,6 +347,7 @@ def models(folder: Path) -> list[Any]:
     return [unpack(kept["model"])["parameters"], kept["state"]["steps"]]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_by_name(tiny, tmp_path):
     arguments = ("ppo", "--evaluate-every", "32")
     assert run(tmp_path, *arguments, "--steps", "64") == 0

@@ -284,6 +284,7 @@ def test_the_rate_ends_at_zero_where_scoring_leaves_less_than_a_batch(scored, en
     assert (result.lr == 0.0) == ends
 
 
+@pytest.mark.slow
 def test_what_is_scored_in_a_cut_step_is_a_uniformly_random_part():
     runs, asked, fits = 400, 12, 5
     counts, pairs = np.zeros(24), 0

@@ -447,6 +447,7 @@ def test_progress_tells_the_time_left_where_there_is_no_terminal(done: subproces
     assert max(left) > 0
 
 
+@pytest.mark.slow
 def test_agents_that_fail_cost_their_own_cells_only(
     home: Path,
     done: subprocess.CompletedProcess[str],
