@@ -430,7 +430,7 @@ def test_the_command_with_processes_of_its_own(tmp_path, monkeypatch):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "best fixed rule after 144 episodes" in done.stdout
+    assert f"best fixed rule after {12 * learn.GENERATIONS} episodes" in done.stdout
     folder = tmp_path / "tiny-ppo-0"
     assert [line["steps"] for line in evaluations(folder)] == [102]
     settings = {"train_size": 60, "budget": 1.0, "model": "mlp:4"}
