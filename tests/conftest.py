@@ -28,3 +28,12 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def repository() -> Path:
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def one_thread():
+    """As in a worker process, and back, whatever a test sets in between."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

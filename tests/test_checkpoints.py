@@ -5,14 +5,13 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
 
 from prune_env import PruneEnv, files, select
 from prune_env.plain import pack, unpack
@@ -24,16 +23,9 @@ from train.checkpoints import KIND, Keeper, folder_of
 from train.episode import Run, play
 from train.results import Record
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 HALF = "random:keep=0.5"  # costs 0.5 a step
 SETTINGS = {"train_size": 100, "budget": 4.0, "device": "cpu", "model": "mlp:8", "batch_size": 25}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # The state of an environment

@@ -66,14 +66,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     return Done(home, out / "small", arguments, ended.stdout, _records(out / "small"))
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 

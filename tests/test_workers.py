@@ -4,12 +4,11 @@ import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-import torch
 
 from prune_env import data
 from tests.processes import until
@@ -18,6 +17,7 @@ from train.episode import Run, play
 from train.results import Record
 from train.workers import Failure, Terms, outcomes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SETTINGS = {"train_size": 100, "budget": 2.0, "device": "cpu"}
 HEAD = """
 import os, signal, time
@@ -106,14 +106,6 @@ def agent(observation, rng):
     return full(observation, rng)
 """,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class Keeper:
 
     def __init__(self, folder: Path | None = None, every: float = 0.0):
         self._folder, self._every = folder, every
-        self._saved = time.monotonic()
+        self._asked = time.monotonic()
         self.interruptions = 0
         self.wasted = 0  # units of the ledger, charged in attempts that were killed and done again
         self._journal: BinaryIO | None = None
@@ -80,13 +80,16 @@ class Keeper:
                 self._journal.write(data + zlib.crc32(data).to_bytes(4, "little"))
 
     def due(self) -> bool:
-        """Whether it is time for the next checkpoint."""
-        return self._folder is not None and time.monotonic() - self._saved >= self._every
+        """Whether it is time for the next checkpoint; then the time runs anew, whatever comes of this one."""
+        now = time.monotonic()
+        if self._folder is None or now - self._asked < self._every:
+            return False
+        self._asked = now
+        return True
 
     def save(self, step: int, state: Any) -> None:
         """Keep this state, plain values and tensors, and the one before; where the disk is full, a warning."""
         assert self._folder is not None
-        self._saved = time.monotonic()
         path = self._folder / f"{step:09d}"
         try:
             files.seal(path, KIND, pack(state))

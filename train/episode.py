@@ -8,6 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any, cast
 
 import gymnasium as gym
@@ -79,7 +80,8 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
         run: what to do.
         env: where.
         player: the run's agent; by default it lives in this process.
-        keeper: of what the run needs to go on after a kill; it goes on from what is there. By default nothing is kept.
+        keeper: of what the run needs to go on after a kill; it goes on from what is there. It is closed
+            at the end. By default nothing is kept.
 
     Returns:
         The record: plain numbers, strings, lists and dicts. Accuracies and shares lie in [0, 1], `spent` is in
@@ -93,46 +95,46 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
     curve: dict[str, list[float]] = {name: [] for name in CURVE}
     seconds = {"select": 0.0, "total": 0.0}
     nonfinite = 0
-    keeper.begin()
-    for kept in keeper.states():
-        try:
-            observation = plain.load_state_dict(kept["env"])
-        except (ValueError, KeyError) as error:
-            warnings.warn(f"a checkpoint of another run is passed over: {error}", stacklevel=2)
-            continue
-        state.restore(diary, kept["diary"])
-        curve, seconds, nonfinite = kept["curve"], kept["seconds"], kept["nonfinite"]
-        player.recall(kept["memory"])
-        break
-    keeper.resume(_ledger(plain).used)
-    start = time.perf_counter() - seconds["total"]
-    terminated = False
-    while not terminated:
-        difficulty, share = observation["loss_mean"].copy(), float(observation["spent"][0])
-        before = time.perf_counter()
-        action = player.act(observation)
-        seconds["select"] += time.perf_counter() - before
-        keeper.note(_most(_ledger(plain), action))
-        observation, reward, terminated, _, info = env.step(action)
-        diary.record(difficulty, share, np.asarray(action["weight"]) > 0)
-        nonfinite += info["nonfinite"]
-        point = {**info, "spent": info["total_spent"], "reward": reward}
-        for name, values in curve.items():
-            values.append(float(f"{point[name]:.6g}"))
-        if keeper.due() and not terminated and (memory := player.memory()) is not None:
-            seconds["total"] = time.perf_counter() - start
-            keeper.save(
-                len(curve["spent"]),
-                {
-                    "env": plain.state_dict(),
-                    "diary": state.capture(diary),
-                    "curve": curve,
-                    "seconds": seconds,
-                    "nonfinite": nonfinite,
-                    "memory": memory,
-                },
-            )
-    keeper.close()
+    with closing(keeper):
+        keeper.begin()
+        for kept in keeper.states():
+            try:
+                observation = plain.load_state_dict(kept["env"])
+            except (ValueError, KeyError) as error:
+                warnings.warn(f"a checkpoint of another run is passed over: {error}", stacklevel=2)
+                continue
+            state.restore(diary, kept["diary"])
+            curve, seconds, nonfinite = kept["curve"], kept["seconds"], kept["nonfinite"]
+            player.recall(kept["memory"])
+            break
+        keeper.resume(_ledger(plain).used)
+        start = time.perf_counter() - seconds["total"]
+        terminated = False
+        while not terminated:
+            difficulty, share = observation["loss_mean"].copy(), float(observation["spent"][0])
+            before = time.perf_counter()
+            action = player.act(observation)
+            seconds["select"] += time.perf_counter() - before
+            keeper.note(_most(_ledger(plain), action))
+            observation, reward, terminated, _, info = env.step(action)
+            diary.record(difficulty, share, np.asarray(action["weight"]) > 0)
+            nonfinite += info["nonfinite"]
+            point = {**info, "spent": info["total_spent"], "reward": reward}
+            for name, values in curve.items():
+                values.append(float(f"{point[name]:.6g}"))
+            if keeper.due() and not terminated and (memory := player.memory()) is not None:
+                seconds["total"] = time.perf_counter() - start
+                keeper.save(
+                    len(curve["spent"]),
+                    {
+                        "env": plain.state_dict(),
+                        "diary": state.capture(diary),
+                        "curve": curve,
+                        "seconds": seconds,
+                        "nonfinite": nonfinite,
+                        "memory": memory,
+                    },
+                )
     seconds["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
