@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -40,6 +41,15 @@ class Data:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (k, C, H, W) uint8 and labels (k,) int64 of the samples `indices` (k,) int64."""
         return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+
+    def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """One `batch` for each of `parts`, indices (k,) int64, in their order."""
+        return map(self.batch, parts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches are."""
+        return self.labels.device
 
     @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -90,7 +91,7 @@ class Trainer:
         self.val_data = val
         self.recipe = recipe
         self.seed = seed
-        self.device = train.images.device
+        self.device = train.device
         self.batch_size = min(recipe.batch_size, n)
         self.ledger = Ledger(n, budget)
         self.ledger.require_batch(self.batch_size)
@@ -264,8 +265,8 @@ class Trainer:
     def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Samples (B,), their logits (B, C) and labels (B,): in evaluation mode, without augmentation."""
         self.model.eval()
-        for rows in indices.split(EVALUATION_BATCH):
-            images, labels = data.batch(rows)
+        parts = indices.split(EVALUATION_BATCH)
+        for rows, (images, labels) in zip(parts, data.batches(parts), strict=True):
             yield rows, self._forward(self._normalize(images)), labels
 
     def sizes(self, k: int) -> list[int]:
@@ -293,13 +294,10 @@ class Trainer:
 
         Small images are fetched for several batches at a time: it is the calls that cost, not the work.
         """
-        several = max(1, FETCHED_PIXELS // (self.batch_size * self.train_data.images[0].numel()))
-        start = 0
-        for i in range(0, len(sizes), several):
-            group = sizes[i : i + several]
-            rows = indices[start : start + sum(group)]
-            start += len(rows)
-            images, labels = self.train_data.batch(rows)
+        several = max(1, FETCHED_PIXELS // (self.batch_size * math.prod(self.train_data.images.shape[1:])))
+        groups = [sizes[i : i + several] for i in range(0, len(sizes), several)]
+        parts = indices.split([sum(group) for group in groups])
+        for group, rows, (images, labels) in zip(groups, parts, self.train_data.batches(parts), strict=True):
             images = self._normalize(images)
             if self.train_data.augment:
                 images = augment.crop_flip(images, self.augmentation, rows, self.stats.visits(rows))

@@ -55,7 +55,7 @@ def bare_epoch(env: PruneEnv, model: torch.nn.Module, optimizer: torch.optim.Opt
     """
     trainer, data, val = env.trainer, env.train_data, env.val_data
     assert trainer is not None
-    device = data.images.device
+    device = data.device
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(device)
     visits = torch.full((trainer.batch_size,), seed, device=device)
 

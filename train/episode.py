@@ -51,7 +51,7 @@ class Run:
             # where the data lies says nothing about a result: the digests stand for it
             "settings": {name: value for name, value in self.settings.items() if name != "root"},
             "recipe": dataclasses.asdict(plain.recipe),
-            "device": plain.train_data.images.device.type,
+            "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
         }
 

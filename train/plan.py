@@ -91,7 +91,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
                 for seed in range(block.seeds):
                     run = Run(block.env, settings, agent, seed, block.task)
                     runs.setdefault(run.key(env), run)
-            device = cast(PruneEnv, env.unwrapped).train_data.images.device.type
+            device = cast(PruneEnv, env.unwrapped).train_data.device.type
             env.close()
     return Plan(runs, 1 if device == "cuda" else _cores())
 
