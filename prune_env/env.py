@@ -96,8 +96,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     - `train_size`, `label_noise`, `imbalance`, `duplicates`, `task_seed`: make another task of the data; see
       `prune_env.data.load`. Validation and test stay as they are, unless `val_rest` adds to validation what training
       does without.
-    - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`: see
-      `prune_env.recipes.Recipe`.
+    - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`,
+      `compile`: see `prune_env.recipes.Recipe`.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
 
@@ -131,6 +131,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         label_smoothing: float = 0.0,
         ema: float = 0.8,
         precision: str = "auto",
+        compile: str = "off",
         device: str = "auto",
         render_mode: str | None = None,
     ):
@@ -155,6 +156,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             label_smoothing=label_smoothing,
             ema=ema,
             precision=precision,
+            compile=compile,
             **chosen,
         )
         target = _device(device)
@@ -180,7 +182,9 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
-        models.check(model, channels, size, len(train.classes))  # what does not fit raises now, not at reset
+        network = models.check(model, channels, size, len(train.classes))  # what does not fit raises now, not at reset
+        if compile != "off" and models.is_random(network):  # compiled code would draw from the global generator
+            raise ValueError(f"compile is {compile!r}; {model!r} draws random numbers (dropout) and needs 'off'")
         self.action_space = actions(n)
         self.observation_space = observations(n, len(train.classes), self.budget)
 

@@ -68,14 +68,15 @@ def build(name: str, channels: int, size: int, classes: int, seed: int) -> nn.Mo
     raise ValueError(f"model {name!r} is not known; there are {', '.join(NAMES)}")
 
 
-def check(name: str, channels: int, size: int, classes: int) -> None:
-    """Raises ValueError unless there is such a network and it takes such images; arguments as for `build`."""
+def check(name: str, channels: int, size: int, classes: int) -> nn.Module:
+    """One such network, see `build`. Raises ValueError unless there is one and it takes such images."""
     model = build(name, channels, size, classes, seed=0).eval()
     try:
         with torch.no_grad():
             model(torch.zeros(2, channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"model {name!r} does not take images of {size} pixels (image_size): {error}") from error
+    return model
 
 
 def _widths(name: str, text: str, default: tuple[int, ...], count: int | None = None) -> tuple[int, ...]:

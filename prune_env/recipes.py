@@ -29,6 +29,8 @@ class Recipe:
         ema: weight of the newest loss in the running mean and variance, in (0, 1].
         precision: `float32`, `bfloat16` (autocast) or `auto`: bfloat16 for convolutional students where the
             device computes in it.
+        compile: `off`; `step`, forward, loss and backward of full batches compiled by torch; or `graphs`, that replayed
+            as CUDA graphs, where there is CUDA. Rounding differs. Not for networks with dropout.
 
     Raises:
         TypeError, ValueError: a value of another type, or out of its range.
@@ -43,6 +45,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema: float = 0.8
     precision: str = "auto"
+    compile: str = "off"
 
     def __post_init__(self):
         text("model", self.model)
@@ -59,6 +62,8 @@ class Recipe:
             raise ValueError(f"ema is {self.ema}; the weight of the newest loss must lie in (0, 1]")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        if self.compile not in COMPILE:
+            raise ValueError(f"compile is {self.compile!r}; it must be one of {', '.join(COMPILE)}")
 
     def rate(self, progress: float) -> float:
         """Learning rate at `progress`, the fraction of the budget that is spent, in [0, 1]."""
@@ -68,6 +73,7 @@ class Recipe:
 
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+COMPILE = ("off", "step", "graphs")
 
 
 def tuned(dataset: str, model: str, budget: float, label_noise: float = 0.0) -> dict:

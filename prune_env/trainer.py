@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import repeat
@@ -13,10 +13,11 @@ from itertools import repeat
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from prune_env import augment, models
+from prune_env import augment, models, ranks
 from prune_env.compute import SCORE_COST, TRAIN_COST, Ledger, Stopwatch
 from prune_env.data import Data
 from prune_env.recipes import Recipe
@@ -73,6 +74,8 @@ class Evaluation:
 class Trainer:
     """Trains one student on the subsets it is given until the budget is spent.
 
+    In a torch.distributed job each rank has one, and they take every step together: see `prune_env.ranks`.
+
     Args:
         train: training part, resident on the device.
         val: validation part, likewise.
@@ -96,6 +99,7 @@ class Trainer:
         self.ledger = Ledger(n, budget)
         self.ledger.require_batch(self.batch_size)
         self.stats = Stats(n, classes, recipe.ema, self.device)
+        self.ranks = ranks.here()
         self.step = 0
         self.batches = 0
         self.train_accuracy = 0.0
@@ -105,7 +109,8 @@ class Trainer:
             recipe.precision == "auto" and models.is_convolutional(model) and _has_bf16(self.device)
         )
         self.format = torch.channels_last if models.is_convolutional(model) else torch.contiguous_format
-        self.model = model.to(self.device).to(memory_format=self.format)
+        self.model = self.ranks.synchronised(model).to(self.device).to(memory_format=self.format)
+        self.parallel = self.ranks.parallel(self.model)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=recipe.lr,
@@ -116,17 +121,28 @@ class Trainer:
         )
         self.masks: torch.Generator | None = None  # of dropout, in networks that have it
         if models.is_random(self.model):
-            self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
+            self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS) + self.ranks.rank)
         mean, std = train.moments
-        norms = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
         self.augmentation = self._seed(_AUGMENTATION)
+        passes = self._clean, self._mixed
+        self._passes = passes, self._compiled(passes)  # in any case, and of a full batch
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
 
         self.val_accuracy = self.evaluate(val).accuracy
 
     def _seed(self, purpose: int) -> int:
         return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
+
+    def _compiled(self, passes: tuple[Callable, Callable]) -> tuple[Callable, Callable]:
+        if self.recipe.compile == "off":
+            return passes
+        if self.ranks.size > 1:
+            raise ValueError(f"compile is {self.recipe.compile!r}; a student on several devices needs 'off'")
+        mode = "reduce-overhead" if self.recipe.compile == "graphs" else None
+        clean, mixed = (torch.compile(one, dynamic=False, mode=mode) for one in passes)
+        return clean, mixed
 
     def select(self, action: Action) -> Selection:
         """The rows a checked action keeps, and those it scores, in this step's order."""
@@ -146,7 +162,7 @@ class Trainer:
         watch.mark()
         validation = self._evaluate(self.val_data)
         watch.mark()
-        counted = torch.cat([training, scoring, validation]).tolist()
+        counted = torch.cat([self.ranks.sum(torch.cat([training, scoring])), validation]).tolist()
         return self.conclude(plan, counted, watch.stretches())
 
     def plan(self, selection: Selection) -> Plan:
@@ -212,43 +228,65 @@ class Trainer:
 
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, plan: Plan) -> Tensor:
-        """One pass over what was chosen; (3,) int64 counts of rows as `stats.enter` tells them, on the device."""
-        selection = plan.chosen
-        k, sizes = len(selection), self.sizes(len(selection))
-        indices = torch.from_numpy(selection.indices).to(self.device)  # (k,)
-        weights = torch.from_numpy(selection.weights).to(self.device) / self.batch_size  # (k,)
-        shares = torch.from_numpy(selection.shares).to(self.device)  # (k,)
-        partners = torch.from_numpy(selection.partners).to(self.device) if selection.mixed else None  # (k,)
+        """One pass over what was chosen; (3,) int64 counts as `stats.enter` tells them, on the device."""
+        selection, sizes = plan.chosen, self.sizes(len(plan.chosen))
+        own = self.ranks.positions(sizes)  # all that follows is of these rows, k of them
+        lengths = [len(rows) for rows in own]
+        indices, weights, shares, partners = (  # (k,) each
+            torch.from_numpy(rows[np.concatenate(own)]).to(self.device)
+            for rows in (selection.indices, selection.weights, selection.shares, selection.partners)
+        )
+        weights = weights * self.ranks.size / self.batch_size  # gradients are a mean over ranks
         clean = shares == 0.0
         counts = torch.zeros(3, dtype=torch.int64, device=self.device)
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
-        batches = self._fetch(indices, sizes)
-        others = repeat(None) if partners is None else self._fetch(partners, sizes)
+        batches = self._fetch(indices, lengths)
+        others = self._fetch(partners, lengths) if selection.mixed else repeat(None)
         rates = self.rates(plan, sizes)
-        for (images, labels), other, weight, rate in zip(batches, others, weights.split(sizes), rates, strict=False):
-            rows = len(labels)
-            last += rows
-            self.optimizer.param_groups[0]["lr"] = rate
-            self._settle_norms(rows)
+        for i, ((images, labels), other, weight) in enumerate(
+            zip(batches, others, weights.split(lengths), strict=False)
+        ):
+            last += lengths[i]
+            self.optimizer.param_groups[0]["lr"] = rates[i]
+            self._settle_norms(sizes[i])
+            # compiled code is for one shape, and for the momentum that norms keep once they are settled
+            clean_pass, mixed_pass = self._passes[sizes[i] == self.batch_size and self._settled()]
             if other is None:
-                logits = self._forward(images)
-                loss = self._loss(logits, labels)
+                loss, logits = clean_pass(images, labels)
             else:
-                share = shares[last - rows : last]
-                logits = self._forward(augment.blend(images, other[0], share))
-                loss = torch.lerp(self._loss(logits, labels), self._loss(logits, other[1]), share)
+                loss, logits = mixed_pass(images, labels, *other, shares[last - lengths[i] : last])
             loss.backward(weight)  # the gradient of sum(w_i l_i) / batch_size
             self.optimizer.step()
             self.optimizer.zero_grad()
-            pending.append((logits.detach(), labels))
-            if last == k or (last - first) * logits.shape[1] >= PENDING_LOGITS:
+            logits = logits.detach()
+            pending.append((logits.clone() if self.recipe.compile == "graphs" else logits, labels))  # replays reuse it
+            if i + 1 == len(sizes) or (last - first) * logits.shape[1] >= PENDING_LOGITS:
                 seen, truth = (torch.cat(parts) for parts in zip(*pending, strict=True))
                 told = self.stats.update(indices[first:last], seen, truth, clean[first:last], self.ledger.spent)
                 counts += told.sum(dim=1)
                 pending, first = [], last
+        self._exchange(indices, self.ranks.totals(sizes))
         return counts
+
+    def _clean(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses (B,) and logits (B, C) of images (B, C, H, W) float32 with labels (B,)."""
+        logits = self._forward(images)
+        return self._loss(logits, labels), logits
+
+    def _mixed(
+        self, images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same where a share (B,) of another image, and of its label, is blended into each."""
+        logits = self._forward(augment.blend(images, others, share))
+        return torch.lerp(self._loss(logits, labels), self._loss(logits, other_labels), share), logits
+
+    def _exchange(self, indices: Tensor, totals: Sequence[int]) -> None:
+        """Let every rank know the statistics of the samples (k,) int64 that this one measured, `totals` of all."""
+        if self.ranks.size > 1:
+            rows = self.ranks.gather(self.stats.table[indices], totals)
+            self.stats.table.index_copy_(0, self.ranks.gather(indices, totals), rows)
 
     @torch.no_grad()
     def score(self, samples: NDArray[np.int64]) -> Tensor:
@@ -256,10 +294,11 @@ class Trainer:
         count = torch.zeros(1, dtype=torch.int64, device=self.device)
         if len(samples) == 0:  # the rule: nothing is sent to the device for it
             return count
-        indices = torch.from_numpy(samples).to(self.device)
+        indices = torch.from_numpy(self.ranks.part(samples)).to(self.device)
         for rows, logits, labels in self._predict(self.train_data, indices):
             clean = torch.ones_like(rows, dtype=torch.bool)
             count += self.stats.update(rows, logits, labels, clean, self.ledger.spent, trained=False)[0].sum()
+        self._exchange(indices, self.ranks.totals([len(samples)]))
         return count
 
     def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -279,6 +318,9 @@ class Trainer:
             sizes.append(rest)
         return sizes
 
+    def _settled(self) -> bool:
+        return all(norm.momentum == momentum for norm, momentum in self._norms)
+
     def _settle_norms(self, rows: int) -> None:
         """Average the first batches' statistics evenly, lest their initial values outlast a small budget.
 
@@ -297,10 +339,12 @@ class Trainer:
         several = max(1, FETCHED_PIXELS // (self.batch_size * math.prod(self.train_data.images.shape[1:])))
         groups = [sizes[i : i + several] for i in range(0, len(sizes), several)]
         parts = indices.split([sum(group) for group in groups])
-        for group, rows, (images, labels) in zip(groups, parts, self.train_data.batches(parts), strict=True):
+        visits = self.stats.visits(indices)  # before the step: a partner's do not depend on the rank that trains on it
+        augmented = zip(groups, parts, visits.split([len(rows) for rows in parts]), strict=True)
+        for (group, rows, seen), (images, labels) in zip(augmented, self.train_data.batches(parts), strict=True):
             images = self._normalize(images)
             if self.train_data.augment:
-                images = augment.crop_flip(images, self.augmentation, rows, self.stats.visits(rows))
+                images = augment.crop_flip(images, self.augmentation, rows, seen)
             yield from zip(images.split(group), labels.split(group), strict=True)
 
     def _normalize(self, images: Tensor) -> Tensor:
@@ -312,7 +356,7 @@ class Trainer:
         masks = models.Seeded(self.masks) if self.masks is not None and self.model.training else nullcontext()
         half = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with masks, half:
-            return self.model(images).float()
+            return (self.parallel if self.model.training else self.model)(images).float()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B,) float32 training loss, before weights."""
@@ -327,9 +371,9 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self, data: Data) -> Tensor:
         """(2 + 2 C,) int64 on the device: `tally` of all batches, as `pack` packs it."""
-        every = torch.arange(len(data), device=self.device)
-        batches = torch.stack([tally(logits, labels) for _, logits, labels in self._predict(data, every)])
-        return pack(batches.sum(dim=0)[0], batches[:, 1:].long().sum(dim=0))
+        own = torch.arange(self.ranks.rank, len(data), self.ranks.size, device=self.device)
+        batches = torch.stack([tally(logits, labels) for _, logits, labels in self._predict(data, own)])
+        return pack(self.ranks.sum(batches[:, 0].sum()), self.ranks.sum(batches[:, 1:].long().sum(dim=0)))
 
     def observe(self) -> dict[str, NDArray]:
         """The observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""

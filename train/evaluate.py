@@ -89,6 +89,8 @@ class Arguments(Running):
     """Weight of the newest loss in its running mean and variance, 0.8 by default."""
     precision: str | None = None
     """`float32`, `bfloat16` or `auto` (the default)."""
+    compile: str | None = None
+    """`off` (the default), `step`, or `graphs` for CUDA graphs: compile the pass over a full batch."""
 
     def block(self) -> tuple[str, Block]:
         """Default name of the folder of results, and what to run."""

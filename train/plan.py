@@ -25,6 +25,7 @@ TRAINING = (
     "label_smoothing",
     "ema",
     "precision",
+    "compile",
 )
 SETTINGS = ("model", *TASK, *TRAINING)
 
