@@ -107,7 +107,7 @@ class SyncNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         shape = (1, -1, *[1] * (x.dim() - 2))
         over = [0, *range(2, x.dim())]
         rows = x.new_full((1,), x.numel() // x.shape[1])
