@@ -7,6 +7,8 @@ So records do not depend on the engine, but for seconds and the machine's name.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -45,6 +47,16 @@ OPTIONS = {"local": (), "ray": ("address", "gpus_per_run"), "slurm": ("gpus_per_
 
 class Unavailable(Exception):
     """An engine that cannot work here; one line, which says what to do."""
+
+
+def gpus_for(terms: Terms, where: Where) -> float:
+    """That a run has to itself."""
+    return where.gpus_per_run if where.gpus_per_run is not None else float(terms.device == "cuda")
+
+
+def import_path() -> str:
+    """PYTHONPATH with which a process elsewhere imports what this one does: agents too lie outside of packages."""
+    return os.pathsep.join(map(os.path.abspath, sys.path))
 
 
 def load(name: str, engine: str) -> ModuleType:

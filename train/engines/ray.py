@@ -21,7 +21,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 import train
 from train import workers
 from train.companion import line_of
-from train.engines import Unavailable, Where
+from train.engines import Unavailable, Where, gpus_for, import_path
 from train.episode import Run
 from train.plan import cores
 from train.results import Record
@@ -34,13 +34,13 @@ LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)  #
 
 def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[Record | Failure, None, None]:
     """An `Engine`. Raises Unavailable without a cluster, or one whose nodes could never do a run."""
-    gpus = where.gpus_per_run if where.gpus_per_run is not None else float(terms.device == "cuda")
+    gpus = gpus_for(terms, where)
     with connected(where.address, where.workers or cores()) as resources:
         if all(node.get("CPU", 0) < 1 or node.get("GPU", 0) < gpus for node in resources):
             raise Unavailable(f"no node of the Ray cluster has 1 CPU and {gpus:g} GPUs; --gpus-per-run asks for fewer")
         # beyond those that run, so that none has to wait for the driver, and a cluster that can grow sees what for
         room = where.workers or 2 * math.ceil(sum(node.get("CPU", 0) for node in resources))
-        yield from workers.with_second_try(partial(_in_tasks, terms=terms, gpus=gpus), runs, room)
+        yield from workers.with_second_try(partial(_in_tasks, terms, gpus), runs, room)
 
 
 @contextmanager
@@ -51,13 +51,12 @@ def connected(address: str | None, cpus: int) -> Iterator[list[dict[str, float]]
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nobody is told
     paths = {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in PATHS if os.environ.get(name)}
-    code = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:
         ray.init(
             address or "local",
             num_cpus=None if address else cpus,
             include_dashboard=False,
-            runtime_env={"env_vars": {**paths, "PYTHONPATH": code}},
+            runtime_env={"env_vars": {**paths, "PYTHONPATH": import_path()}},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -69,7 +68,7 @@ def connected(address: str | None, cpus: int) -> Iterator[list[dict[str, float]]
         ray.shutdown()
 
 
-def _in_tasks(runs: Mapping[str, Run], size: int, terms: Terms, gpus: float) -> Generator[Record | Failure, None, None]:
+def _in_tasks(terms: Terms, gpus: float, runs: Mapping[str, Run], size: int) -> Generator[Record | Failure, None, None]:
     """Outcomes of `runs`, at most `size` given to the cluster at a time."""
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_do)
     waiting, given = deque(runs.items()), {}
