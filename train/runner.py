@@ -72,7 +72,7 @@ def carry_out(
             if not running.checkpoint_seconds >= 0:
                 raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
             name, what, source = blocks()
-            root = running.root and os.path.abspath(running.root)  # runs need not be where this process is
+            root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
             plan = make_plan(what, Place(root, running.download, running.device))
         folder = running.out / (running.name or name)
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,7 @@ from train.results import Record
 from train.workers import DIED, Failure, Terms
 
 CLUSTER, CANCEL = "slurm", ("scancel",)  # `local` of submitit are processes of this machine, to try it
-JOBS = 100  # in the queue at a time
-MINUTES = 60
+JOBS, MINUTES = 100, 60  # in the queue at a time; time limit of each
 POLL = 1.0  # seconds between looks at the jobs
 OUTCOME = "outcome 1"
 
