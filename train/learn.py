@@ -249,10 +249,10 @@ class Learning(BaseCallback):
         self._given, self._tasks, self._folder, self._console = given, tasks, folder, console
         self._pairs = draw_pairs(tasks.training, given.pool, np.random.default_rng([given.seed, 0]))
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
-        self._shards_class, players = Shards, Players
+        self._kind, players = Shards, Players
         if given.engine == "ray":
             on_ray = engines.load("ray_learn", "ray")
-            self._shards_class, players = on_ray.Shards, on_ray.Players
+            self._kind, players = on_ray.Shards, on_ray.Players
         self._players = players(tasks, given.processes)
         self._keeper = Keeper(folder / checkpoints.FOLDER)
         self._kept: dict[str, Any] = {
@@ -289,9 +289,8 @@ class Learning(BaseCallback):
     def _shards(self) -> Shards:
         given = self._given
         sizes = [len(part) for part in np.array_split(np.arange(given.members), given.processes)]
-        return self._shards_class(
-            [partial(practice, self._tasks, size, self._pairs, self._start.baseline) for size in sizes]
-        )
+        make = partial(practice, self._tasks, pairs=self._pairs, baseline=self._start.baseline)
+        return self._kind([partial(make, size) for size in sizes])
 
     def _train(self, logger: Logger) -> bool:
         """Train from one evaluation to the next; whether there is more to do.

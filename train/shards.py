@@ -138,7 +138,7 @@ class Shard:
 def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
     start()
     shard = Shard(make)
-    message = "build", None
+    message: tuple[str, Any] = "build", None
     with suppress(EOFError, ConnectionError):  # nobody listens any more
         while True:
             pipe.send(shard.answer(*message))

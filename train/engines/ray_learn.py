@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from prune_env.tasks import TaskDistribution
 from train import practice, shards
+from train.companion import line_of
 from train.engines.ray import LOST, RETRIES
 from train.shards import DIED, Died
 
@@ -38,8 +39,8 @@ class _Line:
     def recv(self) -> Any:
         try:
             return ray.get(self._answer)
-        except RayActorError:
-            raise EOFError from None
+        except RayActorError as error:
+            raise Died(f"{DIED}; {line_of(error)}") from None
 
     def close(self) -> None:
         ray.kill(self._actor)
