@@ -13,9 +13,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,8 +39,9 @@ from prune_env import files
 from prune_env.encoding import RULE
 from prune_env.plain import pack, unpack
 from prune_env.tasks import TaskDistribution
-from train import checkpoints, provenance, search
+from train import checkpoints, engines, provenance, search
 from train.checkpoints import Keeper
+from train.engines import Unavailable
 from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
 from train.process import Taken, locked
 from train.shards import Died, Shards
@@ -90,6 +91,10 @@ class Arguments:
     """Students in training at once."""
     processes: int = min(96, os.cpu_count() or 1)
     """Processes that they are spread over; another number draws other episodes."""
+    engine: Literal["local", "ray"] = "local"
+    """Where these processes are: on this machine, or on a Ray cluster; see docs/scale.md."""
+    address: str | None = None
+    """With ray: of the cluster, `auto` or HOST:PORT; by default one is started on this machine, and ended."""
     pool: int = 512
     """Pairs of training task and seed that episodes are drawn from."""
     evaluate_every: int = 49_152
@@ -244,7 +249,11 @@ class Learning(BaseCallback):
         self._given, self._tasks, self._folder, self._console = given, tasks, folder, console
         self._pairs = draw_pairs(tasks.training, given.pool, np.random.default_rng([given.seed, 0]))
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
-        self._players = Players(tasks, given.processes)
+        self._kind, players = Shards, Players
+        if given.engine == "ray":
+            on_ray = engines.load("ray_learn", "ray")
+            self._kind, players = on_ray.Shards, on_ray.Players
+        self._players = players(tasks, given.processes)
         self._keeper = Keeper(folder / checkpoints.FOLDER)
         self._kept: dict[str, Any] = {
             "state": {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf},
@@ -280,7 +289,8 @@ class Learning(BaseCallback):
     def _shards(self) -> Shards:
         given = self._given
         sizes = [len(part) for part in np.array_split(np.arange(given.members), given.processes)]
-        return Shards([partial(practice, self._tasks, size, self._pairs, self._start.baseline) for size in sizes])
+        make = partial(practice, self._tasks, pairs=self._pairs, baseline=self._start.baseline)
+        return self._kind([partial(make, size) for size in sizes])
 
     def _train(self, logger: Logger) -> bool:
         """Train from one evaluation to the next; whether there is more to do.
@@ -387,7 +397,8 @@ class Learning(BaseCallback):
 
     def _card(self, accuracy: NDArray) -> dict[str, Any]:
         """Where this policy comes from, and what it does on the validation tasks."""
-        given = {name: value for name, value in asdict(self._given).items() if name not in ("out", "name")}
+        elsewhere = ("out", "name", "engine", "address")  # on which nothing depends
+        given = {name: value for name, value in asdict(self._given).items() if name not in elsewhere}
         return {
             "arguments": given,
             "training": {**self._kept["state"], "searched": self._start.searched, "pool": len(self._pairs)},
@@ -416,6 +427,10 @@ def check(given: Arguments) -> TaskDistribution:
         raise ValueError(f"--evaluate-every is {given.evaluate_every}; it must be at least 1 step")
     if given.minutes is None and given.steps is None:
         raise ValueError("--minutes or --steps must say how long to train")
+    if given.address is not None and given.engine != "ray":
+        raise ValueError(f"--address needs --engine ray; the engine is {given.engine}")
+    if given.engine == "ray":
+        engines.load("ray_learn", "ray")
     for name in ("minutes", "steps"):
         value = getattr(given, name)
         if value is not None and not value > 0:
@@ -468,6 +483,19 @@ def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:
     return f"{points.mean():+.2f} ± {points.std(ddof=1) / len(points) ** 0.5:.2f} points over full training"
 
 
+@contextmanager
+def _cluster(given: Arguments) -> Iterator[None]:
+    """The cluster of the engine, as long as it is needed. Raises Unavailable."""
+    if given.engine == "local":
+        yield
+        return
+    with engines.load("ray", "ray").connected(given.address, given.processes) as resources:
+        cpus = sum(node.get("CPU", 0) for node in resources)
+        if cpus < given.processes:
+            raise Unavailable(f"--processes is {given.processes}, but the Ray cluster has {cpus:g} CPUs, one for each")
+        yield
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
@@ -479,12 +507,15 @@ def main(args: list[str] | None = None) -> int:
     folder = folder_of(given)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with locked(folder), _cluster(given):
             files.sweep(folder)
             Learning(given, tasks, folder, Console()).run()
     except (Died, BrokenProcessPool) as error:
         print(f"error: {error}; the same command goes on from the last evaluation", file=sys.stderr)
         return 1
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except Taken:
         print(f"error: another program is at {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2

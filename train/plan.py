@@ -57,7 +57,7 @@ class Plan:
     """The runs there are to do."""
 
     runs: dict[str, Run]  # by key, in the order of the blocks, and in each by budget, agent and seed
-    workers: int  # that suit the device
+    device: str  # type of that which they train on
 
 
 def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
@@ -94,7 +94,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
                     runs.setdefault(run.key(env), run)
             device = cast(PruneEnv, env.unwrapped).train_data.device.type
             env.close()
-    return Plan(runs, 1 if device == "cuda" else _cores())
+    return Plan(runs, device)
 
 
 def _with_keeps(specs: Iterable[str], keeps: Iterable[float]) -> list[str]:
@@ -108,7 +108,8 @@ def _with_keeps(specs: Iterable[str], keeps: Iterable[float]) -> list[str]:
     return list(complete)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -84,14 +84,18 @@ class Players:
         """As `play`."""
         parts = [range(i, len(pairs), self._count) for i in range(min(self._count, len(pairs)))]
         rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
-        futures = [
-            self._pool.submit(play, [pairs[i] for i in part], policy if rules is None else rules[part], self._tasks)
-            for part in parts
-        ]
+        played = self._play(
+            [([pairs[i] for i in part], policy if rules is None else rules[part], self._tasks) for part in parts]
+        )
         accuracy = np.empty(len(pairs))
-        for part, future in zip(parts, futures, strict=True):
-            accuracy[part] = future.result()
+        for part, result in zip(parts, played, strict=True):
+            accuracy[part] = result
         return accuracy
+
+    def _play(self, parts: list[tuple[Any, ...]]) -> list[NDArray[np.float64]]:
+        """What `play` returns for the arguments of each part."""
+        futures = [self._pool.submit(play, *part) for part in parts]
+        return [future.result() for future in futures]
 
     def close(self) -> None:
         self._pool.shutdown()

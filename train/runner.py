@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from prune_env import files
-from train import checkpoints, provenance, results, workers
+from train import checkpoints, engines, provenance, results
+from train.engines import Engine, Unavailable, Where
 from train.episode import Run
 from train.plan import Block, Place, Plan, make_plan
 from train.process import Taken, locked
@@ -24,7 +26,7 @@ from train.workers import Failure, Terms
 
 
 @dataclass
-class Running:
+class Running(Where):
     """Arguments that every program with runs has."""
 
     root: str | None = None
@@ -33,8 +35,6 @@ class Running:
     """Fetch images that are not there."""
     device: str = "auto"
     """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
-    workers: int | None = None
-    """Parallel processes; by default one a core on the CPU, and one on CUDA."""
     agent_timeout: float = 600.0
     """Seconds that an agent may take for one decision; one that takes longer loses its run."""
     checkpoint_seconds: float = 60.0
@@ -66,14 +66,14 @@ def carry_out(
     console = Console(stderr=True)
     try:
         with console.status("reading the images and checking the arguments"):
-            if running.workers is not None and running.workers < 1:
-                raise ValueError(f"--workers is {running.workers}; it must be at least 1")
+            engine = engines.find(running)
             if not running.agent_timeout > 0:
                 raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
             if not running.checkpoint_seconds >= 0:
                 raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
             name, what, source = blocks()
-            plan = make_plan(what, Place(running.root, running.download, running.device))
+            root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
+            plan = make_plan(what, Place(root, running.download, running.device))
         folder = running.out / (running.name or name)
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
@@ -85,11 +85,14 @@ def carry_out(
             files.replace(
                 folder / "cells.json", files.seal_line(results.CELLS, {"keys": list(plan.runs), "file": source})
             )
-            records, failures = _run_missing(plan, folder, running, command, console)
+            records, failures = _run_missing(plan, folder, engine, running, command, console)
         if records:
             report(folder, records)
     except Taken:
         print(f"error: another program is writing to {folder}; wait for its end, or choose --name", file=sys.stderr)
+        return 2
+    except Unavailable as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(
@@ -108,7 +111,7 @@ def carry_out(
 
 
 def _run_missing(
-    plan: Plan, folder: Path, running: Running, command: str, console: Console
+    plan: Plan, folder: Path, engine: Engine, running: Running, command: str, console: Console
 ) -> tuple[list[Record], list[Failure]]:
     """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed.
 
@@ -135,9 +138,8 @@ def _run_missing(
     failures: list[Failure] = []
     code = {**provenance.of_code(), "command": command}
     if missing:
-        processes = min(running.workers or plan.workers, len(missing))
-        terms = Terms(running.agent_timeout, folder, running.checkpoint_seconds)
-        with _Bar(missing, console) as bar, closing(workers.outcomes(missing, processes, terms)) as outcomes:
+        terms = Terms(running.agent_timeout, folder.absolute(), running.checkpoint_seconds, plan.device)
+        with _Bar(missing, console) as bar, closing(engine(missing, terms, running)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     failure = asdict(outcome)

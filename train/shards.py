@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.context import SpawnProcess
+from typing import Any, Protocol
 
 import numpy as np
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn
@@ -16,6 +18,16 @@ DIED = "a process of the training environment died: out of memory, or ended"
 
 class Died(RuntimeError):
     """A process is gone."""
+
+
+class Pipe(Protocol):
+    """The end of a connection to a process, as that of multiprocessing."""
+
+    def send(self, obj: Any, /) -> None: ...
+
+    def recv(self) -> Any: ...
+
+    def close(self) -> None: ...
 
 
 class Shards(VecEnv):
@@ -32,15 +44,8 @@ class Shards(VecEnv):
 
     def __init__(self, makers: Sequence[Callable[[], VecEnv]]):
         self.episodes = 0
-        self._pipes: list[Connection] = []
-        self._processes = []
-        for make in makers:
-            ours, theirs = CONTEXT.Pipe()
-            process = CONTEXT.Process(target=_serve, args=(theirs, make), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        self._processes: list[SpawnProcess] = []
+        self._pipes = [self._start(make) for make in makers]
         try:
             sizes, observations, actions = zip(*(self._receive(pipe) for pipe in self._pipes), strict=True)
         except BaseException:
@@ -49,13 +54,22 @@ class Shards(VecEnv):
         self._ends = np.cumsum(sizes)[:-1]
         super().__init__(sum(sizes), observations[0], actions[0])
 
-    def _send(self, pipe: Connection, command: str, argument: Any) -> None:
+    def _start(self, make: Callable[[], VecEnv]) -> Pipe:
+        """Let a process serve what this builds."""
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_serve, args=(theirs, make), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes.append(process)
+        return ours
+
+    def _send(self, pipe: Pipe, command: str, argument: Any) -> None:
         try:
             pipe.send((command, argument))
         except ConnectionError:
             raise Died(DIED) from None
 
-    def _receive(self, pipe: Connection) -> Any:
+    def _receive(self, pipe: Pipe) -> Any:
         try:
             answer = pipe.recv()
         except (EOFError, ConnectionError):
@@ -100,20 +114,32 @@ class Shards(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
 
-def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
-    start()
-    try:
-        env = make()
-        pipe.send((env.num_envs, env.observation_space, env.action_space))
-        while True:
-            command, argument = pipe.recv()
+class Shard:
+    """One of the vector environments, where it lives."""
+
+    def __init__(self, make: Callable[[], VecEnv]):
+        self._make = make
+
+    def answer(self, command: str, argument: Any) -> Any:
+        """To `build`: number of members and their spaces; to `reset` and `step` what these return; or the exception."""
+        try:
+            if command == "build":
+                self._env = self._make()
+                return self._env.num_envs, self._env.observation_space, self._env.action_space
             if command == "reset":
                 if argument is not None:  # without a number, seed() draws one from a generator that nobody seeded
-                    env.seed(argument)
-                pipe.send(env.reset())
-            else:
-                pipe.send(env.step(argument))
-    except (EOFError, ConnectionError):  # nobody listens any more
-        return
-    except Exception as error:
-        pipe.send(error)
+                    self._env.seed(argument)
+                return self._env.reset()
+            return self._env.step(argument)
+        except Exception as error:
+            return error
+
+
+def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
+    start()
+    shard = Shard(make)
+    message: tuple[str, Any] = "build", None
+    with suppress(EOFError, ConnectionError):  # nobody listens any more
+        while True:
+            pipe.send(shard.answer(*message))
+            message = pipe.recv()

@@ -10,24 +10,27 @@ import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Generator, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import gymnasium as gym
+import torch
 
 from prune_env import datasets
 from train import checkpoints
 from train.checkpoints import Keeper
 from train.companion import POLL, AgentDied, AgentError, Companion, closed_to_agents, line_of
 from train.episode import Run, play
-from train.process import CONTEXT, start
+from train.process import CONTEXT, Taken, locked, start
 from train.results import Record
 
 GRACE = 5.0  # seconds that idle processes get for their exit: an agent may have files open
 DIED = "the process died: out of memory, or ended by the agent"
+OTHERS_END = 120.0  # seconds for another process at a run: an engine that was killed ends its own, not all at once
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Terms:
     agent_timeout: float = 600.0  # seconds that an agent may take for one decision
     folder: Path | None = None  # of the results, where checkpoints are kept meanwhile
     checkpoint_seconds: float = 60.0  # from one to the next
+    device: str = "cpu"  # type of that which `auto` is
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,27 @@ class Failure:
 def outcomes(runs: Mapping[str, Run], workers: int, terms: Terms) -> Generator[Record | Failure, None, None]:
     """Do `runs`, given by their keys, in `workers` processes; yield each outcome as it comes.
 
-    A process that dies takes only its own run with it. Memory may have been short, so that run is tried again at the
-    very end, with nothing beside it, from its last checkpoint on. Leaving the iteration, by an exception or by closing
-    it, ends the processes.
+    Leaving the iteration, by an exception or by closing it, ends the processes.
+    """
+    return with_second_try(partial(_in_pool, terms=terms), runs, workers)
+
+
+def with_second_try(
+    do: Callable[[Mapping[str, Run], int], Generator[Record | Failure, None, None]], runs: Mapping[str, Run], size: int
+) -> Generator[Record | Failure, None, None]:
+    """What `do(runs, size)` yields, where a process that dies takes only its own run with it.
+
+    Memory may have been short, so that run is tried again at the very end, with nothing beside it, from its last
+    checkpoint on.
     """
     died: dict[str, Run] = {}
-    with closing(_in_pool(runs, workers, terms)) as pool:
-        for outcome in pool:
+    with closing(do(runs, size)) as outcomes:
+        for outcome in outcomes:
             if isinstance(outcome, Failure) and outcome.error == DIED:
                 died[outcome.key] = outcome.run
             else:
                 yield outcome
-    yield from _in_pool(died, 1, terms)
+    yield from do(died, 1)
 
 
 def _in_pool(runs: Mapping[str, Run], size: int, terms: Terms) -> Generator[Record | Failure, None, None]:
@@ -174,20 +187,47 @@ def _files(dataset: str, root: str | None, image_size: int | None) -> list[Path]
     return [path for split in splits for path in split.files]
 
 
+def alone(key: str, run: Run, terms: Terms) -> Record | Failure:
+    """`attempt` in a process that somebody else has started: with one thread, and no agent left when it has ended."""
+    torch.set_num_threads(1)
+    with closing(Companion(terms.agent_timeout)) as companion:
+        return attempt(key, run, companion, terms)
+
+
 def attempt(key: str, run: Run, companion: Companion, terms: Terms) -> Record | Failure:
-    """Do one run with its agent in the companion; whatever is raised becomes a `Failure`."""
+    """Do one run with its agent in the companion; whatever is raised becomes a `Failure`, but for SystemExit."""
     folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
     try:
         env, closed = _env_for(run)
         results = [] if terms.folder is None else [os.path.realpath(terms.folder)]
-        companion.begin(run.agent, run.seed, [*closed, *results])
-        record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
+        with nullcontext() if folder is None else _once_free(folder):
+            companion.begin(run.agent, run.seed, [*closed, *results])
+            record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
         if record["key"] != key:
             raise RuntimeError("the agent's code or the data changed while the evaluation ran")
     except AgentDied as error:
         return Failure(key, run, DIED, error.traceback)
     except AgentError as error:
         return Failure(key, run, str(error), error.traceback, final=True)
+    except SystemExit:  # a scheduler ends this process in its own way, and the run goes on in another
+        raise
     except BaseException as error:
         return Failure(key, run, line_of(error), traceback.format_exc())
     return record
+
+
+@contextmanager
+def _once_free(folder: Path) -> Iterator[None]:
+    """Be alone at the run with these checkpoints; raises Taken if another process is, and does not end in time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + OTHERS_END
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except Taken:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(POLL)
+        yield

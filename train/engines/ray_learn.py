@@ -1,0 +1,73 @@
+"""Episodes for learning on a Ray cluster: what `train.learn` has in processes, in actors and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import RayActorError
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+
+from prune_env.tasks import TaskDistribution
+from train import practice, shards
+from train.companion import line_of
+from train.engines.ray import LOST, RETRIES
+from train.shards import DIED, Died
+
+
+class Shards(shards.Shards):
+    """`train.shards.Shards` in actors, of one CPU each."""
+
+    def _start(self, make: Callable[[], VecEnv]) -> shards.Pipe:
+        return _Line(make)
+
+
+class _Line:
+    """An actor, as the connection to a process."""
+
+    def __init__(self, make: Callable[[], VecEnv]):
+        self._actor: Any = ray.remote(num_cpus=1)(_Shard).remote(make)
+        self.send(("build", None))
+
+    def send(self, message: tuple[str, Any], /) -> None:
+        self._answer = self._actor.answer.remote(*message)
+
+    def recv(self) -> Any:
+        try:
+            return ray.get(self._answer)
+        except RayActorError as error:
+            raise Died(f"{DIED}; {line_of(error)}") from None
+
+    def close(self) -> None:
+        ray.kill(self._actor)
+
+
+class _Shard(shards.Shard):
+    def __init__(self, make: Callable[[], VecEnv]):
+        torch.set_num_threads(1)
+        super().__init__(make)
+
+
+class Players(practice.Players):
+    """`train.practice.Players` in tasks; they take no CPU, as they run while the actors of `Shards` wait."""
+
+    def __init__(self, tasks: TaskDistribution, processes: int):
+        self._tasks, self._count = tasks, processes
+
+    def _play(self, parts: list[tuple[Any, ...]]) -> list[NDArray[np.float64]]:
+        task = ray.remote(num_cpus=0, max_retries=RETRIES, scheduling_strategy="SPREAD")(_play)
+        try:
+            return ray.get([task.remote(*part) for part in parts])
+        except LOST:
+            raise Died(DIED) from None
+
+    def close(self) -> None: ...
+
+
+def _play(*part: Any) -> NDArray[np.float64]:
+    torch.set_num_threads(1)
+    return practice.play(*part)
