@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 -m tests.ranked FILE
 """
 
 import sys
+from typing import cast
 
 import numpy as np
 import torch
@@ -47,15 +48,15 @@ def normalise(rows: slice) -> dict[str, np.ndarray]:
     """Batch norm, in float64, of some of five rows, forward and backward; running averages too."""
     rng = np.random.default_rng(3)
     given, factors = (torch.from_numpy(rng.normal(2.0, 3.0, (5, 3, 2, 2)))[rows] for _ in range(2))
-    norm = torch.nn.BatchNorm2d(3, momentum=0.3, dtype=torch.float64)
-    torch.nn.init.constant_(norm.weight, 1.5)
-    (norm,) = ranks.here().synchronised(torch.nn.Sequential(norm))
+    plain = torch.nn.BatchNorm2d(3, momentum=0.3, dtype=torch.float64)
+    torch.nn.init.constant_(plain.weight, 1.5)
+    norm = cast(torch.nn.BatchNorm2d, next(ranks.here().synchronised(torch.nn.Sequential(plain)).children()))
     given.requires_grad_()
     out = norm(given)
     (out * factors).sum().backward()
     gradients = {"given": given.grad, "weight": norm.weight.grad, "bias": norm.bias.grad}
     found = {"out": out.detach(), **gradients, **dict(norm.named_buffers())}
-    return {name: value.numpy() for name, value in found.items()}
+    return {name: value.numpy() for name, value in found.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,12 +17,14 @@ import torch
 from prune_env import datasets
 from prune_env.datasets import cache
 from tests import trees
+from tests.processes import until
 from train import companion, workers
 from train.companion import AgentDied, AgentError, Companion, closed_to_agents, line_of
 from train.episode import Run, play
 from train.results import Record
 from train.workers import Failure, Terms
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = {"train_size": 100, "budget": 2.0, "device": "cpu"}
 HEAD = """
 import builtins, os, random, sys, time
@@ -353,3 +358,53 @@ def test_a_companion_that_is_gone_says_so():
             player.act({"loss": np.zeros(3, np.float32)})
         player.begin("full", 0, [])  # and there is another
         assert player.act({"loss": np.zeros(3, np.float32)})["weight"].tolist() == [1, 1, 1]
+
+
+HOLDS = """
+import ctypes
+from pathlib import Path
+
+class Holds:
+    def __call__(self, observation, rng):
+        Path(__file__).with_name("holds").touch()
+        ctypes.PyDLL(None).sleep(1000)  # unlike CDLL, it keeps the interpreter to itself
+"""
+ASKS = """
+import sys
+import numpy as np
+from train.companion import Companion
+
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    companion = Companion(3.0)
+    companion.begin("holder:Holds", 0, [])
+    print(companion._process.pid, flush=True)
+    companion.act({"loss": np.zeros(3, np.float32)})
+"""
+
+
+def test_an_agent_that_never_frees_the_interpreter_does_not_outlive_who_asked_it(tmp_path: Path):
+    """No thread of its process can see that the parent is gone."""
+    (tmp_path / "holder.py").write_text(HOLDS)
+    (tmp_path / "asks.py").write_text(ASKS)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, str(tmp_path / "asks.py"), str(tmp_path)]
+    asking = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
+    assert asking.stdout is not None
+    agent = int(asking.stdout.readline())
+    until((tmp_path / "holds").exists)
+    time.sleep(0.2)
+    asking.kill()
+    asking.wait()
+    time.sleep(0.5)
+    assert alive(agent)
+    until(lambda: not alive(agent), seconds=30)
+    asking.stdout.close()
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and that nobody has asked about is not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

@@ -5,6 +5,7 @@ What crosses the border are plain values and arrays, so nothing that an agent se
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import random
@@ -35,7 +36,14 @@ CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessin
 CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import again in every process
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 GRACE = 1.0  # seconds more, where the process has begun to answer in time
+YEAR = 3.2e7  # seconds
 POLL = 0.25  # seconds between looks whether the process is alive
+DOING = {
+    "begin": "to be made",
+    "act": "for one decision",
+    "memory": "to tell what it remembers",
+    "recall": "to go on from a checkpoint",
+}
 GENERATORS = {
     "random": random.getstate,
     "numpy.random": lambda: pack(np.random.get_state(legacy=False)),  # noqa: NPY002  (to see that nobody uses it)
@@ -158,10 +166,10 @@ class Companion:
         """
         self.close()
         self._connection, other = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(other,))
+        self._process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
         self._process.start()
         other.close()  # the process has its own: once that is closed, reading here ends
-        self._answer(None)
+        self._answer(None, "to start")
         self.digest = self._ask("begin", spec, seed, list(closed))
 
     def act(self, observation: Observation) -> Action:
@@ -193,11 +201,11 @@ class Companion:
         try:
             with suppress(OSError):  # it is gone, as waiting for the answer finds
                 self._connection.send_bytes(pack(list(message)))
-            return self._answer(self._timeout)
+            return self._answer(self._timeout, DOING[message[0]])
         finally:
             late.cancel()
 
-    def _answer(self, timeout: float | None) -> Any:
+    def _answer(self, timeout: float | None, doing: str) -> Any:
         """What the process says. Raises AgentError, and ends it, if it is an error, or nothing in time."""
         assert self._connection is not None
         end = None if timeout is None else time.monotonic() + timeout
@@ -208,8 +216,7 @@ class Companion:
                     raise EOFError
                 if end is not None and time.monotonic() >= end:
                     self.close()
-                    too_long = f"the agent took more than {timeout:g} s for one decision; --agent-timeout allows longer"
-                    raise AgentError(too_long)
+                    raise AgentError(f"the agent took more than {timeout:g} s {doing}; --agent-timeout allows longer")
             answer = unpack(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
             self._process.join(0.5)  # it is about to be dead: its own exit code tells more than that of our kill
@@ -243,9 +250,10 @@ def closed_to_agents(files: Sequence[Path]) -> list[str]:
     return sorted({os.path.realpath(path) for path in (*folders, *archives, embedded, cache.folder())})
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, timeout: float) -> None:
     """The life of the process: one answer to each message until the connection ends."""
     start()
+    nowhere = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
     closed: set[str] = set()
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -260,6 +268,8 @@ def _serve(connection: Connection) -> None:
         connection.send_bytes(pack({"value": True}))
         while True:
             name, *arguments = unpack(connection.recv_bytes())
+            # who asks may be gone, and an agent that never frees the interpreter lets no thread see that
+            faulthandler.dump_traceback_later(min(timeout + 2 * GRACE, YEAR), exit=True, file=nowhere)
             try:
                 if name == "begin":
                     spec, seed, paths = arguments
@@ -272,6 +282,7 @@ def _serve(connection: Connection) -> None:
                 answer = pack({"value": value})
             except BaseException as error:  # Ctrl-C is ignored here: this too is the agent's
                 answer = pack({"error": line_of(error), "traceback": traceback.format_exc()})
+            faulthandler.cancel_dump_traceback_later()
             torch.set_num_threads(1)  # an agent may have set another number, and that changes rounding
             connection.send_bytes(answer)
 

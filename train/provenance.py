@@ -14,6 +14,7 @@ import numpy
 import torch
 
 import prune_env
+from prune_env import ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,5 +75,6 @@ def of_process(device: torch.device) -> dict[str, str | int]:
     return {
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
+        "ranks": ranks.here().size,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

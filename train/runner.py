@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -54,7 +55,7 @@ def carry_out(
     """Run a program: plan, do what is missing, report; return its exit status.
 
     0: all runs are there; 1: some failed; 2: nothing was run, the arguments are wrong; 3: the results cannot be
-    written; 130: interrupted.
+    written; 4: under torchrun, another of its processes is gone; 130: interrupted.
 
     Args:
         running: how to run.
@@ -63,6 +64,20 @@ def carry_out(
             there is one; raises if that is wrong.
         report: called with the folder and the records there are.
     """
+    program = partial(_carry_out, running, command, blocks, report)
+    if not engines.by_torchrun():
+        return program()
+    from train.engines import ranks  # torch.distributed is for them alone
+
+    return ranks.together(running.agent_timeout, program)
+
+
+def _carry_out(
+    running: Running,
+    command: str,
+    blocks: Callable[[], tuple[str, Sequence[Block], str]],
+    report: Callable[[Path, list[Record]], None],
+) -> int:
     console = Console(stderr=True)
     try:
         with console.status("reading the images and checking the arguments"):

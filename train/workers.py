@@ -28,6 +28,7 @@ from train.episode import Run, play
 from train.process import CONTEXT, Taken, locked, start
 from train.results import Record
 
+CHANGED = "the agent's code or the data changed while the evaluation ran"
 GRACE = 5.0  # seconds that idle processes get for their exit: an agent may have files open
 DIED = "the process died: out of memory, or ended by the agent"
 OTHERS_END = 120.0  # seconds for another process at a run: an engine that was killed ends its own, not all at once
@@ -171,7 +172,8 @@ def _serve(connection: Connection, terms: Terms) -> None:
 _kept: dict[str, tuple[gym.Env, list[str]]] = {}
 
 
-def _env_for(run: Run) -> tuple[gym.Env, list[str]]:
+def environment(run: Run) -> tuple[gym.Env, list[str]]:
+    """The environment of a run, and what its agent must not open: see `companion.closed_to_agents`."""
     settings = repr((run.env, run.settings))
     if settings not in _kept:
         _kept.clear()  # first, so that two data sets are never held at once
@@ -198,13 +200,13 @@ def attempt(key: str, run: Run, companion: Companion, terms: Terms) -> Record | 
     """Do one run with its agent in the companion; whatever is raised becomes a `Failure`, but for SystemExit."""
     folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
     try:
-        env, closed = _env_for(run)
+        env, closed = environment(run)
         results = [] if terms.folder is None else [os.path.realpath(terms.folder)]
         with nullcontext() if folder is None else _once_free(folder):
             companion.begin(run.agent, run.seed, [*closed, *results])
             record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
         if record["key"] != key:
-            raise RuntimeError("the agent's code or the data changed while the evaluation ran")
+            raise RuntimeError(CHANGED)
     except AgentDied as error:
         return Failure(key, run, DIED, error.traceback)
     except AgentError as error:

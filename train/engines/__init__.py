@@ -67,8 +67,17 @@ def load(name: str, engine: str) -> ModuleType:
         raise ValueError(f"--engine {engine} needs {error.name}: pip install -e '.[{engine}]'") from error
 
 
+def by_torchrun() -> bool:
+    """Whether this process is one of those that torchrun has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def find(where: Where) -> Engine:
     """The engine asked for; raises ValueError if it is not installed, or given what is for another, or wrong."""
+    if by_torchrun():
+        if where.engine != "local" or where.workers is not None:
+            raise ValueError("--engine and --workers are not for torchrun, whose processes train one student together")
+        return importlib.import_module("train.engines.ranks").outcomes
     for option in ("address", "gpus_per_run", "partition", "minutes"):
         if getattr(where, option) is not None and option not in OPTIONS[where.engine]:
             theirs = " or ".join(f"--engine {name}" for name, options in OPTIONS.items() if option in options)
