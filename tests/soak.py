@@ -10,8 +10,8 @@ warm-up of a tenth, the mean of the last quarter may exceed that of the first by
 the least number of processes, threads and files by none. The parent of the workers keeps all records, for the report:
 RECORD MiB a run.
 
-`kills` runs a program once without interruption, then again and again with SIGKILL at uniformly random moments: to
-the whole program, to its first process alone, whose workers then have to notice, or to a single child; and in one kill
+`kills` runs a program once without interruption, then again and again with SIGKILL at uniformly random moments, three
+of four after a run has begun: to the whole program, to its first process alone, whose workers then have to notice, or to a single child; and in one kill
 of four at the moment at which a file is being written. After each kill it is started again with the same command,
 half of the time at once, until it ends by itself. Then there must be each run once, with equal numbers, and no file
 that the uninterrupted run does not have, but for results.jsonl.damaged, which holds lines torn by a kill. For
@@ -66,6 +66,7 @@ DAMAGED_ASIDE = "results.jsonl.damaged"
 GROWTH = 2.0  # MiB a process, from the first quarter to the last
 RECORD = 0.03  # MiB a run in the process that keeps all records for the report at the end
 EVERY = 50
+BEGUN = 0.75  # share of the kills that come once a run has begun
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class Program:
     command: Callable[[Path], list[str]]  # with its results in a folder of this one
     outcome: Callable[[Path], Any]  # of a folder, compared with ==
     loose: tuple[str, ...] = ()  # names of files that may be there or not
+    journal: bool = True  # whether its runs keep one
     part: float = 0.6  # of its time, in which it is killed
 
     def start(self, home: Path) -> subprocess.Popen[bytes]:
@@ -320,7 +322,7 @@ def learn_tiny(arguments: Sequence[str]) -> int:
 PROGRAMS = {
     "evaluate": Program(evaluate, records, (DAMAGED_ASIDE,)),
     "sweep": Program(sweep, records, (DAMAGED_ASIDE,)),
-    "learn": Program(learn, learned, part=0.4),
+    "learn": Program(learn, learned, journal=False, part=0.4),
 }
 
 
@@ -361,6 +363,17 @@ class Tally:
     rounds: int = 0
     interruptions: int = 0
     spent: float = 0.0  # full-epoch equivalents that were lost
+
+
+def begin(process: subprocess.Popen[bytes], home: Path) -> None:
+    """Wait until a run begins or goes on, if the program keeps its journal."""
+    start = time.time()
+    while process.poll() is None and time.time() < start + 60.0:
+        for journal in home.glob("run/checkpoints/*/journal"):
+            with suppress(OSError):
+                if journal.stat().st_mtime > start:
+                    return
+        time.sleep(0.01)
 
 
 def kill(process: subprocess.Popen[bytes], home: Path, until: float, rng: random.Random) -> str:
@@ -436,6 +449,8 @@ def one_round(program: Program, home: Path, length: float, rng: random.Random, t
             if sum(tally.kills.values()) >= count or starts > 60:
                 process.wait()
                 break
+            if program.journal and rng.random() < BEGUN:  # the start of a program takes as long as many runs
+                begin(process, home)
             # of a part of the time that all takes: there is less left to do at each start
             how = kill(process, home, time.monotonic() + rng.uniform(0.0, program.part * length), rng)
             if how:
