@@ -11,11 +11,11 @@ the least number of processes, threads and files by none. The parent of the work
 RECORD MiB a run.
 
 `kills` runs a program once without interruption, then again and again with SIGKILL at uniformly random moments, three
-of four after a run has begun: to the whole program, to its first process alone, whose workers then have to notice, or to a single child; and in one kill
-of four at the moment at which a file is being written. After each kill it is started again with the same command,
-half of the time at once, until it ends by itself. Then there must be each run once, with equal numbers, and no file
-that the uninterrupted run does not have, but for results.jsonl.damaged, which holds lines torn by a kill. For
-`learn` the policy, and what was found in validation, must be equal.
+of four after a run has begun: to the whole program, to its first process alone, whose workers then have to notice, or
+to a single child; and in one kill of four at the moment at which a file is being written. After each kill it is
+started again with the same command, half of the time at once, until it ends by itself. Then there must be each run
+once, with equal numbers, and no file that the uninterrupted run does not have, but for results.jsonl.damaged, which
+holds lines torn by a kill. For `learn` the policy, and what was found in validation, must be equal.
 
 `flips` damages, one at a time, the files that a later start reads: a byte is changed, or the file is cut, emptied, or
 replaced by something else. The next start has to name the file and refuse, or go on without it; then the results must
