@@ -102,7 +102,7 @@ def uniform(n: int, k: int, rng: np.random.Generator) -> Mask:
 def fill(mask: Mask, k: int, rng: np.random.Generator) -> Mask:
     """`mask` (N,) and as many of the other samples, drawn uniformly, as make it k."""
     key = rng.random(len(mask), dtype=np.float32)
-    np.maximum(key, np.float32(2) * mask, out=key)  # above every draw from [0, 1)
+    np.maximum(key, mask, out=key)  # 1 is above every draw from [0, 1)
     return hardest(key, k, rng)
 
 
