@@ -5,9 +5,9 @@
     python -m train.bench --only scale decisions --samples 1281167 10000000
     python -m train.bench --device cuda                            # the same tables on a GPU
 
-Ratios are medians over rounds in which both were timed one after the other in this process, on one thread unless a
-title says so. Sections: `steps`, a step against a bare PyTorch loop; `peers`, an epoch against DataLoader loops;
-`students`, many in one vector environment; `scale`, what samples cost beside training; `decisions`, of every agent.
+Ratios are medians over rounds in which both were timed one after the other in this process. Sections: `steps`, a step
+against a bare PyTorch loop; `peers`, an epoch against DataLoader loops; `students`, many in one vector environment;
+`scale`, what samples cost beside training; `decisions`, of every agent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Args:
     conv_members: tuple[int, ...] = (1, 8)
     """Likewise, of convolutional ones."""
     workers: tuple[int, ...] = (0, 2)
-    """Loading processes that a DataLoader may have; the fastest number counts."""
+    """Loading processes that a DataLoader may have, beside ours; the fastest number counts."""
+    threads: int = 1
+    """Threads of torch; `students` has as many as there are cores."""
     rounds: int = 15
     """Timed rounds; the median counts. Steps on digits take three times as many, large numbers of samples fewer."""
     device: str = "auto"
@@ -56,7 +58,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     console = Console(width=100)
     for section in args.only:
         for table in SECTIONS[section](args):
@@ -79,7 +81,7 @@ def _table(title: str, *columns: str) -> Table:
     """A table whose first column is text, and the others numbers."""
     table = Table(title=title)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
     return table
 
 
