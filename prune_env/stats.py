@@ -77,7 +77,7 @@ class Stats:
         """
         rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
         parts = zip(*(values.split(rows) for values in (indices, logits, labels, clean)), strict=True)
-        told = [enter(self.table, *part, spent, self.ema, trained=trained) for part in parts]
+        told = [enter(self.table, i, z, y, c, spent, self.ema, trained=trained) for i, z, y, c in parts]
         return torch.cat(told, dim=1)
 
     def visits(self, indices: Tensor) -> Tensor:
