@@ -46,4 +46,7 @@ class InfoBatch:
         count = np.count_nonzero(easy)
         kept = int((1 - self.r) * count + rng.random())
         mask = fill(~easy, len(loss) - count + kept, rng)
-        return select(np.where(easy, np.float32(1 / (1 - self.r)), np.float32(1)) * mask)
+        # by a product: a choice element by element takes ten times as long where it follows no pattern
+        weight = np.float32(1 / (1 - self.r)) * (mask & easy)
+        weight += mask & ~easy
+        return select(weight)

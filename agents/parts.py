@@ -5,6 +5,7 @@ N is the number of samples and k the number to keep. Everything is O(N) except `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -16,6 +17,8 @@ Observation = Mapping[str, np.ndarray]
 Action = dict[str, NDArray[np.float32]]  # weight (N,), mixup (N,), score (N,)
 Agent = Callable[[Observation, np.random.Generator], Action]
 Mask = NDArray[np.bool_]
+
+SAMPLE = 4096  # scores that bracket the border of a selection
 
 
 def check(name: str, value: object, allowed: str | type[bool]) -> None:
@@ -65,11 +68,30 @@ def hardest(scores: NDArray[np.floating], k: int, rng: np.random.Generator) -> M
     mask = np.zeros(len(scores), dtype=np.bool_)
     if k == 0:
         return mask
-    border = np.partition(scores, len(scores) - k)[len(scores) - k]
+    border = largest(scores, k)
     mask = scores > border
     equals = np.flatnonzero(scores == border)
     mask[rng.choice(equals, k - np.count_nonzero(mask), replace=False, shuffle=False)] = True
     return mask
+
+
+def largest(scores: NDArray[np.floating], k: int) -> np.floating:
+    """The k-th largest of `scores` (N,), 1 <= k <= N.
+
+    Of many scores an evenly spaced sample brackets it (Floyd and Rivest 1975), and the few inside are partitioned:
+    a quarter of the time. Where the order of the scores makes the sample a poor one, all are.
+    """
+    step = len(scores) // SAMPLE
+    if step >= 4:
+        sample = np.sort(scores[::step])
+        place = len(sample) * (1 - k / len(scores))
+        margin = 2 * math.sqrt(len(sample)) + 1  # four standard errors at the most
+        low, high = (sample[min(max(int(place + side), 0), len(sample) - 1)] for side in (-margin, margin))
+        inside = scores[np.flatnonzero((scores >= low) & (scores <= high))]
+        left = k - np.count_nonzero(scores > high)  # the place that is looked for, inside
+        if 1 <= left <= len(inside):
+            scores, k = inside, left
+    return np.partition(scores, len(scores) - k)[len(scores) - k]
 
 
 def uniform(n: int, k: int, rng: np.random.Generator) -> Mask:
@@ -80,7 +102,7 @@ def uniform(n: int, k: int, rng: np.random.Generator) -> Mask:
 def fill(mask: Mask, k: int, rng: np.random.Generator) -> Mask:
     """`mask` (N,) and as many of the other samples, drawn uniformly, as make it k."""
     key = rng.random(len(mask), dtype=np.float32)
-    key[mask] = 2.0  # above every draw from [0, 1)
+    np.maximum(key, mask, out=key)  # 1 is above every draw from [0, 1)
     return hardest(key, k, rng)
 
 

@@ -206,22 +206,20 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, N
     )  # (…, 1) each
     r = np.maximum((randomness + 1.0) / 2.0, TIE)
 
-    z = _logit(ranks(obs["loss_mean"], there))
-    preference = TILT * loss * z - middle * (z / MIDDLE_WIDTH) ** 2
-    preference += TILT * volatility * _logit(ranks(obs["loss_var"], there))
-    preference += TILT * age * _logit(ranks(obs["age"], there))
+    preference = np.zeros(there.shape)
+    if loss.any() or middle.any():  # ranking is most of the work: only what counts is ranked
+        z = _logit(ranks(obs["loss_mean"], there))
+        preference += TILT * loss * z - middle * (z / MIDDLE_WIDTH) ** 2
+    for number, name in ((volatility, "loss_var"), (age, "age")):
+        if number.any():
+            preference += TILT * number * _logit(ranks(obs[name], there))
     gumbel = -np.log(-np.log(np.clip(draws[..., 0], 1e-300, 1.0 - 1e-16)))
     keys = np.where(there, (1.0 - r) * preference + r * gumbel, -np.inf)  # (…, N)
 
     n = there.sum(axis=-1, keepdims=True)
     k = np.maximum(1, np.rint(SMALLEST_KEEP ** ((1.0 - keep) / 2.0) * n)).astype(np.int64)  # (…, 1)
-    order = np.argsort(-keys, axis=-1)
-    place = np.empty_like(order)
-    np.put_along_axis(place, order, np.broadcast_to(np.arange(keys.shape[-1]), keys.shape), axis=-1)
-    kept = (place < k) & there
-
-    last = np.minimum(k, keys.shape[-1] - 1)
-    border = np.take_along_axis(keys, np.take_along_axis(order, last, axis=-1), axis=-1)  # largest key not kept
+    kept, border = _largest(keys, k)
+    kept &= there
     border = np.where(k < n, border, -np.inf)
     reach = np.clip(((1.0 - r) * np.where(there, preference, 0.0) - border) / r, -30.0, 30.0)
     weight = np.exp(-weighting * np.log(-np.expm1(-np.exp(reach))))
@@ -257,6 +255,29 @@ def ranks(values: Floats, there: NDArray[np.bool_]) -> NDArray[np.float64]:
     n = np.maximum(there.sum(axis=-1, keepdims=True), 1)
     np.put_along_axis(result, order, (0.5 * (first + last) + 0.5) / n, axis=-1)
     return np.where(there, result, 0.5)
+
+
+def _largest(keys: NDArray[np.float64], k: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which of `keys` (…, N) are among the k (…, 1) largest of their run, and the largest one that is not.
+
+    Equals at the border are parted in the order of `np.argsort`. Where k = N the second is of no meaning.
+
+    Returns:
+        (…, N) bool, (…, 1) float64.
+    """
+    n = keys.shape[-1]
+    kept, border = np.zeros(keys.shape, np.bool_), np.zeros(k.shape)
+    for run in np.ndindex(keys.shape[:-1]):
+        of_run, count = keys[run], int(k[run][0])
+        if count == n:
+            kept[run] = True
+            continue
+        border[run], smallest = np.partition(of_run, (n - count - 1, n - count))[n - count - 1 : n - count + 1]
+        if border[run] < smallest:
+            kept[run] = of_run >= smallest
+        else:
+            kept[run][np.argsort(-of_run)[:count]] = True
+    return kept, border
 
 
 def _figure(obs: Observation, name: str) -> Floats:

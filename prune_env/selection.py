@@ -48,11 +48,13 @@ def select(
         weights = _mask(weights, n)
     if n is not None and len(weights) != n:
         raise ValueError(f"weight has {len(weights)} entries; n says {n} samples")
-    shares = _array("mixup", 0.0 if mixup is None else mixup)
-    if shares.ndim == 0:
-        shares = np.broadcast_to(shares, weights.shape)
-    scored = np.zeros(weights.shape) if score is None else score
-    return check({"weight": weights, "mixup": shares, "score": scored}, len(weights))
+    given: dict[str, ArrayLike] = {"weight": weights}
+    if mixup is not None:
+        shares = _array("mixup", mixup)
+        given["mixup"] = shares if shares.ndim else np.broadcast_to(shares, weights.shape)
+    if score is not None:
+        given["score"] = score
+    return _entries(given, len(weights))
 
 
 def _mask(indices: NDArray[np.integer], n: int | None) -> NDArray[np.bool_]:
@@ -84,8 +86,15 @@ def check(action: object, n: int) -> Action:
         raise TypeError(f"the action is a {type(action).__name__}; {_REMEDY}")
     if set(action) | {"score"} != set(BOUNDS):
         raise ValueError(f"the action has the keys {sorted(map(str, action))}; {_REMEDY}")
-    whole_action = {"score": np.zeros(n), **action}
-    return {key: _check_entry(key, whole_action[key], n, bound) for key, bound in BOUNDS.items()}
+    return _entries(action, n)
+
+
+def _entries(given: Mapping, n: int) -> Action:
+    """Checked float32 copies of what is given, and zeros for the rest."""
+    return {
+        key: _check_entry(key, given[key], n, bound) if key in given else np.zeros(n, np.float32)
+        for key, bound in BOUNDS.items()
+    }
 
 
 _REMEDY = (
@@ -114,6 +123,12 @@ def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.f
         at = int(np.flatnonzero(~((array >= 0.0) & (array <= bound)))[0])
         raise ValueError(f"action[{key!r}][{at}] is {array[at]}; it must lie in [0, {bound}]")
     return array
+
+
+def order(place: NDArray[np.float64]) -> NDArray[np.int64]:
+    """What `np.argsort` makes of uniform draws from [0, 1), (k,), in half the time: a radix sort goes first."""
+    coarse = np.argsort((place * 2**16).astype(np.uint16), kind="stable")
+    return coarse[np.argsort(place[coarse], kind="stable")]
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ class Selection:
         """
         weight, mixup = action["weight"], action["mixup"]
         place = rng.random(len(weight))
-        kept, scored = (rows[np.argsort(place[rows])] for rows in map(np.flatnonzero, (weight, action["score"])))
+        kept, scored = (rows[order(place[rows])] for rows in map(np.flatnonzero, (weight, action["score"])))
         shares = mixup[kept]
         partners = kept.copy()
         mixed = np.flatnonzero(shares)

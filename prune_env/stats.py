@@ -25,6 +25,8 @@ COLUMNS = (
 _MEAN, _VAR, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
     COLUMNS.index(name) for name in ("loss_mean", "loss_var", "correct", "forgets", "visits", "age")
 )
+CACHED_ROWS = 8192  # transposed at a time: 352 KiB, which a core's cache holds
+CACHED_NUMBERS = 2**19  # logits at a time: 2 MiB, of which each of a dozen passes makes as many anew
 MAX_LOSS = 100.0
 MAX_COUNT = 2.0**24  # the largest count float32 holds exactly
 
@@ -69,8 +71,14 @@ class Stats:
     def update(
         self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float, *, trained: bool = True
     ) -> Tensor:
-        """Enter one visit of each of B distinct samples, or one measurement; arguments and result as for `enter`."""
-        return enter(self.table, indices, logits, labels, clean, spent, self.ema, trained=trained)
+        """Enter one visit of each of B distinct samples, or one measurement; arguments and result as for `enter`.
+
+        On a CPU a few rows at a time: with a thousand classes that takes a quarter of the time.
+        """
+        rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+        parts = zip(*(values.split(rows) for values in (indices, logits, labels, clean)), strict=True)
+        told = [enter(self.table, i, z, y, c, spent, self.ema, trained=trained) for i, z, y, c in parts]
+        return torch.cat(told, dim=1)
 
     def visits(self, indices: Tensor) -> Tensor:
         """How often each of (B,) samples was trained on, (B,) int64."""
@@ -82,8 +90,11 @@ class Stats:
         Args:
             spent: full-epoch equivalents of compute so far, from which ages are counted.
         """
-        columns = self.table.t().cpu().numpy()
-        seen = {name: np.array(columns[COLUMNS.index(name)]) for name in COLUMNS}
+        rows = self.table.cpu().numpy()  # (N, F)
+        columns = np.empty(rows.shape[::-1], np.float32)  # (F, N)
+        for start in range(0, len(rows), CACHED_ROWS):
+            columns[:, start : start + CACHED_ROWS] = rows[start : start + CACHED_ROWS].T
+        seen: dict[str, NDArray[np.float32]] = dict(zip(COLUMNS, columns, strict=True))
         seen["age"] = np.clip(np.float32(spent) - np.maximum(seen["age"], 0.0), 0.0, np.float32(spent))
         for name, (low, high) in BOUNDS.items():
             np.clip(seen[name], low, high, out=seen[name])

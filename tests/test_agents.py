@@ -234,6 +234,59 @@ def test_hardest_uniform_and_fill(k):
         assert filled[some].all()
 
 
+SCORES = {
+    "all different": lambda rng, n: rng.permutation(n),
+    "three values": lambda rng, n: rng.integers(0, 3, n),
+    "mostly 0": lambda rng, n: np.maximum(rng.normal(size=n), 0.0),
+    "constant": lambda rng, n: np.full(n, 0.7),
+    "infinite": lambda rng, n: rng.choice([-np.inf, 0.0, 1.0, np.inf], n),
+    "rising": lambda rng, n: np.arange(n) // 2,
+    "falling": lambda rng, n: -np.arange(n),
+    # every score that the evenly spaced sample sees is the largest, or the smallest
+    "high where looked at": lambda rng, n: rng.random(n) + 9.0 * (np.arange(n) % (n // parts.SAMPLE or 1) == 0),
+    "low where looked at": lambda rng, n: rng.random(n) - 9.0 * (np.arange(n) % (n // parts.SAMPLE or 1) == 0),
+}
+
+
+@pytest.mark.parametrize("n", [1, 40, 4 * parts.SAMPLE - 1, 4 * parts.SAMPLE, 50_000])
+@pytest.mark.parametrize("name", SCORES)
+def test_partitioned_is_sorted(name, n):
+    rng = np.random.default_rng(n)
+    scores = SCORES[name](rng, n).astype(np.float32)
+    ordered = np.sort(scores)
+    for k in sorted({0, 1, 2, n // 100, n // 3, n // 2, n - n // 50, n - 1, n} & set(range(n + 1))):
+        expected = np.zeros(n, dtype=np.bool_)
+        if k:
+            border = ordered[n - k]
+            assert parts.largest(scores, k) == border
+            expected = scores > border
+            drawn = np.random.default_rng(k)
+            equals = np.flatnonzero(scores == border)
+            expected[drawn.choice(equals, k - expected.sum(), replace=False, shuffle=False)] = True
+        np.testing.assert_array_equal(parts.hardest(scores, k, np.random.default_rng(k)), expected)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.3, 0.9])
+def test_infobatch_weights_are_those_of_the_choice_written_out(r):
+    rng = np.random.default_rng(0)
+    for n, losses in ((7, [0.0, 1.0]), (500, [0.1, 0.2, 3.0]), (60_000, np.linspace(0, 2, 50))):
+        observation = observe(n, "mixed")
+        observation["loss"] = rng.choice(losses, n).astype(np.float32)
+        seen = observation["visits"] > 0
+        easy = seen & (observation["loss"] < observation["loss"].astype(np.float64)[seen].mean())
+        drawn = np.random.default_rng(5)
+        kept_easy = int((1 - r) * easy.sum() + drawn.random())
+        key = drawn.random(n, dtype=np.float32)
+        first = sorted(np.flatnonzero(easy), key=lambda i: (-key[i], i))
+        expected = np.ones(n, dtype=np.float32)
+        expected[easy] = 0.0
+        expected[first[:kept_easy]] = np.float32(1 / (1 - r))
+        weight = make(f"infobatch:r={r}")(observation, np.random.default_rng(5))["weight"]
+        np.testing.assert_array_equal(np.sort(weight), np.sort(expected))
+        if len(set(key.tolist())) == n:  # then nothing else is drawn
+            np.testing.assert_array_equal(weight, expected)
+
+
 def test_uniform_draws_every_subset_alike():
     rng, draws = np.random.default_rng(0), 4000
     counts = Counter(tuple(np.flatnonzero(parts.uniform(5, 2, rng)).tolist()) for _ in range(draws))

@@ -433,6 +433,20 @@ def near(frequency: np.ndarray, probability: np.ndarray | float, times: int) -> 
     assert (np.abs(frequency - probability) <= 5 * deviation).all()
 
 
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 40), runs=st.sampled_from([(), (1,), (3,), (2, 2)]))
+@settings(max_examples=80, deadline=None)
+def test_the_largest_are_those_of_a_sort_whatever_is_equal(seed, n, runs):
+    rng = np.random.default_rng(seed)
+    keys = rng.choice([-np.inf, 0.0, 0.5, 1.0, *rng.random(2)], (*runs, n))
+    k = rng.integers(1, n + 1, (*runs, 1))
+    mask, border = encoding._largest(keys, k)
+    assert (mask.shape, border.shape) == (keys.shape, k.shape)
+    for run in np.ndindex(runs):
+        order, count = np.argsort(-keys[run]).tolist(), int(k[run][0])
+        assert sorted(np.flatnonzero(mask[run])) == sorted(order[:count])
+        assert count == n or border[run] == keys[run][order[count]]
+
+
 def test_full_is_a_point():
     action = decode_rule(observe(0), rule(keep=1, loss=0.7, weighting=0, randomness=0.3), uniforms(0, 60))
     np.testing.assert_array_equal(action["weight"], np.ones(60, np.float32))

@@ -19,7 +19,7 @@ from prune_env import tasks as distributions
 from prune_env.encoding import RULE, SUMMARY, decode_rule, keep_number
 from prune_env.tasks import TaskDistribution
 from prune_env.wrappers import summary
-from train import bench, explain
+from train import bench_scale, explain
 from train.explain import Recorder, Without, choices, inputs
 from train.practice import Pair, draw_pairs, play
 from train.statistics import mean_interval
@@ -225,7 +225,7 @@ def test_natural_units_are_those_of_the_rule():
         np.testing.assert_array_equal(explain._natural(name, numbers), numbers)
 
     rng = np.random.default_rng(0)
-    seen = bench.observation(4000, rng)
+    seen = bench_scale.observation(4000, rng)
     seen["visits"] = np.ones(4000, np.float32)
     for x in (-1.0, -0.3, 0.4, 1.0):
         rule = np.full(R, x)

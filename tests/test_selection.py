@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import prune_env
+from prune_env import selection
 from prune_env.selection import Selection, check, select
 from tests.reference import independent
 
@@ -182,6 +183,15 @@ def test_two_agents_see_the_samples_that_both_keep_in_one_order():
         common = set(a) & set(b)
         assert len(common) > 5
         assert [i for i in a if i in common] == [i for i in b if i in common]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 100, 70_000])
+def test_the_order_is_that_of_sorting(n):
+    rng = np.random.default_rng(n)
+    place = rng.random(n)
+    np.testing.assert_array_equal(selection.order(place), np.argsort(place))
+    few = rng.choice([0.0, 0.25, 0.5, 1 - 2**-53], n)  # equals stay as they are
+    np.testing.assert_array_equal(selection.order(few), sorted(range(n), key=lambda i: (few[i], i)))
 
 
 def test_every_order_is_equally_likely():

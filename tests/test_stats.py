@@ -185,3 +185,22 @@ def test_observations_are_copies():
 def test_a_sample_takes_at_most_64_bytes():
     table = Stats(1000, 10, 0.8, CPU)
     assert sum(x.untyped_storage().nbytes() for x in vars(table).values() if torch.is_tensor(x)) <= 64 * 1000
+
+
+@pytest.mark.parametrize("numbers", [1, 7, 30, 2**19])
+def test_rows_entered_a_few_at_a_time_are_those_entered_together(numbers, monkeypatch):
+    monkeypatch.setattr(stats, "CACHED_NUMBERS", numbers)
+    generator = torch.Generator().manual_seed(0)
+    few, whole = (Stats(40, 7, 0.8, CPU) for _ in range(2))
+    for spent in (1.0, 2.0):
+        indices = torch.randperm(40, generator=generator)[:33]
+        logits = torch.randn(33, 7, generator=generator)
+        logits[5] = torch.nan
+        labels = torch.randint(7, (33,), generator=generator)
+        clean = torch.rand(33, generator=generator) < 0.8
+        told = few.update(indices, logits, labels, clean, spent)
+        assert torch.equal(told, stats.enter(whole.table, indices, logits, labels, clean, spent, 0.8))
+        assert torch.equal(few.table, whole.table)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    assert few.update(nothing, torch.zeros(0, 7), nothing, nothing.bool(), 3.0).shape == (3, 0)
+    assert torch.equal(few.table, whole.table)

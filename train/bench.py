@@ -1,212 +1,174 @@
-"""What the environment costs: its step against a bare PyTorch loop, agents' decisions, bytes a sample.
+"""What the environment costs: against loops that others write, with many students, and at a million samples.
 
-    python -m train.bench                                   # digits, many students, decisions, bytes
-    python -m train.bench --root DIR --train-size 10000     # and the images in DIR/train/<class>/
+    python -m train.bench                                          # all sections; digits only
+    python -m train.bench --root DIR --train-size 10000            # and the images in DIR/train/<class>/
+    python -m train.bench --only scale decisions --samples 1281167 10000000
+    python -m train.bench --device cuda                            # the same tables on a GPU
 
-Ratios are medians over pairs that were timed one after the other in this process, on one thread unless a title says so.
+Ratios are medians over rounds in which both were timed one after the other in this process. Sections: `steps`, a step
+against a bare PyTorch loop; `peers`, an epoch against DataLoader loops; `students`, many in one vector environment;
+`scale`, what samples cost beside training; `decisions`, of every agent.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-import gymnasium as gym
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
-from torch.nn import functional as F
 
 import agents
-import prune_env
-from prune_env import augment, models
-from prune_env.env import PruneEnv
 from prune_env.stats import BOUNDS, COLUMNS
+from train.bench_peers import time_many, time_peers, time_step
+from train.bench_scale import time_decision, time_parts, time_selecting, turns
+
+Section = Literal["steps", "peers", "students", "scale", "decisions"]
 
 
 @dataclass
 class Args:
+    only: tuple[Section, ...] = ("steps", "peers", "students", "scale", "decisions")
+    """Sections to run."""
     root: str | None = None
-    """Folder of images, as for prune_env/ImageFolder-v0: its step is timed too."""
+    """Folder of images, as for prune_env/ImageFolder-v0: its epochs are timed too."""
     train_size: int = 10_000
     """Training images taken from it."""
     image_size: int | None = None
     """Their side; the id's default without."""
     samples: tuple[int, ...] = (50_000, 1_281_167)
-    """Numbers of samples at which every agent decides."""
+    """Numbers of samples for `scale` and `decisions`, rising."""
+    classes: int = 1000
+    """Classes of the stub student of `scale`."""
     members: tuple[int, ...] = (1, 8, 64)
     """Numbers of students in a vector environment."""
+    conv_members: tuple[int, ...] = (1, 8)
+    """Likewise, of convolutional ones."""
+    workers: tuple[int, ...] = (0, 2)
+    """Loading processes that a DataLoader may have, beside ours; the fastest number counts."""
+    threads: int = 1
+    """Threads of torch; `students` has as many as there are cores."""
     rounds: int = 15
-    """Timed pairs, or decisions; the median counts. Digits take three times as many pairs."""
+    """Timed rounds; the median counts. Steps on digits take three times as many, large numbers of samples fewer."""
     device: str = "auto"
     """Where the student trains."""
 
 
-def bare_epoch(env: PruneEnv, model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
-    """An epoch and a validation pass as anyone would write them, without statistics, weights or a ledger.
-
-    Same images, batch size, augmentation, precision and optimiser as the environment's. Returns the mean
-    accuracy, which waits for the device.
-    """
-    trainer, data, val = env.trainer, env.train_data, env.val_data
-    assert trainer is not None
-    device = data.device
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(device)
-    visits = torch.full((trainer.batch_size,), seed, device=device)
-
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        images = images.contiguous(memory_format=trainer.format)
-        with torch.autocast(device.type, torch.bfloat16) if trainer.bf16 else nullcontext():
-            return model(images)
-
-    model.train()
-    for rows in order.split(trainer.batch_size):
-        images = (data.images[rows].float() - trainer.mean) * trainer.scale
-        if data.augment:
-            images = augment.crop_flip(images, seed, rows, visits[: len(rows)])
-        F.cross_entropy(forward(images).float(), data.labels[rows]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-    right = torch.zeros((), device=device)
-    with torch.no_grad():
-        for images, labels in zip(val.images.split(512), val.labels.split(512), strict=True):
-            logits = forward((images.float() - trainer.mean) * trainer.scale)
-            right += (logits.argmax(1) == labels).sum()
-    return float(right) / len(val)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def time_step(env_id: str, rounds: int, **kwargs) -> tuple[float, float, float]:
-    """Median seconds of a step and of a bare epoch, and the median of their ratios."""
-    env = gym.make(env_id, budget=2.0 * rounds + 4.0, disable_env_checker=True, **kwargs)
-    env.reset(seed=0)
-    run = env.unwrapped
-    assert isinstance(run, PruneEnv)
-    assert run.trainer is not None
-    action = prune_env.select(np.ones(len(run.train_data), dtype=np.bool_))
-    _, channels, size, _ = run.train_data.images.shape
-    model = models.build(run.recipe.model, channels, size, len(run.train_data.classes), seed=0)
-    model = model.to(run.trainer.device).to(memory_format=run.trainer.format)
-    recipe = run.recipe
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr / 10,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=True,
-        fused=True,
-    )
-    steps, bares = [], []
-    for pair in range(rounds + 1):
-        steps.append(seconds(lambda: env.step(action)))
-        bares.append(seconds(lambda seed=pair: bare_epoch(run, model, optimizer, seed)))
-    steps, bares = np.array(steps[1:]), np.array(bares[1:])  # the first pair warms up
-    return float(np.median(steps)), float(np.median(bares)), float(np.median(steps / bares))
-
-
-def time_many(members: int, rounds: int, **kwargs) -> tuple[float, float, float]:
-    """Median epochs per second of so many students in one vector environment and in a loop, and of their ratios.
-
-    Both on as many threads as there are cores.
-    """
-    budget = rounds + 3.0
-    together = gym.make_vec("prune_env/Digits-v0", num_envs=members, budget=budget, **kwargs)
-    together.reset(seed=0)
-    singles = [
-        gym.make("prune_env/Digits-v0", budget=budget, disable_env_checker=True, **kwargs) for _ in range(members)
-    ]
-    for seed, env in enumerate(singles):
-        env.reset(seed=seed)
-    action = prune_env.select(np.ones(together.single_action_space["weight"].shape[0], dtype=np.bool_))  # pyright: ignore
-    actions = {name: np.stack([values] * members) for name, values in action.items()}
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    batched, looped = [], []
-    for _ in range(rounds + 1):
-        batched.append(seconds(lambda: together.step(actions)))
-        looped.append(seconds(lambda: [env.step(action) for env in singles]))
-    torch.set_num_threads(before)
-    batched, looped = np.array(batched[1:]), np.array(looped[1:])  # the first pair warms up
-    return members / float(np.median(batched)), members / float(np.median(looped)), float(np.median(looped / batched))
-
-
-def observation(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Plausible statistics of n samples in the middle of a run."""
-    seen = {name: rng.random(n, dtype=np.float32) for name in BOUNDS}
-    loss = rng.exponential(0.7, n).astype(np.float32)
-    seen |= {"loss": loss, "loss_mean": loss * rng.random(n, dtype=np.float32) * 2, "loss_var": loss**2}
-    seen |= {"visits": np.ceil(seen["visits"] * 9), "age": seen["forgets"] * 5}
-    seen |= {"correct": np.round(seen["correct"]), "forgets": np.floor(seen["forgets"] * 4)}
-    figures = {"spent": 0.4, "budget": 100.0, "val_accuracy": 0.7, "train_accuracy": 0.75}
-    return {
-        **seen,
-        "label": rng.integers(10, size=n),
-        **{name: np.array([value], np.float32) for name, value in figures.items()},
-    }
-
-
-def time_decision(spec: str, n: int, rounds: int) -> float:
-    """Median seconds of a decision that is not the episode's first, for bandits one that selects anew."""
-    rng = np.random.default_rng(0)
-    seen = observation(n, rng)
-    agent = agents.make(spec)
-    times = []
-    for turn in range(rounds + 1):
-        seen["spent"] = np.array([0.01 + 0.8 * turn / (rounds + 1)], np.float32)
-        times.append(seconds(lambda: agent(seen, rng)))
-    return float(np.median(times[1:]))
-
-
 def main(args: Args) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     console = Console(width=100)
-    steps = Table(title="A step of the environment against a bare PyTorch loop")
-    for column in ("task", "step, ms", "bare, ms", "ratio (median)"):
-        steps.add_column(column, justify="left" if column == "task" else "right")
-    step, bare, ratio = time_step("prune_env/Digits-v0", 3 * args.rounds, device=args.device)
-    steps.add_row("digits, mlp", f"{step * 1e3:.1f}", f"{bare * 1e3:.1f}", f"{ratio:.3f}")
+    for section in args.only:
+        for table in SECTIONS[section](args):
+            console.print(table)
+
+
+def _tasks(args: Args) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, id and settings of what is trained on."""
+    tasks: list[tuple[str, str, dict[str, Any]]] = [
+        ("digits, mlp", "prune_env/Digits-v0", {"device": args.device}),
+    ]
     if args.root is not None:
-        step, bare, ratio = time_step(
-            "prune_env/ImageFolder-v0",
-            args.rounds,
-            root=args.root,
-            train_size=args.train_size,
-            image_size=args.image_size,
-            device=args.device,
-        )
-        steps.add_row(f"{args.train_size:,} images, convnet", f"{step * 1e3:.0f}", f"{bare * 1e3:.0f}", f"{ratio:.3f}")
-    console.print(steps)
+        folder = {"root": args.root, "train_size": args.train_size, "image_size": args.image_size}
+        name = f"{args.train_size:,} images, convnet"
+        tasks.append((name, "prune_env/ImageFolder-v0", {**folder, "device": args.device}))
+    return tasks
 
-    many = Table(title="Epochs per second of many students, mlp on digits, all cores")
-    for column in ("students", "one vector environment", "a loop", "ratio (median)"):
-        many.add_column(column, justify="right")
-    for members in args.members:
-        batched, looped, ratio = time_many(members, args.rounds, device=args.device)
-        many.add_row(str(members), f"{batched:.0f}", f"{looped:.0f}", f"{ratio:.2f}")
-    console.print(many)
 
-    decisions = Table(title="Milliseconds of an agent's decision, median")
-    decisions.add_column("agent")
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text, and the others numbers."""
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f}" if seconds < 0.1 else f"{seconds * 1e3:,.0f}"
+
+
+def steps(args: Args) -> list[Table]:
+    title = "A step of the environment against a bare PyTorch loop"
+    table = _table(title, "task", "step, ms", "bare, ms", "step ÷ bare (median)")
+    for i, (name, env_id, settings) in enumerate(_tasks(args)):
+        step, bare, ratio = time_step(env_id, args.rounds if i else 3 * args.rounds, **settings)
+        table.add_row(name, _ms(step), _ms(bare), f"{ratio:.3f}")
+    return [table]
+
+
+def peers(args: Args) -> list[Table]:
+    """Full training against a plain DataLoader loop, infobatch against InfoBatch's."""
+    title = "An epoch of an agent, validation included, against its DataLoader loop"
+    table = _table(title, "task", "agent", "kept", "ours, ms", "peer, ms", "its workers", "peer ÷ ours (median)")
+    for name, env_id, settings in _tasks(args):
+        for agent in ("full", "infobatch"):
+            duel = time_peers(env_id, agent, args.rounds, args.workers, **settings)
+            numbers = f"{duel.kept:.2f}", _ms(duel.ours), _ms(duel.peer), str(duel.workers), f"{duel.ratio:.2f}"
+            table.add_row(name, agent, *numbers)
+    return [table]
+
+
+def students(args: Args) -> list[Table]:
+    title = "Epochs per second of many students on digits, all cores"
+    table = _table(title, "network", "students", "one vector environment", "a loop of singles", "ratio (median)")
+    for model, counts in (("mlp", args.members), ("convnet", args.conv_members)):
+        for members in counts:
+            batched, looped, ratio = time_many(members, args.rounds, model=model, device=args.device)
+            table.add_row(model, str(members), f"{batched:.1f}", f"{looped:.1f}", f"{ratio:.2f}")
+    return [table]
+
+
+def scale(args: Args) -> list[Table | str]:
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    title = f"Milliseconds beside training by number of samples, stub student of {args.classes:,} classes"
+    costs = _table(title, "part", *(f"{n:,}" for n in args.samples), GROWTH, "host's peak, bytes a sample")
+    measured = [time_parts(n, turns(args.rounds, n), args.classes, device) for n in args.samples]
+    for parts in zip(*measured, strict=True):
+        times = [part.seconds for part in parts]
+        costs.add_row(parts[0].name, *map(_ms, times), _growth(times, args.samples), f"{parts[-1].host:.0f}")
+    sums = [sum(part.seconds for part in parts if part.epoch) for parts in measured]
+    costs.add_section()
+    costs.add_row("an epoch: the first five", *map(_ms, sums), _growth(sums, args.samples), "")
+
+    title = "InfoBatch's selection against prune() in the shape of its authors' code, ms"
+    columns = ("samples", "prune()", "decision", "prune() ÷ decision", "with check and order", "prune() ÷ that")
+    selections = _table(title, *columns)
     for n in args.samples:
-        decisions.add_column(f"{n:,} samples", justify="right")
-    for spec in sorted(agents.AGENTS):
-        times = [time_decision(spec, n, args.rounds) for n in args.samples]
-        decisions.add_row(spec, *(f"{t * 1e3:.1f}" for t in times))
-    console.print(decisions)
+        found = time_selecting(n, turns(args.rounds, n))
+        ours = _ms(found.decision), f"{found.decision_ratio:.1f}", _ms(found.whole), f"{found.whole_ratio:.1f}"
+        selections.add_row(f"{n:,}", _ms(found.published), *ours)
 
     table, observed = 4 * len(COLUMNS), 4 * (len(BOUNDS) + 1) + 8
-    console.print(f"Statistics on the device: {table} bytes a sample; an observation on the host: {observed}.")
+    said = f"Statistics on the device: {table} bytes a sample; an observation on the host: {observed}."
+    return [costs, selections, said]
+
+
+def decisions(args: Args) -> list[Table]:
+    title = "Milliseconds of an agent's decision by number of samples, median"
+    table = _table(title, "agent", *(f"{n:,}" for n in args.samples), GROWTH)
+    for spec in sorted(agents.AGENTS):
+        times = [time_decision(spec, n, turns(args.rounds, n)) for n in args.samples]
+        table.add_row(spec, *(f"{t * 1e3:,.1f}" for t in times), _growth(times, args.samples))
+    return [table]
+
+
+GROWTH = "ns a sample, last ÷ first"
+
+
+def _growth(times: Sequence[float], samples: Sequence[int]) -> str:
+    """1 where seconds are in proportion to samples."""
+    return f"{times[-1] / times[0] * samples[0] / samples[-1]:.2f}"
+
+
+SECTIONS: dict[Section, Callable[[Args], list[Any]]] = {
+    "steps": steps,
+    "peers": peers,
+    "students": students,
+    "scale": scale,
+    "decisions": decisions,
+}
 
 
 if __name__ == "__main__":
