@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +22,12 @@ import ray
 from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 
-from prune_env.tasks import TaskDistribution
-from tests.processes import until
+from tests import processes
 from tests.test_learn import SCRIPT, TINY
 from tests.test_practice import alive, poles
 from tests.test_sweep import numbers, records_of
 from tests.test_workers import _numbers
-from train import learn, practice, sweep
+from train import learn, sweep
 from train.engines import Engine, Where, ray_learn, slurm
 from train.engines import ray as ray_engine
 from train.episode import Run, play
@@ -38,6 +36,7 @@ from train.shards import Died
 from train.workers import DIED, Failure, Terms
 
 ROOT = Path(__file__).parents[1]
+until = partial(processes.until, seconds=300)  # a cluster takes long to start on a machine that is busy
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODULE = """
 import os, signal, time
@@ -112,7 +111,7 @@ def _runs(*agents: str) -> dict[str, Run]:
 def _done(engine: Engine, runs: Mapping[str, Run], folder: Path, where: Where) -> dict[str, Record | Failure]:
     """What each agent's run came to, by the agent's name."""
     found: dict[str, Record | Failure] = {}
-    for outcome in engine(runs, Terms(60.0, folder, checkpoint_seconds=0.0), where):
+    for outcome in engine(runs, Terms(300.0, folder, checkpoint_seconds=0.0), where):
         key = outcome.key if isinstance(outcome, Failure) else outcome["key"]
         found[runs[key].agent.rpartition(":")[2]] = outcome
     assert len(found) == len(runs)
@@ -153,19 +152,21 @@ def test_ray_does_what_is_done_here_and_does_again_what_is_killed(address: str, 
 @pytest.mark.slow
 def test_a_node_that_is_lost_costs_nothing(home: Path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = {node.all_processes["raylet"][0].process.pid: node for node in (cluster.add_node(), cluster.add_node())}
 
-    def lose(node: Any) -> None:
+    def lose() -> None:
         until((home / "waits").exists)
-        cluster.add_node(num_cpus=1)
-        cluster.remove_node(node, allow_graceful=False)
+        worker = (home / "waits").read_text().split()[1]
+        raylet = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]
+        cluster.remove_node(nodes[int(raylet)], allow_graceful=False)
         (home / "go").touch()
 
     try:
-        loser = threading.Thread(target=lose, args=(cluster.add_node(num_cpus=1),))
-        loser.start()
-        runs = _runs("waits")
-        found = _done(ray_engine.outcomes, runs, home / "results", Where(engine="ray", address=cluster.gcs_address))
-        loser.join()
+        runs, where = _runs("waits"), Where(engine="ray", address=cluster.gcs_address)
+        with ThreadPoolExecutor(1) as pool:
+            losing = pool.submit(lose)
+            found = _done(ray_engine.outcomes, runs, home / "results", where)
+            losing.result()
         _assert_done(found, runs, home, "waits")
     finally:
         cluster.shutdown()
@@ -175,7 +176,7 @@ def test_a_node_that_is_lost_costs_nothing(home: Path):
 def test_leaving_early_ends_what_runs_on_ray(address: str, home: Path):
     runs = _runs("full", "waits")
     where = Where(engine="ray", address=address)
-    with closing(ray_engine.outcomes(runs, Terms(60.0, home / "results"), where)) as found:
+    with closing(ray_engine.outcomes(runs, Terms(300.0, home / "results"), where)) as found:
         assert isinstance(next(found), dict)
         until((home / "waits").exists)
     for pid in (home / "waits").read_text().split():
@@ -237,7 +238,7 @@ def _killed_and_started_again(home: Path, options: list[str], cancels: bool) -> 
     killed, straight = (records_of(home / out / "mine") for out in ("killed", "local"))
     assert {r["key"]: numbers(r) for r in killed} == {r["key"]: numbers(r) for r in straight}
     waste = {r["seed"]: r["provenance"]["waste"]["interruptions"] for r in killed if r["agent"] == "my_agents:waits"}
-    assert max(waste.values()) == cancels
+    assert max(waste.values()) == 1
     assert not (home / "killed" / "mine" / "checkpoints").exists()
 
 
@@ -254,9 +255,12 @@ def test_a_driver_of_a_cluster_of_its_own_is_killed_and_started_again(home: Path
 # Slurm
 
 
-def test_jobs_do_what_is_done_here_and_one_that_is_killed_is_done_again(local_jobs: None, home: Path):
-    runs = _runs("ends_its_worker", "raises")
-    folder = home / "results"
+@pytest.mark.parametrize(
+    "agents",
+    [("full", "raises"), pytest.param(("ends_its_worker", "random", "dies"), marks=pytest.mark.slow, id="killed")],
+)
+def test_jobs_do_what_is_done_here(local_jobs: None, home: Path, agents: tuple[str, ...]):
+    runs, folder = _runs(*agents), home / "results"
     folder.mkdir()
     _assert_done(_done(slurm.outcomes, runs, folder, Where(engine="slurm", workers=2)), runs, home)
     assert {path.suffix for path in (folder / "slurm").iterdir()} == {".out", ".err"}  # of those that failed
@@ -267,7 +271,7 @@ def test_jobs_do_what_is_done_here_and_one_that_is_killed_is_done_again(local_jo
 def test_a_driver_of_jobs_is_killed_and_started_again(
     local_jobs: None, home: Path, cancels: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """Jobs outlive it. What is not cancelled in time keeps others from its run, and what it leaves is taken."""
+    """Jobs outlive it. One that is not cancelled in time keeps others from its run until it has ended."""
     if not cancels:
         monkeypatch.setattr(slurm, "CANCEL", ("true",))
     _killed_and_started_again(home, ["--engine", "slurm", "--workers", "1"], cancels)
@@ -325,8 +329,6 @@ def _assert_refused(options: list[str], words: list[str], home: Path, capsys: py
 
 
 def test_learning_collects_in_actors_what_it_collects_in_processes(address: str):
-    tasks = TaskDistribution(**TINY)
-    pairs = practice.draw_pairs(tasks.training, 5, np.random.default_rng(0))
     rng = np.random.default_rng(0)
     with ray_engine.connected(address, 2):
         actors, whole = ray_learn.Shards([partial(poles, 2), partial(poles, 1)]), poles(3)
@@ -338,9 +340,6 @@ def test_learning_collects_in_actors_what_it_collects_in_processes(address: str)
                 actions = rng.integers(2, size=3)
                 for ours, theirs in zip(actors.step(actions)[:3], whole.step(actions)[:3], strict=True):
                     np.testing.assert_array_equal(ours, theirs, strict=True)
-            with closing(ray_learn.Players(tasks, 1)) as players:  # while the actors hold every CPU
-                expected = practice.play(pairs, practice.FULL, tasks)
-                np.testing.assert_array_equal(players.play(pairs, practice.FULL), expected)
             with pytest.raises(AssertionError, match="9"):
                 actors.step(np.array([0, 1, 9]))
             actor = cast(Any, actors._pipes[0])._actor
