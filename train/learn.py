@@ -251,7 +251,7 @@ class Learning(BaseCallback):
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         self._kind, players = Shards, Players
         if given.engine == "ray":
-            on_ray = engines.load("ray_learn", "ray")
+            on_ray = engines.module("ray_learn", "ray")
             self._kind, players = on_ray.Shards, on_ray.Players
         self._players = players(tasks, given.processes)
         self._keeper = Keeper(folder / checkpoints.FOLDER)
@@ -430,7 +430,7 @@ def check(given: Arguments) -> TaskDistribution:
     if given.address is not None and given.engine != "ray":
         raise ValueError(f"--address needs --engine ray; the engine is {given.engine}")
     if given.engine == "ray":
-        engines.load("ray_learn", "ray")
+        engines.module("ray_learn", "ray")
     for name in ("minutes", "steps"):
         value = getattr(given, name)
         if value is not None and not value > 0:
@@ -489,7 +489,7 @@ def _cluster(given: Arguments) -> Iterator[None]:
     if given.engine == "local":
         yield
         return
-    with engines.load("ray", "ray").connected(given.address, given.processes) as resources:
+    with engines.module("ray", "ray").connected(given.address, given.processes) as resources:
         cpus = sum(node.get("CPU", 0) for node in resources)
         if cpus < given.processes:
             raise Unavailable(f"--processes is {given.processes}, but the Ray cluster has {cpus:g} CPUs, one for each")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
@@ -121,25 +120,26 @@ class Shard:
         self._make = make
 
     def answer(self, command: str, argument: Any) -> Any:
-        """To `build`: number of members and their spaces; to `reset` and `step` what these return; or the exception."""
-        try:
-            if command == "build":
-                self._env = self._make()
-                return self._env.num_envs, self._env.observation_space, self._env.action_space
-            if command == "reset":
-                if argument is not None:  # without a number, seed() draws one from a generator that nobody seeded
-                    self._env.seed(argument)
-                return self._env.reset()
-            return self._env.step(argument)
-        except Exception as error:
-            return error
+        """To `build`: number of members and their spaces; to `reset` and `step` what these return."""
+        if command == "build":
+            self._env = self._make()
+            return self._env.num_envs, self._env.observation_space, self._env.action_space
+        if command == "reset":
+            if argument is not None:  # without a number, seed() draws one from a generator that nobody seeded
+                self._env.seed(argument)
+            return self._env.reset()
+        return self._env.step(argument)
 
 
 def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
     start()
     shard = Shard(make)
     message: tuple[str, Any] = "build", None
-    with suppress(EOFError, ConnectionError):  # nobody listens any more
+    try:
         while True:
             pipe.send(shard.answer(*message))
             message = pipe.recv()
+    except (EOFError, ConnectionError):  # nobody listens any more
+        return
+    except Exception as error:
+        pipe.send(error)

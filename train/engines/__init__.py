@@ -59,7 +59,7 @@ def import_path() -> str:
     return os.pathsep.join(map(os.path.abspath, sys.path))
 
 
-def load(name: str, engine: str) -> ModuleType:
+def module(name: str, engine: str) -> ModuleType:
     """The module train.engines.NAME; raises ValueError if what it needs, an extra called `engine`, is not installed."""
     try:
         return importlib.import_module(f"train.engines.{name}")
@@ -90,4 +90,4 @@ def find(where: Where) -> Engine:
     if not gpus >= 0 or (gpus % 1 and (gpus > 1 or where.engine == "slurm")):
         whole = "a whole number" if where.engine == "slurm" else "a part of one, or a whole number"
         raise ValueError(f"--gpus-per-run is {where.gpus_per_run}; it must be {whole}, 0 or more")
-    return load(where.engine, where.engine).outcomes
+    return module(where.engine, where.engine).outcomes

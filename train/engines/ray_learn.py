@@ -9,7 +9,7 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from prune_env.tasks import TaskDistribution
@@ -39,6 +39,8 @@ class _Line:
     def recv(self) -> Any:
         try:
             return ray.get(self._answer)
+        except RayTaskError as error:
+            return error.cause
         except RayActorError as error:
             raise Died(f"{DIED}; {line_of(error)}") from None
 
