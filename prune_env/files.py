@@ -117,15 +117,16 @@ def open_rows(path: str | Path, state: str, shape: tuple[int, ...]) -> "Rows | N
     The checksums are read and not the rows, of which there may be more than memory holds: each is checked when it is
     read. Raises DamagedFile, naming the path, for any other file.
     """
-    start = len(_header(ROWS, "")) + len(state)
+    empty = _header(ROWS, "")
+    start = len(empty) + len(state)
     try:
         with open(path, "rb") as file:
-            header, theirs = file.readline(200), file.read(len(state))
+            header, theirs = file.read(len(empty)), file.read(len(state))
             file.seek(start + math.prod(shape))
             trailer = file.read()
     except FileNotFoundError:
         return None
-    if theirs != state.encode() and header.startswith(_header(ROWS, "").rstrip()):
+    if theirs != state.encode() and header.startswith(empty.rstrip()):
         return None
     if len(trailer) != 4 * shape[0] or header != _header(ROWS, _digest_of_rows(state, trailer)):
         raise DamagedFile(f"{path} is damaged: the checksums of its rows do not match the sha256 in its first line")

@@ -60,8 +60,10 @@ def free_memory() -> int:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that are free where `folder` is, or will be."""
-    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    """Bytes that are free where `folder` is, or will be; 0 where it cannot be written."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    return shutil.disk_usage(there).free if writable else 0
 
 
 def free_on(device: torch.device) -> int | None:
