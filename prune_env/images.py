@@ -11,7 +11,7 @@ from torch import Tensor
 
 AHEAD = 4  # parts that are read ahead
 READERS = 2  # threads that read them
-COUNTED = 2**22  # pixels summed at a time: 16 MiB as int32
+COUNTED = 2**20  # pixels summed at a time: 4 MiB as int32
 
 Reader = Callable[[Sequence[np.ndarray], torch.device], Iterator[Tensor]]  # rows of a split, part by part, to images
 

@@ -27,7 +27,7 @@ DEVICE_SHARE = 0.5  # of the device's free memory, for images: the rest is for w
 HOST_SHARE = 0.4  # of the free memory, for a decoded split: it is there twice while its parts are gathered
 DISK_SHARE = 0.9  # of the free room in the cache folder
 CONTENT = "content 1"  # digest and sums of images that take long to read, and the version of their file
-PASS = 512  # images read at a time for these
+PASS = 2**22  # bytes of images read at a time for these
 
 Holder = Callable[[np.ndarray, np.ndarray], tuple[Tensor | Images, str]]  # rows, labels: images, digest of both
 
@@ -51,12 +51,24 @@ def choose(held: int, split: int, device: int | None, host: int, disk: int) -> s
 
 
 def free_memory() -> int:
-    """Bytes of the host's memory that can be taken; all there are where the system does not tell."""
+    """This process' share of the host's memory that can be taken; of all there is where the system does not tell."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return 1024 * int(lines["MemAvailable"].split()[0])
+        free = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+    return free // processes()
+
+
+def cores() -> int:
+    """This process' share of the cores that it may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, usable // processes())
+
+
+def processes() -> int:
+    """How many torchrun started on this machine, which share what it has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def free_disk(folder: Path) -> int:
@@ -115,7 +127,7 @@ def holder(
     else:
         from prune_env.datasets.workers import Workers
 
-        reader = Workers(known.paths, known.size)
+        reader = Workers(known.paths, known.size, cores())
 
     def elsewhere(rows: np.ndarray, labels: np.ndarray) -> tuple[Images, str]:
         kept = Images(rows, known.shape[1:], reader)
@@ -172,7 +184,8 @@ def _content(images: Images, labels: np.ndarray, path: Path) -> tuple[str, Tenso
     except OSError:
         pass  # absent, or unreadable: if it cannot be written either, that is what the warning is for
     digest, sums = hashlib.sha256(), torch.zeros(2, images.shape[1], dtype=torch.int64)
-    for block in images.batches(torch.arange(len(labels)).split(PASS), torch.device("cpu")):
+    parts = torch.arange(len(labels)).split(max(1, PASS // math.prod(images.shape[1:])))
+    for block in images.batches(parts, torch.device("cpu")):
         digest.update(block.numpy().data)
         sums += channel_sums(block)
     digest.update(labels.data)

@@ -17,18 +17,20 @@ PIECE = 32  # images that a worker decodes at a time: several share a batch, so 
 
 
 class Workers:
-    """A reader: processes decode the image files of the rows, as many as there are cores for this process.
+    """A reader: processes decode the image files of the rows.
 
     They are kept from one pass to the next, and end with this object; those of a pass that is broken off end at once.
 
     Args:
         paths: image file of each row of the split.
         size: pixels a side.
+        count: of processes, for each pass that goes on.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int):
+    def __init__(self, paths: Sequence[Path], size: int, count: int):
         self._paths = paths
         self._size = size
+        self._count = count
         self._idle: list[tuple[DataLoader, list]] = []  # with what it is to decode; several where passes overlap
 
     def __call__(self, parts: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
@@ -39,11 +41,12 @@ class Workers:
         pieces = [[rows[i : i + PIECE] for i in range(0, len(rows), PIECE)] for rows in parts]
         asked[:] = [[os.fspath(self._paths[row]) for row in rows] for part in pieces for rows in part]
         decoded, served = iter(loader), 0
+        none = torch.empty((0, 3, self._size, self._size), dtype=torch.uint8, device=device)
         try:
             for part in pieces:
                 images = [_good(next(decoded)).to(device, non_blocking=True) for _ in part]
                 served += 1
-                yield torch.cat(images)
+                yield torch.cat([none, *images])
         finally:
             if served == len(parts):
                 self._idle.append((loader, asked))
@@ -56,7 +59,7 @@ class Workers:
         loader = DataLoader(
             Decoder(self._size),
             batch_sampler=asked,
-            num_workers=_cores(),
+            num_workers=self._count,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
             persistent_workers=True,
@@ -88,9 +91,3 @@ def _good(decoded: Tensor | Exception) -> Tensor:
     if isinstance(decoded, Exception):
         raise decoded
     return decoded
-
-
-def _cores() -> int:
-    """Cores for this process: it shares them with the others that torchrun started on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
