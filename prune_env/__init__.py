@@ -15,6 +15,7 @@ for _name, _dataset in {
     "CIFAR10": "cifar10",
     "CIFAR100": "cifar100",
     "TinyImageNet": "tiny_imagenet",
+    "ImageNet": "imagenet",
     "ImageFolder": "imagefolder",
 }.items():
     # no max_episode_steps: the end of the budget is the end of training, and terminates

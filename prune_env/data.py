@@ -1,4 +1,4 @@
-"""The task: uint8 images of a training part and a validation part, on one device, with knobs that vary it."""
+"""The task: uint8 images of a training part and a validation part, for one device, with knobs that vary it."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakValueDictionary
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +15,17 @@ from torch import Tensor
 
 from prune_env import datasets
 from prune_env.checks import real, whole
+from prune_env.images import Images, channel_sums
+from prune_env.residence import Holder, check_kind, holder
 
 VALIDATION_SEED = 0  # fixed: every task of a data set is judged on the same images
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Samples resident on one device."""
+    """Samples for one device, where their labels are, and their images too unless they are `Images`."""
 
-    images: Tensor  # (n, C, H, W) uint8
+    images: Tensor | Any  # (n, C, H, W) uint8; an `Images` if they are kept elsewhere
     labels: Tensor  # (n,) int64, what training sees
     classes: tuple[str, ...]
     source: Tensor  # (n,) int64, row of the official split that this sample is (a copy of)
@@ -40,11 +42,19 @@ class Data:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (k, C, H, W) uint8 and labels (k,) int64 of the samples `indices` (k,) int64."""
-        return self.images.index_select(0, indices), self.labels.index_select(0, indices)
+        (batch,) = self.batches([indices])
+        return batch
 
     def batches(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """One `batch` for each of `parts`, indices (k,) int64, in their order."""
-        return map(self.batch, parts)
+        """One `batch` for each of `parts`, indices (k,) int64, in their order.
+
+        Images that are kept elsewhere are read ahead: see `Images.batches`.
+        """
+        if isinstance(self.images, Images):
+            images = self.images.batches(parts, self.device)
+        else:
+            images = (self.images.index_select(0, part) for part in parts)
+        return zip(images, (self.labels.index_select(0, part) for part in parts), strict=True)
 
     @property
     def device(self) -> torch.device:
@@ -54,19 +64,19 @@ class Data:
     @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each channel, (C,) float32 each, in grey levels of 0 to 255."""
-        device = self.images.device
-        sums = torch.zeros(2, self.images.shape[1], dtype=torch.int64, device=device)
-        for images in self.images.split(4096):
-            pixels = images.long()
-            sums += torch.stack([pixels.sum(dim=(0, 2, 3)), pixels.square().sum(dim=(0, 2, 3))])
-        mean, square = sums.cpu().double() / (self.images.numel() / self.images.shape[1])
+        sums = self.images.sums if isinstance(self.images, Images) else channel_sums(self.images)
+        height, width = self.images.shape[2:]
+        mean, square = sums.cpu().double() / (len(self) * height * width)
         deviation = (square - mean.square()).clamp(min=1.0).sqrt()  # images without contrast stay finite
-        return mean.float().to(device), deviation.float().to(device)
+        return mean.float().to(self.device), deviation.float().to(self.device)
 
     def to(self, device: torch.device | str) -> "Data":
-        """The same samples on `device`."""
-        tensors = {name: getattr(self, name).to(device) for name in ("images", "labels", "source", "wrong")}
-        return dataclasses.replace(self, **tensors)
+        """The same samples for `device`; images that are kept elsewhere stay there."""
+        names = ("labels", "source", "wrong") if isinstance(self.images, Images) else _TENSORS
+        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+_TENSORS = ("images", "labels", "source", "wrong")
 
 
 def load(
@@ -81,9 +91,10 @@ def load(
     duplicates: float = 0.0,
     task_seed: int = 0,
     val_rest: bool = False,
+    images: str = "auto",
     device: torch.device | str = "cpu",
 ) -> tuple[Data, Data]:
-    """Training and validation part of a data set's official training split, on `device`.
+    """Training and validation part of a data set's official training split, for `device`.
 
     Validation is carved first and is the same for every task. The training part then goes through the knobs
     in this order, each drawing from its own generator seeded by `task_seed`:
@@ -96,14 +107,29 @@ def load(
     With `val_rest` validation also has, with clean labels, the samples that `imbalance` and `train_size` leave out: a
     smaller error where tasks are for teaching a policy. Parts that hold the same images share their memory.
     Samples stay in the official order; a duplicate stands in the place of the sample that it replaces.
-    Raises TypeError or ValueError for a knob of another type or out of range, and what `datasets.read` raises.
+
+    `images` says where they are kept, and changes no number:
+
+    - `device`: in the device's memory;
+    - `host`: in the host's, from where batches are sent, read ahead by threads;
+    - `mapped`: decoded into a file of the cache folder once, of which batches are read likewise. Each image has a
+      checksum that is compared whenever it is read; a damaged one is decoded again;
+    - `files`: nowhere; processes decode them whenever they are needed. They import the main module, so that a script
+      needs its `if __name__ == "__main__"`, and a daemonic process cannot have them;
+    - `auto`: the first of these that fits, see `prune_env.residence.choose`.
+
+    Without the images in memory, their digest and channel sums take a pass over them, once for each task.
+
+    Raises TypeError or ValueError for a knob of another type or out of range, and what `datasets.read` and `Mapped`
+    raise.
     """
     _check_knobs(train_size, label_noise, imbalance, duplicates, task_seed)
-    samples = datasets.read(dataset, "train", root, download, image_size)
-    labels, classes, origin = samples.labels, len(samples.classes), datasets.get(dataset)
+    found, samples = _find(dataset, "train", root, download, image_size, images)
+    labels, names, origin = samples.labels, samples.classes, datasets.get(dataset)
+    classes = len(names)
     if classes < 2:
-        raise ValueError(f"data set {dataset!r} has the classes {samples.classes}; there is nothing to learn below two")
-    held_out = validation_rows(labels, samples.classes, origin.validation_share)
+        raise ValueError(f"data set {dataset!r} has the classes {names}; there is nothing to learn below two")
+    held_out = validation_rows(labels, names, origin.validation_share)
     rows = np.setdiff1d(np.arange(len(labels)), held_out)
 
     rngs = [np.random.default_rng((task_seed, knob)) for knob in (1, 2, 3, 4)]
@@ -115,18 +141,26 @@ def load(
     rows = with_duplicates(rows, duplicates, rngs[2])
     noisy, wrong = with_label_noise(labels[rows], classes, label_noise, rngs[3])
 
-    train = _hold(samples, rows, noisy, wrong, origin.augment, device)
+    hold = holder(images, found, samples, len(rows) + len(held_out), torch.device(device))
+    train = _part(hold, names, rows, noisy, wrong, origin.augment, device)
     clean = np.zeros(len(held_out), bool)
-    return train, _hold(samples, held_out, labels[held_out], clean, False, device)
+    return train, _part(hold, names, held_out, labels[held_out], clean, False, device)
 
 
 def load_test(
-    dataset: str, *, root: str | Path | None = None, download: bool = False, image_size: int | None = None
+    dataset: str,
+    *,
+    root: str | Path | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    images: str = "auto",
+    device: torch.device | str = "cpu",
 ) -> Data:
-    """The official test split, on the CPU: for the last line of an evaluation, never for an environment."""
-    samples = datasets.read(dataset, "test", root, download, image_size)
+    """The official test split: for the last line of an evaluation, never for an environment. Arguments as of `load`."""
+    found, samples = _find(dataset, "test", root, download, image_size, images)
     rows = np.arange(len(samples.labels))
-    return _hold(samples, rows, samples.labels, np.zeros(len(rows), bool), False, "cpu")
+    hold = holder(images, found, samples, len(rows), torch.device(device))
+    return _part(hold, samples.classes, rows, samples.labels, np.zeros(len(rows), bool), False, device)
 
 
 def validation_rows(labels: np.ndarray, classes: tuple[str, ...], share: float) -> np.ndarray:
@@ -230,34 +264,37 @@ def _check_knobs(
         raise ValueError(f"task_seed={task_seed} must be 0 or more")
 
 
-_Key = tuple[str, tuple[int, ...], str]  # digest, shape, device
-_held: WeakValueDictionary[_Key, Tensor] = WeakValueDictionary()  # images in use
+def _find(
+    dataset: str, split: str, root: str | Path | None, download: bool, image_size: int | None, images: str
+) -> tuple[datasets.Found, datasets.Samples | datasets.Listing]:
+    """A split, and its labels: of image files without opening one."""
+    check_kind(images)
+    found = datasets.find(dataset, split, root, download, image_size)
+    listing = found[0].listing
+    if listing is None and images in ("mapped", "files"):
+        raise ValueError(f"images={images!r} is for image files, and {dataset!r} has none: use auto, device or host")
+    return found, listing or datasets.decoded(*found)
 
 
-def _hold(
-    samples: datasets.Samples,
+def _part(
+    hold: Holder,
+    classes: tuple[str, ...],
     rows: np.ndarray,
     labels: np.ndarray,
     wrong: np.ndarray,
     augment: bool,
     device: torch.device | str,
 ) -> Data:
-    """Gather `rows` into memory of their own, from which nothing else of the split can be reached."""
-    gathered = samples.images[rows]
-    content = hashlib.sha256(gathered.data)
-    key = content.hexdigest(), gathered.shape, str(device)
-    images = _held.get(key)
-    if images is None:
-        images = _held[key] = torch.from_numpy(gathered).to(device)
-    content.update(labels.data)  # as in _digest
+    """The samples `rows`; nothing else of the split can be reached through their images."""
+    images, digest = hold(rows, labels)
     return Data(
         images=images,
         labels=torch.tensor(labels, device=device),
-        classes=samples.classes,
+        classes=classes,
         source=torch.tensor(rows, device=device),
         wrong=torch.tensor(wrong, device=device),
         augment=augment,
-        digest=content.hexdigest(),
+        digest=digest,
     )
 
 

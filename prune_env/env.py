@@ -19,7 +19,7 @@ from prune_env.compute import Ledger
 from prune_env.recipes import Recipe, tuned
 from prune_env.trainer import EpochResult, Trainer
 
-DEFAULT_MODEL = {"digits": "mlp"}  # every other source: convnet
+DEFAULT_MODEL = {"digits": "mlp", "imagenet": "torchvision:resnet50"}  # every other source: convnet
 MAX_BUDGET = 1e6  # full-epoch equivalents: a finite bound for the observation
 
 
@@ -88,11 +88,14 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     ## Arguments
     `None` stands for the value that suits the data set and model. Plain Python values survive `EnvSpec.to_json`.
 
-    - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet` or `imagefolder`; the id sets it.
+    - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet`, `imagenet` or `imagefolder`; the id sets it.
     - `budget`: full-epoch equivalents of compute.
     - `price`: taken from the reward for each full-epoch equivalent.
     - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
       the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
+    - `images`: where decoded images are kept: on the `device`, on the `host`, in a file of the cache that is `mapped`
+      into memory, nowhere (their `files` are decoded as they are needed), or in the first of these that has room
+      (`auto`); see `prune_env.data.load`. No number depends on it.
     - `train_size`, `label_noise`, `imbalance`, `duplicates`, `task_seed`: make another task of the data; see
       `prune_env.data.load`. Validation and test stay as they are, unless `val_rest` adds to validation what training
       does without.
@@ -122,6 +125,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         duplicates: float = 0.0,
         task_seed: int = 0,
         val_rest: bool = False,
+        images: str = "auto",
         model: str | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
@@ -171,6 +175,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             duplicates=duplicates,
             task_seed=task_seed,
             val_rest=val_rest,
+            images=images,
             device=target,
         )
         self.train_data, self.val_data = train, val

@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 ARRAYS = "arrays 1"  # what follows, and the version of its format
+ROWS = "rows 1"
 CHUNK = 1 << 20  # bytes hashed at a time
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files in the writing, see _written_beside
 
@@ -88,6 +92,73 @@ def unseal_line(kind: str, line: bytes) -> Any:
         why = "its content does not match its sha256" if known else f"it does not end with the sha256 of {kind!r}"
         raise DamagedFile(why)
     return json.loads(body)
+
+
+def save_rows(path: str | Path, state: str, blocks: Iterable[np.ndarray]) -> None:
+    """Write the rows of uint8 arrays (k, ...), atomically, with a checksum each; one block is in memory at a time.
+
+    `state` (64 characters, as of a sha256) says what they are of.
+    """
+    with _written_beside(Path(path)) as file:
+        file.write(_header(ROWS, "") + state.encode())  # the digest is filled in below
+        checksums: list[int] = []
+        for block in blocks:
+            file.write(block.data)
+            checksums += [zlib.crc32(row.data) for row in block]
+        trailer = np.array(checksums, "<u4").tobytes()
+        file.write(trailer)
+        file.seek(0)
+        file.write(_header(ROWS, _digest_of_rows(state, trailer)))
+
+
+def open_rows(path: str | Path, state: str, shape: tuple[int, ...]) -> "Rows | None":
+    """The rows (n, ...) of this shape that were saved with `state`; None if there is no file, or one of another state.
+
+    The checksums are read and not the rows, of which there may be more than memory holds: each is checked when it is
+    read. Raises DamagedFile, naming the path, for any other file.
+    """
+    empty = _header(ROWS, "")
+    start = len(empty) + len(state)
+    try:
+        with open(path, "rb") as file:
+            header, theirs = file.read(len(empty)), file.read(len(state))
+            file.seek(start + math.prod(shape))
+            trailer = file.read()
+    except FileNotFoundError:
+        return None
+    if theirs != state.encode() and header.startswith(empty.rstrip()):
+        return None
+    if len(trailer) != 4 * shape[0] or header != _header(ROWS, _digest_of_rows(state, trailer)):
+        raise DamagedFile(f"{path} is damaged: the checksums of its rows do not match the sha256 in its first line")
+    return Rows(path, np.memmap(path, np.uint8, "r", start, shape), np.frombuffer(trailer, "<u4"))
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows in a file that is mapped into memory: see `open_rows`."""
+
+    path: str | Path
+    content: np.memmap  # (n, ...) uint8
+    checksums: np.ndarray  # (n,) uint32, CRC-32 of each row
+
+    def read(self, row: int, into: np.ndarray) -> bool:
+        """Copy a row; whether it is as it was saved."""
+        np.copyto(into, self.content[row])
+        return self.matches(row, into)
+
+    def matches(self, row: int, content: np.ndarray) -> bool:
+        """Whether that is what was saved as this row."""
+        return zlib.crc32(content.data) == self.checksums[row]
+
+    def mend(self, row: int, content: np.ndarray) -> None:
+        """Write a damaged row anew, in its place: a write that is broken off leaves it as damaged as it was."""
+        with open(self.path, "r+b") as file:
+            file.seek(self.content.offset + row * content.nbytes)
+            file.write(content.data)
+
+
+def _digest_of_rows(state: str, checksums: bytes) -> str:
+    return hashlib.sha256(state.encode() + checksums).hexdigest()
 
 
 def sweep(folder: Path) -> None:

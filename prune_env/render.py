@@ -194,7 +194,7 @@ def _draw_samples(
     """Some of the samples `part` (k,), easiest first, from `corner` rightwards and down."""
     left, top = corner
     _write(draw, (left, top - 18), f"Last step {word} {_count(part, history)}")
-    chosen = torch.from_numpy(_sampled(part, SHOWN)).to(data.images.device)
+    chosen = torch.from_numpy(_sampled(part, SHOWN)).to(data.device)
     images, labels = (tensor.cpu().numpy() for tensor in data.batch(chosen))
     for place, (pixels, label) in enumerate(zip(images.transpose(0, 2, 3, 1), labels, strict=True)):
         x, y = left + place % 3 * PITCH[0], top + place // 3 * PITCH[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -137,7 +138,7 @@ class _Stack:
         samples = [len(trainer.stats.table) for trainer in trainers]
         firsts = torch.tensor([0, *np.cumsum(samples)[:-1]], device=self.device)  # (K,), row of each one's first
         counts = torch.zeros(count, 3, dtype=torch.int64, device=self.device)
-        several = max(1, FETCHED // (count * size * first.train_data.images[0].numel()))
+        several = max(1, FETCHED // (count * size * math.prod(first.train_data.images.shape[1:])))
         parts = [range(start, min(start + several, ticks)) for start in range(0, ticks, several)]
         spent = torch.tensor([trainer.ledger.spent for trainer in trainers], device=self.device)  # (K,)
         ema = torch.tensor([trainer.stats.ema for trainer in trainers], device=self.device)
@@ -250,7 +251,7 @@ class _Stack:
             parameters = [p[at] for p in self.parameters]
             loss = torch.zeros(len(members), device=self.device)
             counts = torch.zeros(len(members), 1 + 2 * len(val.classes), dtype=torch.int64, device=self.device)
-            fetched = max(1, FETCHED // (len(members) * val.images[0].numel()))
+            fetched = max(1, FETCHED // (len(members) * math.prod(val.images.shape[1:])))
             for rows in torch.arange(len(val), device=self.device).split(min(EVALUATION_BATCH, fetched)):
                 images, labels = val.batch(rows)
                 x = ((images.float() - self.mean[at]) * self.scale[at]).flatten(2)  # (M, B, features)

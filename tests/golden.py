@@ -71,13 +71,21 @@ ROUNDED = {"loss", "loss_var", "margin", "entropy", "el2n", "age", "val_loss", "
 SMALL = {"budget": 2.0, "price": 0.01, "precision": "float32", "device": "cpu"}
 TASK = {"train_size": 120, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.1, "task_seed": 1}
 CONVNET = {"model": "convnet:4-4-4", "batch_size": 45, "lr": 0.01}
-SEEDS = {"Digits": 3, "CIFAR10": 12, "CIFAR100": 9, "TinyImageNet": 6, "ImageFolder": 2}  # see the docstring
+SEEDS = {
+    "Digits": 3,
+    "CIFAR10": 12,
+    "CIFAR100": 9,
+    "TinyImageNet": 6,
+    "ImageFolder": 2,
+    "ImageNet": 4,
+}  # see the docstring
 SETTINGS: dict[str, dict[str, Any]] = {
     "Digits": {**SMALL, **TASK, "model": "mlp:16"},
     "CIFAR10": {**SMALL, **CONVNET, "train_size": 40, "batch_size": 20},
     "CIFAR100": {**SMALL, **CONVNET, "train_size": 100},
     "TinyImageNet": {**SMALL, **CONVNET, "batch_size": 13, "image_size": 32},
     "ImageFolder": {**SMALL, **CONVNET, "batch_size": 13, "image_size": 24},
+    "ImageNet": {**SMALL, **CONVNET, "batch_size": 13, "image_size": 32},
 }
 MEMBERS = {"budget": [2.5, 1.5, 2.0], "train_size": [120, 90, 60], "label_noise": [0.1, 0.0, 0.2]}
 
@@ -180,6 +188,7 @@ def images() -> Iterator[dict[str, str]]:
         trees.cifar100(roots["CIFAR100"], patch)
         trees.tiny_imagenet(roots["TinyImageNet"])
         trees.imagefolder(roots["ImageFolder"])
+        trees.imagenet(roots["ImageNet"])
         yield {name: str(root) for name, root in roots.items()}
 
 

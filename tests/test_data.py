@@ -102,7 +102,7 @@ def test_a_single_image_of_a_class_is_refused():
 @pytest.mark.parametrize("classes", [("cat",), ()])
 def test_fewer_than_two_classes_are_refused(monkeypatch, classes):
     none = Samples(np.zeros((9 * len(classes), 1, 4, 4), np.uint8), np.zeros(9 * len(classes), np.int64), classes)
-    monkeypatch.setattr("prune_env.data.datasets.read", lambda *_: none)
+    monkeypatch.setattr("prune_env.data.datasets.decoded", lambda *_: none)
     with pytest.raises(ValueError, match=re.escape(f"'digits' has the classes {classes}")):
         load("digits")
 
@@ -344,7 +344,7 @@ def test_same_bytes_of_another_shape_are_not_shared(monkeypatch):
     held = []
     for shape in ((40, 1, 4, 4), (40, 4, 2, 2)):
         samples = Samples(pixels.reshape(shape), labels, ("a", "b"))
-        monkeypatch.setattr("prune_env.data.datasets.read", lambda *_, samples=samples: samples)
+        monkeypatch.setattr("prune_env.data.datasets.decoded", lambda *_, samples=samples: samples)
         held.append(load("digits")[0])
         assert held[-1].images.shape[1:] == shape[1:]
     assert address(held[0]) != address(held[1])

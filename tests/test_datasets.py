@@ -277,7 +277,7 @@ def test_a_test_folder_without_classes_makes_way_for_val(tmp_path):
 
 def test_unknown_name_lists_the_names():
     with pytest.raises(
-        ValueError, match="'mnist': choose one of digits, cifar10, cifar100, tiny_imagenet, imagefolder"
+        ValueError, match="'mnist': choose one of digits, cifar10, cifar100, tiny_imagenet, imagefolder, imagenet"
     ):
         load("mnist")
 
@@ -292,7 +292,7 @@ def test_a_missing_data_set_says_what_where_and_how(tmp_path, monkeypatch, name)
             message = str(caught.value)
             for part in (repr(name), str(where), "root=", "PRUNE_ENV_DATA", "Expected below root"):
                 assert part in message
-            assert ("pass download=True" in message) == (name != "imagefolder")
+            assert ("pass download=True" in message) == (name not in ("imagefolder", "imagenet"))
 
 
 def test_the_default_root_is_below_home(tmp_path, monkeypatch):
@@ -316,8 +316,9 @@ def test_imagefolder_errors(tmp_path):
     (tmp_path / "train" / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no images in .*train/empty"):
         load("imagefolder", root=tmp_path)
-    for number in range(3):
-        (tmp_path / "train" / "empty" / f"{number}.jpg").write_bytes(b"no image at all")
+    (tmp_path / "train" / "other").mkdir()
+    for number in range(6):
+        (tmp_path / "train" / ("empty", "other")[number // 3] / f"{number}.jpg").write_bytes(b"no image at all")
     with pytest.raises(ValueError, match=r"cannot decode the image .*train/empty/\d.jpg"):
         load("imagefolder", root=tmp_path)
 
@@ -427,7 +428,7 @@ def test_a_file_that_vanishes_is_named(tmp_path, monkeypatch, when):
 
     trees.imagefolder(tmp_path, per_class=3)
     gone = tmp_path / "train" / "dog" / "00004.png"
-    look = cache._state
+    look = cache.state_of
 
     def state(files):
         assert gone in files
@@ -437,7 +438,7 @@ def test_a_file_that_vanishes_is_named(tmp_path, monkeypatch, when):
         gone.unlink()
         return found
 
-    monkeypatch.setattr(cache, "_state", state)
+    monkeypatch.setattr(cache, "state_of", state)
     with pytest.raises((OSError, ValueError), match=str(gone)):
         load("imagefolder", root=tmp_path)
 

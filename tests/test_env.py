@@ -24,7 +24,7 @@ from tests import trees
 from tests.reference import toy
 from tests.test_selection import WRONG_ACTIONS
 
-IDS = ["Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder"]
+IDS = ["Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder", "ImageNet"]
 TASK = {"train_size": 100, "budget": 3.0, "batch_size": 16}
 PER_SAMPLE = (
     "loss loss_mean loss_var confidence margin entropy el2n correct forgets visits age".split()  # noqa: SIM905
@@ -98,6 +98,7 @@ def roots(tmp_path, monkeypatch) -> dict[str, dict[str, Any]]:
     trees.cifar100(tmp_path, monkeypatch)
     trees.tiny_imagenet(tmp_path)
     trees.imagefolder(tmp_path / "folder")
+    trees.imagenet(tmp_path / "imagenet")
     small = {"root": str(tmp_path), "model": "convnet:2-2-2", "batch_size": 16, "budget": 2.5}
     return {
         "Digits": {"budget": 2.5, "train_size": 60},
@@ -105,6 +106,7 @@ def roots(tmp_path, monkeypatch) -> dict[str, dict[str, Any]]:
         "CIFAR100": small,
         "TinyImageNet": {**small, "image_size": 64},
         "ImageFolder": {**small, "root": str(tmp_path / "folder"), "image_size": 32},
+        "ImageNet": {**small, "root": str(tmp_path / "imagenet"), "image_size": 32},
     }
 
 
@@ -128,7 +130,7 @@ def test_both_checkers_pass(name, roots):
 @pytest.mark.parametrize("name", IDS)
 def test_ids_name_their_data_sets(name, roots):
     env = gym.make(f"prune_env/{name}-v0", **roots[name])
-    classes = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100, "TinyImageNet": 3, "ImageFolder": 2}[name]
+    classes = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100, "TinyImageNet": 3, "ImageFolder": 2, "ImageNet": 3}[name]
     assert len(core(env).train_data.classes) == classes
     assert env.spec is not None
     assert env.spec.max_episode_steps is None

@@ -3,6 +3,8 @@
 Tensors are fake: they have shapes and devices and no numbers, so whatever needs a number raises.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prune_env import models, together
+from prune_env import images, models, together
 from prune_env.data import Data
 from prune_env.recipes import Recipe
 from prune_env.selection import Selection, select
@@ -197,6 +199,42 @@ def test_the_number_of_transfers_does_not_grow_with_what_is_scored(cuda, monkeyp
         with Transfers() as transfers:
             student.score(np.arange(scored))
         assert (transfers.up, transfers.down) == (min(scored, 1), 0)  # the indices
+
+
+def test_images_on_the_host_are_waited_for_once_a_pass(cuda, monkeypatch):
+    """Whatever the number of batches; each is sent from a buffer of its own, without a wait."""
+    waits: list[int] = []
+
+    def on_host(parts) -> np.ndarray:  # the indices are pretended: they have no numbers
+        waits.append(len(parts))
+        return np.zeros(sum(map(len, parts)), np.int64)
+
+    def buffer(shape, device) -> tuple[torch.Tensor, np.ndarray]:
+        assert device.type == "cuda"
+        return torch.empty(shape, dtype=torch.uint8), np.empty(shape, np.uint8)  # no driver to pin memory with
+
+    monkeypatch.setattr(images, "on_host", on_host)
+    monkeypatch.setattr(images, "buffer", buffer)
+    monkeypatch.setattr("prune_env.trainer.FETCHED_PIXELS", 1)
+    student = cuda(n=80)
+    read: list[int] = []
+    reader = images.Threads((3, 16, 16), lambda rows, into: read.append(len(rows)))
+    kept = images.Images(np.arange(80), (3, 16, 16), reader)
+    for mixed in (False, True):
+        for k in (8, 16, 79):
+            student.train_data = data(80)
+            with Transfers() as resident:
+                train(student, mixed, k)
+            student.train_data = dataclasses.replace(student.train_data, images=kept)
+            waits.clear()
+            read.clear()
+            with Transfers() as transfers:
+                train(student, mixed, k)
+            batches, passes = -(-k // 8), 1 + mixed
+            assert waits == [batches] * passes
+            assert sum(read) == k * passes
+            assert transfers.up == resident.up + batches * passes
+            assert transfers.down == 0
 
 
 # ---------------------------------------------------------------- several students at once

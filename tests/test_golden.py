@@ -33,7 +33,7 @@ def test_defaults_are_as_recorded():
 
 
 def test_every_id_has_a_trajectory(found: golden.Recorded):
-    assert len(IDS) == 10
+    assert len(IDS) == 12
     assert {*IDS} <= RECORDED.keys() == found.keys()
 
 

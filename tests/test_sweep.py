@@ -104,7 +104,7 @@ def test_a_block_that_sets_all_needs_nothing_above(tmp_path: Path):
 def test_committed_files_are_valid(path: Path):
     for block in sweep.read(path):
         assert block.env.removeprefix("prune_env/").removesuffix("-v0") in {
-            "Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder",
+            "Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder", "ImageNet",
         }  # fmt: skip
         for spec, keep in itertools.product(block.agents, block.keep):
             agents.make(agents.spec_with_keep(spec, keep))

@@ -33,7 +33,7 @@ from prune_env.wrappers import (
 
 N = 60
 TASK: dict[str, Any] = {"train_size": N, "budget": 1.5, "batch_size": 16}
-IDS = ["Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder"]
+IDS = ["Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder", "ImageNet"]
 
 
 def make(**settings) -> PruneEnv:

@@ -2,12 +2,16 @@
 
 import hashlib
 import struct
+import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets import imagenet as official
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images (n, 3, H, W) uint8, labels (n,) int64
 
@@ -54,6 +58,52 @@ def tiny_imagenet(
     (folder / "val" / "val_annotations.txt").write_text("".join(lines))
     (folder / "wnids.txt").write_text("\n".join(classes) + "\n")
     return {"train": (train, labels), "test": (test, test_labels)}
+
+
+WNIDS = ("n01440764", "n01443537", "n01484850")  # in the order of labels
+
+
+def imagenet(root: Path, per_class: int = 10, size: int = 40) -> dict[str, Arrays]:
+    """`root`/train/<wnid> and `root`/val/<wnid>, three classes; 40 pixels are less than the 224 they are read with."""
+    splits = imagefolder(root, WNIDS, per_class, size, test="val")
+    for path in sorted(root.rglob("*.png")):
+        path.rename(path.with_suffix(".JPEG"))
+    return splits
+
+
+def imagenet_archives(root: Path, monkeypatch, per_class: int = 4, size: int = 40) -> dict[str, Arrays]:
+    """The three official archives, packed as the official ones are, in `root`; torchvision is told their checksums."""
+    with tempfile.TemporaryDirectory() as folder:
+        splits = imagenet(Path(folder), per_class, size)
+        devkit = Path(folder) / "ILSVRC2012_devkit_t12" / "data"
+        devkit.mkdir(parents=True)
+        fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+        ids = {wnid: 3 - label for label, wnid in enumerate(WNIDS)}  # not the order of the labels
+        synsets = [(ids[wnid], wnid, f"{wnid}, also so called", "a fish", 0) for wnid in WNIDS]
+        synsets += [(4, "n00001740", "entity", "not a class, but what classes are of", 3)]
+        savemat(devkit / "meta.mat", {"synsets": np.array(synsets, dtype=fields)})
+        val = sorted(Path(folder, "val").rglob("*.JPEG"), key=lambda path: path.name)
+        truth = "".join(f"{ids[path.parent.name]}\n" for path in val)
+        (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+
+        root.mkdir(parents=True, exist_ok=True)
+        for wnid in WNIDS:
+            with tarfile.open(Path(folder) / f"{wnid}.tar", "w") as packed:
+                for path in sorted(Path(folder, "train", wnid).iterdir()):
+                    packed.add(path, path.name)
+        members = {
+            "train": [(Path(folder) / f"{wnid}.tar", f"{wnid}.tar") for wnid in WNIDS],
+            "val": [(path, path.name) for path in val],
+            "devkit": [(devkit.parent, devkit.parent.name)],
+        }
+        checksums = {}
+        for name, (file, _) in official.ARCHIVE_META.items():
+            with tarfile.open(root / file, "w:gz" if file.endswith("gz") else "w") as packed:
+                for path, inside in members[name]:
+                    packed.add(path, inside)
+            checksums[name] = file, hashlib.md5((root / file).read_bytes()).hexdigest()
+    monkeypatch.setattr(official, "ARCHIVE_META", checksums)
+    return splits
 
 
 def cifar10(root: Path, monkeypatch, per_batch: int = 20) -> dict[str, Arrays]:

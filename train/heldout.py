@@ -36,6 +36,7 @@ ID = {
     "cifar100": "CIFAR100",
     "tiny_imagenet": "TinyImageNet",
     "imagefolder": "ImageFolder",
+    "imagenet": "ImageNet",
 }
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 import gymnasium as gym
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def pictured(agents: Sequence[str]) -> list[str]:
 def thumbnail(train: Data, index: int, share: float) -> Markup:
     name, wrong = train.classes[int(train.labels[index])], bool(train.wrong[index])
     text = f"{name}{', wrong' if wrong else ''}"
-    shown = image(picture(train.images[index]), f"sample {index}: {text}")
+    shown = image(picture(train.batch(torch.tensor([index]))[0][0]), f"sample {index}: {text}")
     return tag("figure", shown, tag("figcaption", f"{text}: {share:.0%}"), class_="wrong" if wrong else "right")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from prune_env.checks import whole
 from prune_env.datasets.cache import cached
-from prune_env.datasets.source import Samples, Source, Split
+from prune_env.datasets.source import Listing, Samples, Source, Split
+
+__all__ = ["SOURCES", "Found", "Listing", "Samples", "Source", "Split", "decoded", "find", "get", "read"]
 
 # Module and name of each source; a module is imported when it is asked for, since torchvision's readers take
 # more than a second, in every process.
@@ -16,7 +18,10 @@ SOURCES = {
     "cifar100": ("cifar", "CIFAR_100"),
     "tiny_imagenet": ("tiny_imagenet", "TINY_IMAGENET"),
     "imagefolder": ("imagefolder", "IMAGEFOLDER"),
+    "imagenet": ("imagenet", "IMAGENET"),
 }
+
+Found = tuple[Split, Path, str]  # a split, the root it was found below, and a name for its decoded copy
 
 
 def get(name: str) -> Source:
@@ -27,12 +32,8 @@ def get(name: str) -> Source:
     return getattr(importlib.import_module(f"prune_env.datasets.{module}"), attribute)
 
 
-def find(
-    name: str, split: str, root: str | Path | None, download: bool, image_size: int | None
-) -> tuple[Split, Path, str]:
+def find(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Found:
     """One official split ("train" or "test") of the data set `name`: where it is, without opening an image.
-
-    Returns the split, the root it was found below, and a name for its decoded copy.
 
     Raises ValueError for an unknown name or an image size it cannot have, FileNotFoundError when the data set
     is neither below `root` (by default $PRUNE_ENV_DATA, else ~/.cache/prune_env/data) nor to be downloaded.
@@ -52,7 +53,11 @@ def find(
 
 def read(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
     """The decoded samples of a split, from the cache where possible. Arguments and errors as for `find`."""
-    found, where, label = find(name, split, root, download, image_size)
+    return decoded(*find(name, split, root, download, image_size))
+
+
+def decoded(found: Split, where: Path, label: str) -> Samples:
+    """The samples of what `find` found, as of `read`."""
     if not found.files:  # embedded in the package: nothing to gain from a cache
         return found.read()
     return cached(found, where, label)

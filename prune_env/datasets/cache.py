@@ -23,14 +23,18 @@ def cached(split: Split, root: Path, name: str) -> Samples:
     `root` and `name` say which cache file. One that is damaged, or cannot be written, costs a warning and a
     decoding, never an error.
     """
-    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
-    path = folder() / f"{name}-{place}-v{VERSION}.arrays"
-    state = _state(split.files)  # taken before reading: what changes meanwhile is noticed next time
+    path = place(root, name, "arrays")
+    state = state_of(split.files)  # taken before reading: what changes meanwhile is noticed next time
     samples = _load(path, state)
     if samples is None:
         samples = split.read()
         _save(path, state, samples)
     return samples
+
+
+def place(root: Path, name: str, kind: str) -> Path:
+    """The cache file of this kind for what is called `name` and lies below `root`."""
+    return folder() / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}-v{VERSION}.{kind}"
 
 
 def folder() -> Path:
@@ -39,7 +43,7 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prune_env" / "decoded"
 
 
-def _state(files: list[Path]) -> str:
+def state_of(files: list[Path]) -> str:
     """Digest of absolute path, size and time of modification of each file.
 
     Raises OSError for one that cannot be found, ValueError for one that is no file: a pipe would never end.
@@ -70,13 +74,13 @@ def _load(path: Path, state: str) -> Samples | None:
 def _save(path: Path, state: str, samples: Samples) -> None:
     classes = np.array(samples.classes)
     try:
-        _sweep(path)
+        clean(path)
         save_arrays(path, images=samples.images, labels=samples.labels, classes=classes, state=np.array(state))
     except OSError as error:
         warnings.warn(f"no cache, images are decoded again next time: cannot write {path}: {error}", stacklevel=4)
 
 
-def _sweep(path: Path) -> None:
+def clean(path: Path) -> None:
     """Remove what writers of `path` left behind when they were killed; one that still writes is not a day old."""
     for left in path.parent.glob(f".{path.name}.*"):
         with suppress(FileNotFoundError):  # another process sweeps too

@@ -10,6 +10,8 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional
 
+from prune_env.datasets.source import Listing, Samples, Split
+
 BLOCK = 64  # images a thread takes at a time
 
 
@@ -53,6 +55,15 @@ def _raise(error: OSError) -> None:
 def _check_link(path: Path) -> None:
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path} is a link to {os.readlink(path)}, which does not exist")
+
+
+def split_of(listing: Listing, others: list[Path]) -> Split:
+    """The split of a listing; `others` are the files, beside its images, that decide what is in it."""
+    return Split(
+        lambda: Samples(decode(listing.paths, listing.size), listing.labels, listing.classes),
+        [*others, *listing.paths],
+        listing,
+    )
 
 
 def decode(paths: list[Path], size: int) -> np.ndarray:

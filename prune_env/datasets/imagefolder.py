@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_env.datasets.decode import class_folders, decode, image_files
-from prune_env.datasets.source import Samples, Source, Split, missing
+from prune_env.datasets.decode import class_folders, image_files, split_of
+from prune_env.datasets.source import Listing, Source, Split, missing
 
 LAYOUT = "train/<class>/*.jpg (or .png, ...; deeper folders are fine) and test/<class>/ or val/<class>/"
 
@@ -34,7 +34,7 @@ def find(root: Path, split: str, size: int) -> Split:
     paths = [path for files in per_class for path in files]
     labels = np.repeat([classes.index(name) for name in present], [len(files) for files in per_class])
     # The train folder itself is listed because test labels depend on its classes: its time changes with them.
-    return Split(lambda: Samples(decode(paths, size), labels, classes), [root / "train", *paths])
+    return split_of(Listing(paths, labels, classes, size), [root / "train"])
 
 
 def _existing(folder: Path) -> Path:

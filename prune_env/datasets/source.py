@@ -17,11 +17,27 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """What is known of a split of image files before one is opened, in the official order."""
+
+    paths: list[Path]  # n, one a sample
+    labels: np.ndarray  # (n,) int64
+    classes: tuple[str, ...]
+    size: int  # pixels a side, once decoded
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, C, H, W) of the images."""
+        return len(self.paths), 3, self.size, self.size
+
+
+@dataclass(frozen=True)
 class Split:
     """One official split, found but not yet decoded."""
 
     read: Callable[[], Samples]
     files: list[Path]  # all that decides what `read` returns; a cached copy holds while they are unchanged
+    listing: Listing | None = None  # where every sample is a file of its own
 
 
 @dataclass(frozen=True)

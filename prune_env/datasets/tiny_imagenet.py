@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_env.datasets.decode import decode, image_files
+from prune_env.datasets.decode import image_files, split_of
 from prune_env.datasets.download import alone, download, unzip
-from prune_env.datasets.source import Samples, Source, Split, missing
+from prune_env.datasets.source import Listing, Source, Split, missing
 
 FOLDER = "tiny-imagenet-200"
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -30,7 +30,7 @@ def find(root: Path, split: str, size: int) -> Split:
     if not wnids or len(set(wnids)) < len(wnids):
         raise ValueError(f"{listing} must name each class once, one a line; it has {len(wnids)} entries")
     index, paths, labels = _train(folder, wnids) if split == "train" else _test(folder, wnids)
-    return Split(lambda: Samples(decode(paths, size), labels, wnids), [listing, *index, *paths])
+    return split_of(Listing(paths, labels, wnids, size), [listing, *index])
 
 
 def _folder(root: Path) -> Path:

@@ -1,0 +1,93 @@
+"""Images decoded when they are needed, by PyTorch's DataLoader and its processes."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from prune_env.datasets.decode import decode, square
+
+PIECE = 32  # images that a worker decodes at a time: several share a batch, so that the first one comes soon
+
+
+class Workers:
+    """A reader: processes decode the image files of the rows.
+
+    They are kept from one pass to the next, and end with this object; those of a pass that is broken off end at once.
+
+    Args:
+        paths: image file of each row of the split.
+        size: pixels a side.
+        count: of processes, for each pass that goes on.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: int, count: int):
+        self._paths = paths
+        self._size = size
+        self._count = count
+        self._idle: list[tuple[DataLoader, list]] = []  # with what it is to decode; several where passes overlap
+
+    def __call__(self, parts: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+        if len(parts) == 1:  # not worth the start of processes
+            yield torch.from_numpy(decode([self._paths[row] for row in parts[0]], self._size)).to(device)
+            return
+        loader, asked = self._idle.pop() if self._idle else self._start(device)
+        pieces = [[rows[i : i + PIECE] for i in range(0, len(rows), PIECE)] for rows in parts]
+        asked[:] = [[os.fspath(self._paths[row]) for row in rows] for part in pieces for rows in part]
+        decoded, served = iter(loader), 0
+        none = torch.empty((0, 3, self._size, self._size), dtype=torch.uint8, device=device)
+        try:
+            for part in pieces:
+                images = [_good(next(decoded)).to(device, non_blocking=True) for _ in part]
+                served += 1
+                yield torch.cat([none, *images])
+        finally:
+            if served == len(parts):
+                self._idle.append((loader, asked))
+            del loader, decoded  # lest the traceback of an error keep the processes alive
+
+    def _start(self, device: torch.device) -> tuple[DataLoader, list]:
+        asked: list[list[str]] = []
+        # a fork of a process that has used threads, or CUDA, can hang
+        safe = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+        loader = DataLoader(
+            Decoder(self._size),
+            batch_sampler=asked,
+            num_workers=self._count,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=True,
+            multiprocessing_context=safe,
+            generator=torch.Generator(),  # it draws a seed for its workers, else from the global generator
+        )
+        return loader, asked
+
+
+class Decoder(Dataset):
+    """What a worker has of a data set: it is sent the names of the files, so that it holds no list of them."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __getitems__(self, paths: list[str]) -> Tensor | Exception:
+        """(k, 3, size, size) uint8; or what was raised, which PyTorch would wrap in its own words."""
+        try:
+            return torch.from_numpy(np.stack([square(Path(path), self.size) for path in paths]))
+        except Exception as error:
+            return error
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded
+
+
+def _good(decoded: Tensor | Exception) -> Tensor:
+    if isinstance(decoded, Exception):
+        raise decoded
+    return decoded
