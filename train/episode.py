@@ -28,6 +28,8 @@ from train.diagnostics import Diary
 
 CURVE = ("spent", "val_accuracy", "train_accuracy", "kept", "mixed", "scored", "coverage", "lr", "reward")
 
+OF_MACHINE = ("root", "images")  # settings on which no result depends
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -49,7 +51,7 @@ class Run:
         return {
             "env": self.env,
             # where the data lies says nothing about a result: the digests stand for it
-            "settings": {name: value for name, value in self.settings.items() if name != "root"},
+            "settings": {name: value for name, value in self.settings.items() if name not in OF_MACHINE},
             "recipe": dataclasses.asdict(plain.recipe),
             "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
@@ -163,8 +165,10 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
         gym.spec(run.env).kwargs["dataset"],
         root=run.settings.get("root"),
         image_size=run.settings.get("image_size"),
+        images=run.settings.get("images", "auto"),
+        device=trainer.device,
     )
-    tested = trainer.evaluate(test.to(trainer.device))
+    tested = trainer.evaluate(test)
     results |= {
         "test_accuracy": tested.accuracy,
         "test_loss": tested.loss,

@@ -12,7 +12,7 @@ import gymnasium as gym
 import agents
 from prune_env import PruneEnv, datasets
 from prune_env.recipes import nearest
-from train.episode import Run
+from train.episode import OF_MACHINE, Run
 
 # What a task may set of its environment; what is not set is left to it.
 TASK = ("image_size", "train_size", "label_noise", "imbalance", "duplicates", "task_seed", "val_rest")
@@ -50,6 +50,7 @@ class Place:
     root: str | None
     download: bool
     device: str
+    images: str = "auto"  # where they are kept, see `prune_env.data.load`
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
         # Runs open the test split at their end: that it is missing should not be found out then.
         size = block.settings.get("image_size")
         datasets.find(spec.kwargs["dataset"], "test", place.root, place.download, size)
-        given = {**block.settings} if place.root is None else {**block.settings, "root": place.root}
+        of_machine = {name: getattr(place, name) for name in OF_MACHINE if getattr(place, name) not in (None, "auto")}
+        given = {**block.settings, **of_machine}
         for budget in sorted(set(block.budgets)):
             settings = {**given, "budget": budget, "device": place.device}
             if isinstance(given.get("lr"), dict):

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from prune_env import files
 from train import checkpoints, engines, provenance, results
 from train.engines import Engine, Unavailable, Where
-from train.episode import Run
+from train.episode import OF_MACHINE, Run
 from train.plan import Block, Place, Plan, make_plan
 from train.process import Taken, locked
 from train.results import Record
@@ -34,6 +34,8 @@ class Running(Where):
     """Folder with the images; by default $PRUNE_ENV_DATA."""
     download: bool = False
     """Fetch images that are not there."""
+    images: str = "auto"
+    """Where they are kept: `device`, `host`, `mapped`, `files`, or the first of these that fits; no number changes."""
     device: str = "auto"
     """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
     agent_timeout: float = 600.0
@@ -88,7 +90,7 @@ def _carry_out(
                 raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
             name, what, source = blocks()
             root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
-            plan = make_plan(what, Place(root, running.download, running.device))
+            plan = make_plan(what, Place(root, running.download, running.device, running.images))
         folder = running.out / (running.name or name)
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
@@ -158,7 +160,8 @@ def _run_missing(
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     failure = asdict(outcome)
-                    failure["run"]["settings"].pop("root", None)  # a matter of this machine
+                    for name in OF_MACHINE:
+                        failure["run"]["settings"].pop(name, None)
                     results.append(failed, failure)
                     bar.advance(outcome.run, f"failed: {outcome.error}")
                     failures.append(outcome)
