@@ -36,7 +36,7 @@ def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[R
     try:
         executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
         job = {"name": "prune_env", "timeout_min": where.minutes or MINUTES, "slurm_partition": where.partition}
-        executor.update_parameters(cpus_per_task=1, gpus_per_node=int(gpus_for(terms, where)), **job)
+        executor.update_parameters(cpus_per_task=1, gpus_per_node=int(gpus_for(terms, where)) or None, **job)
         for path in folder.glob("*_submitted.pkl"):  # of a driver that was killed: its jobs would be at the same runs
             subprocess.run([*CANCEL, path.name.partition("_")[0]], stderr=subprocess.DEVNULL)  # some are over
             path.unlink()
