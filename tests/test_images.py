@@ -214,7 +214,7 @@ def test_an_iterator_that_is_let_go_of_leaves_nothing_behind(tmp_path, kind, lef
     processes.until(lambda: not left_behind())
 
 
-def test_threads_read_no_further_than_they_should():
+def test_threads_read_ahead_and_no_further():
     read: list[int] = []
     reader = Threads((1,), lambda rows, into: read.append(int(rows[0])))
     batches = reader([np.array([row]) for row in range(100)], torch.device("cpu"))
@@ -222,16 +222,6 @@ def test_threads_read_no_further_than_they_should():
         next(batches)
         processes.until(lambda wanted=served + AHEAD: len(read) == wanted)
     assert read == sorted(read)
-
-
-def test_the_next_batches_are_read_while_one_is_used():
-    def slow(rows: np.ndarray, into: np.ndarray) -> None:
-        time.sleep(0.02)
-
-    start = time.perf_counter()
-    for _ in Threads((1,), slow)([np.array([0])] * 20, torch.device("cpu")):
-        time.sleep(0.02)
-    assert time.perf_counter() - start < 0.7  # 0.4 of use, and the first read; one after the other 0.8
 
 
 # ---------------------------------------------------------------- damage
