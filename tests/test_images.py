@@ -552,11 +552,17 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, repository):
                 trees.write_png(root / split / "ab"[row % 2] / f"{row}.png", image)
         for kind in ("device", "mapped", "files"):
             command = [sys.executable, str(script), str(root), kind]
-            environment = {**os.environ, "PRUNE_ENV_CACHE": str(root / "cache"), "PYTHONPATH": str(repository)}
+            # what is free goes back to the system at once, so that what is measured is what is in use
+            environment = {
+                **os.environ,
+                "MALLOC_MMAP_THRESHOLD_": "65536",
+                "PRUNE_ENV_CACHE": str(root / "cache"),
+                "PYTHONPATH": str(repository),
+            }
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             taken[kind, count] = int(done.stdout)
     print(taken)  # shown by `pytest -s`
     more = 4000 * 64 * 64 * 3 / 1024  # KiB of images
     assert taken["device", 6000] - taken["device", 2000] > more
     for kind in ("mapped", "files"):
-        assert taken[kind, 6000] - taken[kind, 2000] < 0.5 * more
+        assert taken[kind, 6000] - taken[kind, 2000] < 0.2 * more
