@@ -27,7 +27,7 @@ from prune_env.data import Data
 from prune_env.env import PruneEnv
 from prune_env.residence import KINDS
 from prune_env.trainer import Trainer
-from train.bench import seconds
+from train.timing import seconds
 
 
 @dataclass
@@ -52,7 +52,6 @@ def load(data: Data, parts: list[torch.Tensor]) -> None:
     """Fetch the batches of an epoch and do nothing with them."""
     for _ in data.batches(parts):
         pass
-    wait(data.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,22 +72,16 @@ class Watched(Data):
 def train(trainer: Trainer, chosen: np.ndarray) -> None:
     """An epoch on the samples `chosen` (k,), without validation."""
     trainer._train(trainer.plan(trainer.select(select(chosen, n=trainer.ledger.n))))
-    wait(trainer.device)
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def measure(resident: Trainer, other: Trainer, chosen: np.ndarray) -> tuple[float, float, float, float]:
     """Seconds of training alone, of loading alone, of both, and waited in that, on the samples `chosen` (k,)."""
     order = torch.from_numpy(np.random.default_rng(len(chosen)).permutation(chosen)).to(other.device)
     data = other.train_data
-    training = seconds(lambda: train(resident, chosen))
-    loading = seconds(lambda: load(data, list(order.split(other.batch_size))))
+    training = seconds(lambda: train(resident, chosen), resident.device)
+    loading = seconds(lambda: load(data, list(order.split(other.batch_size))), data.device)
     watched = other.train_data = Watched(**{one.name: getattr(data, one.name) for one in fields(data)})
-    both = seconds(lambda: train(other, chosen))
+    both = seconds(lambda: train(other, chosen), other.device)
     other.train_data = data
     return training, loading, both, sum(watched.waits)
 
