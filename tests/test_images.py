@@ -214,7 +214,7 @@ def test_an_iterator_that_is_let_go_of_leaves_nothing_behind(tmp_path, kind, lef
     processes.until(lambda: not left_behind())
 
 
-def test_threads_read_no_further_than_they_should():
+def test_threads_read_ahead_and_no_further():
     read: list[int] = []
     reader = Threads((1,), lambda rows, into: read.append(int(rows[0])))
     batches = reader([np.array([row]) for row in range(100)], torch.device("cpu"))
@@ -222,16 +222,6 @@ def test_threads_read_no_further_than_they_should():
         next(batches)
         processes.until(lambda wanted=served + AHEAD: len(read) == wanted)
     assert read == sorted(read)
-
-
-def test_the_next_batches_are_read_while_one_is_used():
-    def slow(rows: np.ndarray, into: np.ndarray) -> None:
-        time.sleep(0.02)
-
-    start = time.perf_counter()
-    for _ in Threads((1,), slow)([np.array([0])] * 20, torch.device("cpu")):
-        time.sleep(0.02)
-    assert time.perf_counter() - start < 0.7  # 0.4 of use, and the first read; one after the other 0.8
 
 
 # ---------------------------------------------------------------- damage
@@ -562,11 +552,17 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, repository):
                 trees.write_png(root / split / "ab"[row % 2] / f"{row}.png", image)
         for kind in ("device", "mapped", "files"):
             command = [sys.executable, str(script), str(root), kind]
-            environment = {**os.environ, "PRUNE_ENV_CACHE": str(root / "cache"), "PYTHONPATH": str(repository)}
+            # what is free goes back to the system at once, so that what is measured is what is in use
+            environment = {
+                **os.environ,
+                "MALLOC_MMAP_THRESHOLD_": "65536",
+                "PRUNE_ENV_CACHE": str(root / "cache"),
+                "PYTHONPATH": str(repository),
+            }
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             taken[kind, count] = int(done.stdout)
     print(taken)  # shown by `pytest -s`
     more = 4000 * 64 * 64 * 3 / 1024  # KiB of images
     assert taken["device", 6000] - taken["device", 2000] > more
     for kind in ("mapped", "files"):
-        assert taken[kind, 6000] - taken[kind, 2000] < 0.5 * more
+        assert taken[kind, 6000] - taken[kind, 2000] < 0.2 * more

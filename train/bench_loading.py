@@ -3,15 +3,18 @@
     python -m train.bench_loading --root DIR                  # images in DIR/train/<class>/
     python -m train.bench_loading --root DIR --image-size 64 --train-size 2000 --rounds 9
 
-An epoch is one pass over the samples that are kept, with the trainer's own batches; validation is left out. "Hidden"
-is (loading + training - both) / min(loading, training): 100 % where the longer of the two is all that is seen. All are
-medians over rounds, in which every source has its turn, in this process, which trains on one thread.
+An epoch is one pass over the samples that are kept, with the trainer's own batches; validation is left out. "Waited" is
+how long training waits for its batches. "Hidden" is (loading + training - both) / min(loading, training): 100 % where
+all that is seen is the longer of the two; where loading is less than a twentieth of training, that is lost in the noise
+and not shown. On a CPU both need the same cores, so that decoding can be read ahead and yet not be hidden. All are
+medians over rounds in this process, which trains on one thread; those of a source are measured one after the other.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -22,10 +25,9 @@ from rich.table import Table
 from prune_env import select
 from prune_env.data import Data
 from prune_env.env import PruneEnv
-from prune_env.images import Images
 from prune_env.residence import KINDS
 from prune_env.trainer import Trainer
-from train.bench import seconds
+from train.timing import seconds
 
 
 @dataclass
@@ -50,55 +52,75 @@ def load(data: Data, parts: list[torch.Tensor]) -> None:
     """Fetch the batches of an epoch and do nothing with them."""
     for _ in data.batches(parts):
         pass
-    wait(data.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(Data):
+    """Data that notes how long each batch is waited for."""
+
+    waits: list[float] = field(default_factory=list)  # seconds
+
+    def batches(self, parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        batches = super().batches(parts)
+        for _ in parts:
+            start = time.perf_counter()
+            batch = next(batches)
+            self.waits.append(time.perf_counter() - start)
+            yield batch
 
 
 def train(trainer: Trainer, chosen: np.ndarray) -> None:
     """An epoch on the samples `chosen` (k,), without validation."""
     trainer._train(trainer.plan(trainer.select(select(chosen, n=trainer.ledger.n))))
-    wait(trainer.device)
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(env: PruneEnv, chosen: np.ndarray) -> tuple[float, float]:
-    """Seconds of loading alone, and of an epoch, both on the samples `chosen` (k,)."""
-    trainer = env.running
-    order = torch.from_numpy(np.random.default_rng(len(chosen)).permutation(chosen)).to(trainer.device)
-    loading = seconds(lambda: load(env.train_data, list(order.split(trainer.batch_size))))
-    return loading, seconds(lambda: train(trainer, chosen))
+def measure(resident: Trainer, other: Trainer, chosen: np.ndarray) -> tuple[float, float, float, float]:
+    """Seconds of training alone, of loading alone, of both, and waited in that, on the samples `chosen` (k,)."""
+    order = torch.from_numpy(np.random.default_rng(len(chosen)).permutation(chosen)).to(other.device)
+    data = other.train_data
+    training = seconds(lambda: train(resident, chosen), resident.device)
+    loading = seconds(lambda: load(data, list(order.split(other.batch_size))), data.device)
+    watched = other.train_data = Watched(**{one.name: getattr(data, one.name) for one in fields(data)})
+    both = seconds(lambda: train(other, chosen), other.device)
+    other.train_data = data
+    return training, loading, both, sum(watched.waits)
 
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)
-    settings: dict[str, Any] = {"image_size": args.image_size, "train_size": args.train_size, "model": args.model}
-    budget = 2.0 + args.rounds * sum(args.keep) + len(args.keep)
-    envs: dict[str, PruneEnv] = {}
+    budget = 2.0 + len(KINDS) * (args.rounds + 1) * sum(args.keep)
+    students: dict[str, Trainer] = {}
     for kind in KINDS:
-        envs[kind] = PruneEnv(
-            "imagefolder", budget, root=args.root, images=kind, device=args.device, lr=1e-3, **settings
+        env = PruneEnv(
+            "imagefolder",
+            budget,
+            root=args.root,
+            images=kind,
+            train_size=args.train_size,
+            image_size=args.image_size,
+            model=args.model,
+            device=args.device,
+            lr=1e-3,
         )
-        envs[kind].reset(seed=0)
-        print(f"{kind} is ready", flush=True)
+        env.reset(seed=0)
+        students[kind] = env.running
+    resident = students.pop("device")
     table = Table(title=f"Seconds of an epoch, {args.train_size:,} images of {args.image_size} pixels, {args.model}")
-    for column in ("images", "kept", "training alone", "loading alone", "both", "hidden"):
+    for column in ("images", "kept", "training alone", "loading alone", "both", "waited", "hidden"):
         table.add_column(column, justify="left" if column == "images" else "right")
     rng = np.random.default_rng(0)
     for keep in args.keep:
-        times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        times: dict[str, list[tuple[float, float, float, float]]] = {kind: [] for kind in students}
         for _ in range(args.rounds + 1):
             chosen = np.sort(rng.choice(args.train_size, round(keep * args.train_size), replace=False))
-            for kind, env in envs.items():
-                times[kind].append(measure(env, chosen))
-        medians = {kind: np.median(of_kind[1:], axis=0) for kind, of_kind in times.items()}  # the first warms up
-        training = medians["device"][1]
-        for kind, (loading, both) in medians.items():
-            hidden = (loading + training - both) / min(loading, training)
-            shown = f"{hidden:.0%}" if isinstance(envs[kind].train_data.images, Images) else ""
-            table.add_row(kind, f"{keep:.0%}", f"{training:.2f}", f"{loading:.3f}", f"{both:.2f}", shown)
+            for kind, student in students.items():
+                times[kind].append(measure(resident, student, chosen))
+        for kind, rounds in times.items():
+            training, loading, both, waited = np.array(rounds[1:]).T  # the first warms up
+            hidden = np.median((loading + training - both) / np.minimum(loading, training))
+            told = np.median(loading) > np.median(training) / 20
+            figures = (f"{np.median(of_rounds):.3f}" for of_rounds in (training, loading, both, waited))
+            table.add_row(kind, f"{keep:.0%}", *figures, f"{hidden:.0%}" if told else "")
     Console(width=100).print(table)
 
 

@@ -19,7 +19,9 @@ def find(root: Path, split: str, size: int) -> Split:
     """The official validation images are the test split, as the official test images have no labels.
 
     A label is the position of its WordNet id among the sorted ones, as with torchvision. `meta.bin`, which torchvision
-    leaves there, is not read: it is a pickle, and holds nothing else that matters here.
+    leaves there, is not read: it is a pickle, and holds nothing else that matters here. Augmentation is the shift by an
+    eighth and the flip that all data sets have: images are kept as squares of one size, of which random-resized crops
+    cannot be made.
     """
     for folder in FOLDERS[: 1 if split == "train" else 2]:
         if not (root / folder).is_dir():
