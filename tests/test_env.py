@@ -358,6 +358,7 @@ WRONG_ARGUMENTS = [
     ("label_smoothing", 1.0),
     ("ema", 0.0),
     ("precision", "float64"),
+    ("compile", "fast"),
     ("device", "gpu"),
     ("render_mode", "pdf"),
     ("budget", "10"),
@@ -519,6 +520,7 @@ def test_a_spec_survives_json():
         "label_smoothing": 0.1,
         "ema": 0.5,
         "precision": "float32",
+        "compile": "off",
         "device": "cpu",
     }
     env = gym.make("prune_env/Digits-v0", **kwargs)

@@ -60,10 +60,16 @@ def dangers(source: str) -> Iterator[str]:
             imported |= {one.asname or one.name: f"{module}.{one.name}" for one in node.names}
             if module in MODULES:
                 yield f"import {module}"
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    # names of arguments and of fields, as of a setting that says what is compiled
+    declared = {id(node.target) for node in ast.walk(tree) if isinstance(node, ast.AnnAssign)}
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        own = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
+        declared |= {id(node) for node in ast.walk(function) if isinstance(node, ast.Name) and node.id in own}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
             yield from (ast.unparse(base) for base in node.bases if ast.unparse(base).endswith("Unpickler"))
-        elif isinstance(node, ast.Name) and node.id in BUILTINS:
+        elif isinstance(node, ast.Name) and node.id in BUILTINS and id(node) not in declared:
             yield node.id
         elif isinstance(node, ast.Call):
             said = ast.unparse(node.func)
@@ -100,6 +106,8 @@ def test_nothing_in_the_source_makes_code_of_data():
         ("from safetensors.numpy import load\nload(p)", []),
         ("model.eval()\nast.literal_eval(x)", []),
         ("eval(x)\nf = exec", ["eval", "exec"]),
+        ("class A:\n    compile: str\ndef f(exec, *, eval):\n    g(exec, eval)", []),
+        ("def f(exec):\n    eval(exec)", ["eval"]),
         ("pd.read_pickle(x)", ["pd.read_pickle"]),
         ("class A(p.Unpickler): pass", ["p.Unpickler"]),
         ("PPO.load(p)", ["PPO.load"]),

@@ -48,7 +48,7 @@ class Args:
     """Where the student trains."""
 
 
-def load(data: Data, parts: list[torch.Tensor]) -> None:
+def fetch(data: Data, parts: list[torch.Tensor]) -> None:
     """Fetch the batches of an epoch and do nothing with them."""
     for _ in data.batches(parts):
         pass
@@ -79,7 +79,7 @@ def measure(resident: Trainer, other: Trainer, chosen: np.ndarray) -> tuple[floa
     order = torch.from_numpy(np.random.default_rng(len(chosen)).permutation(chosen)).to(other.device)
     data = other.train_data
     training = seconds(lambda: train(resident, chosen), resident.device)
-    loading = seconds(lambda: load(data, list(order.split(other.batch_size))), data.device)
+    loading = seconds(lambda: fetch(data, list(order.split(other.batch_size))), data.device)
     watched = other.train_data = Watched(**{one.name: getattr(data, one.name) for one in fields(data)})
     both = seconds(lambda: train(other, chosen), other.device)
     other.train_data = data
