@@ -105,7 +105,7 @@ def time_step(env_id: str, rounds: int, **settings: Any) -> tuple[float, float, 
 
 def _started(env_id: str, rounds: int, settings: dict[str, Any]) -> tuple[PruneEnv, dict[str, NDArray]]:
     """An environment and its first observation; its budget is not half used after so many rounds and a few more."""
-    env = gym.make(env_id, budget=2.0 * rounds + 8.0, disable_env_checker=True, **settings).unwrapped
+    env = gym.make(env_id, budget=2.0 * rounds + 24.0, disable_env_checker=True, **settings).unwrapped
     assert isinstance(env, PruneEnv)
     return env, env.reset(seed=0)[0]
 
@@ -244,20 +244,23 @@ class Duel:
     ratio: float  # how many times as long the peer takes
 
 
-def time_peers(env_id: str, agent: str, rounds: int, workers: tuple[int, ...] = (0, 2), **settings: Any) -> Duel:
+def time_peers(
+    env_id: str, agent: str, rounds: int, workers: tuple[int, ...] = (0, 2), epochs: int = 1, **settings: Any
+) -> Duel:
     """Time a step with its agent's decision against a DataLoader loop with the fastest number of workers.
 
     Both train the same network in the same batches on the same images and validate it. The peer of `infobatch` is
-    InfoBatch's loop. Before each of its epochs it is given our losses, so that both keep as many samples.
+    InfoBatch's loop. Before each of its turns it is given our losses, so that both keep as many samples.
 
     Args:
         env_id: of the environment.
         agent: `full` or `infobatch`.
-        rounds: timed epochs of each.
+        rounds: timed turns of each.
         workers: numbers of loading processes to try.
+        epochs: of a turn, one after the other as in training: short ones would pay for the caches that the peer left.
         settings: of the environment.
     """
-    env, seen = _started(env_id, rounds, settings)
+    env, seen = _started(env_id, rounds * epochs, settings)
     n, device = len(env.train_data), env.running.device
     loops = [LoaderLoop(env, agent == "infobatch", count) for count in workers]
     decide, rng = agents.make(agent), np.random.default_rng(0)
@@ -266,12 +269,14 @@ def time_peers(env_id: str, agent: str, rounds: int, workers: tuple[int, ...] = 
 
     def ours() -> None:
         nonlocal seen, kept
-        seen, *_, info = env.step(decide(seen, rng))
-        kept = info["trained"] / n
+        for _ in range(epochs):
+            seen, *_, info = env.step(decide(seen, rng))
+            kept = info["trained"] / n
 
     def theirs(loop: LoaderLoop) -> None:
         nonlocal trained
-        trained = loop.epoch()[0] / n
+        for _ in range(epochs):
+            trained = loop.epoch()[0] / n
 
     for _ in range(rounds + 2):  # the first has nothing to go by, the second warms up
         for loop in loops:
@@ -279,7 +284,7 @@ def time_peers(env_id: str, agent: str, rounds: int, workers: tuple[int, ...] = 
                 loop.published.scores.copy_(torch.from_numpy(seen["loss"]))
         peers = [lambda loop=loop: theirs(loop) for loop in loops]
         times.append([seconds(work, device) for work in (ours, *peers)])
-    measured = np.array(times[2:])
+    measured = np.array(times[2:]) / epochs
     medians = np.median(measured, axis=0)
     fastest = 1 + int(medians[1:].argmin())
     return Duel(
