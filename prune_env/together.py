@@ -40,7 +40,7 @@ def run_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> 
 def _shape(trainer: Trainer) -> object:
     """What students have in common whose layers can be stacked; None if this one has to train by itself."""
     layers = list(trainer.model)[1:] if isinstance(trainer.model, nn.Sequential) else []
-    alone = trainer.bf16 or trainer.recipe.compile != "off"
+    alone = trainer.bf16 or trainer.recipe.compile != "off" or trainer.ranks.size > 1
     if alone or not layers or not all(isinstance(layer, nn.Linear | nn.ReLU) for layer in layers):
         return None
     hidden = tuple(max(layer.out_features, NARROW) for layer in layers[:-1] if isinstance(layer, nn.Linear))

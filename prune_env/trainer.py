@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import struct
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -121,7 +122,7 @@ class Trainer:
         )
         self.masks: torch.Generator | None = None  # of dropout, in networks that have it
         if models.is_random(self.model):
-            self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS) + self.ranks.rank)
+            self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
         mean, std = train.moments
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
@@ -132,8 +133,8 @@ class Trainer:
 
         self.val_accuracy = self.evaluate(val).accuracy
 
-    def _seed(self, purpose: int) -> int:
-        return int(np.random.SeedSequence([self.seed, purpose]).generate_state(1)[0])
+    def _seed(self, *purpose: int) -> int:
+        return int(np.random.SeedSequence([self.seed, *purpose]).generate_state(1)[0])
 
     def _compiled(self, passes: tuple[Callable, Callable]) -> tuple[Callable, Callable]:
         if self.recipe.compile == "off":
@@ -141,7 +142,9 @@ class Trainer:
         if self.ranks.size > 1:
             raise ValueError(f"compile is {self.recipe.compile!r}; a student on several devices needs 'off'")
         mode = "reduce-overhead" if self.recipe.compile == "graphs" else None
-        clean, mixed = (torch.compile(one, dynamic=False, mode=mode) for one in passes)
+        shape = *self.train_data.images.shape[1:], self.batch_size, len(self.train_data.classes)
+        alike = (self.recipe.model, *shape, self.recipe.label_smoothing, self.bf16, self.device, mode)
+        clean, mixed = (torch.compile(_of_its_own(one, alike), dynamic=False, mode=mode) for one in passes)
         return clean, mixed
 
     def select(self, action: Action) -> Selection:
@@ -230,6 +233,8 @@ class Trainer:
     def _train(self, plan: Plan) -> Tensor:
         """One pass over what was chosen; (3,) int64 counts as `stats.enter` tells them, on the device."""
         selection, sizes = plan.chosen, self.sizes(len(plan.chosen))
+        if self.masks is not None and self.ranks.rank:  # others than rank 0's, also after a checkpoint, which has those
+            self.masks.manual_seed(self._seed(_MASKS, self.ranks.rank, self.step))
         own = self.ranks.positions(sizes)  # all that follows is of these rows, k of them
         lengths = [len(rows) for rows in own]
         indices, weights, shares, partners = (  # (k,) each
@@ -373,7 +378,7 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self, data: Data) -> Tensor:
         """(2 + 2 C,) int64 on the device: `tally` of all batches, as `pack` packs it."""
-        own = torch.arange(self.ranks.rank, len(data), self.ranks.size, device=self.device)
+        own = torch.arange(len(data), device=self.device)[self.ranks.rank :: self.ranks.size]
         batches = torch.stack([tally(logits, labels) for _, logits, labels in self._predict(data, own)])
         return pack(self.ranks.sum(batches[:, 0].sum()), self.ranks.sum(batches[:, 1:].long().sum(dim=0)))
 
@@ -436,6 +441,20 @@ class Trainer:
         self.batches = state["batches"]
         self.val_accuracy = state["val_accuracy"]
         self.train_accuracy = state["train_accuracy"]
+
+
+_codes: dict[tuple, types.CodeType] = {}
+
+
+def _of_its_own(method: Callable, alike: tuple) -> Callable:
+    """The same method with code that it shares with those of students that are `alike`, and no others.
+
+    What torch has compiled hangs on the code, and after eight kinds of students it gives up on that.
+    """
+    function: types.FunctionType = getattr(method, "__func__")  # noqa: B009  (a method, which Callable does not say)
+    code = _codes.setdefault((function.__name__, *alike), function.__code__.replace())
+    twin = types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
+    return types.MethodType(twin, getattr(method, "__self__"))  # noqa: B009
 
 
 def tally(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,14 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("gate")
 
+# Files whose few tests take long, as they start programs: begun first, lest one process has them left at the end.
+LONG = ("sweep", "engines", "evaluate", "learn", "workers", "companion", "ranks", "practice", "determinism", "report")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    order = [f"test_{name}.py" for name in LONG]
+    items.sort(key=lambda item: order.index(item.path.name) if item.path.name in order else len(order))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):

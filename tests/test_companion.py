@@ -198,20 +198,20 @@ def test_a_process_that_ends_and_an_agent_that_cannot_be_built(home: Path):
 def test_one_that_hangs_is_ended_in_time_and_one_that_sleeps_only_costs_seconds(home: Path):
     hangs = "import signal\n\ndef agent(observation, rng):\n    every = signal.valid_signals()\n"
     hangs += "    signal.pthread_sigmask(signal.SIG_BLOCK, every)\n    while True:\n        time.sleep(60)\n"
-    sleeps = "def agent(observation, rng):\n    time.sleep(0.5)\n    return full(observation, rng)\n"
+    sleeps = "def agent(observation, rng):\n    time.sleep(1.6)\n    return full(observation, rng)\n"
     built = "class agent:\n    def __init__(self):\n        time.sleep(60)\n"
-    with closing(Companion(1.0)) as player:
+    with closing(Companion(3.0)) as player:
         full = attempt("full", player)
         slow = attempt(write(home, "sleeps", sleeps), player)
         assert student(slow) == student(full)
         assert isinstance(slow, dict)
-        assert slow["results"]["seconds"]["select"] > 2 * 0.5  # more than is allowed for one decision
-        for name, code in (("hangs", hangs), ("built", built)):
+        assert slow["results"]["seconds"]["select"] > 2 * 1.6  # more than is allowed for one decision
+        for name, code, doing in (("hangs", hangs, "for one decision"), ("built", built, "to be made")):
             start = time.monotonic()
             found = attempt(write(home, f"late_{name}", code), player)
             assert isinstance(found, Failure)
-            assert found.error == "the agent took more than 1 s for one decision; --agent-timeout allows longer"
-            assert 1 < time.monotonic() - start < 10
+            assert found.error == f"the agent took more than 3 s {doing}; --agent-timeout allows longer"
+            assert 3 < time.monotonic() - start < 30
             assert student(attempt("full", player)) == student(full)
 
 
@@ -383,6 +383,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_an_agent_that_never_frees_the_interpreter_does_not_outlive_who_asked_it(tmp_path: Path):
     """No thread of its process can see that the parent is gone."""
     (tmp_path / "holder.py").write_text(HOLDS)

@@ -51,6 +51,13 @@ def test_an_episode_compiles_two_passes_whatever_is_selected(counted, model):
     np.testing.assert_allclose(compiled, losses(3, model=model), rtol=1e-4)
 
 
+def test_every_kind_of_student_is_compiled_however_many_there_were(counted):
+    """Torch compiles a piece of code for eight kinds, and then no more."""
+    for width in range(1, 11):
+        losses(1, model=f"mlp:{width}", compile="step", budget=2.0)
+    assert len(counted) == 2 * 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["step", "graphs"])
 @pytest.mark.parametrize("model", ["mlp:8", "convnet:2-3-4"])

@@ -141,7 +141,7 @@ def summaries(count: int, seed: int = 0) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(
     "algo",
-    [pytest.param(algo, marks=pytest.mark.slow) if algo in ("a2c", "sac", "ars") else algo for algo in TRAINED],
+    [pytest.param(algo, marks=pytest.mark.slow) if algo != "ppo" else algo for algo in TRAINED],
 )
 def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
     assert run(tmp_path, algo, "--steps", "100") == 0
@@ -305,9 +305,8 @@ def killed_at(monkeypatch, place: str, count: int) -> None:
     monkeypatch.setattr(owner, name, now)
 
 
-@pytest.mark.parametrize(
-    "algo", [algo if algo == "ppo" else pytest.param(algo, marks=pytest.mark.slow) for algo in TRAINED]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", TRAINED)
 def test_killed_anywhere_it_ends_as_if_it_had_not_been(algo, tiny, tmp_path, monkeypatch):
     arguments = (algo, "--steps", "100", "--evaluate-every", "32")
     assert run(tmp_path, *arguments, "--name", "whole") == 0

@@ -98,9 +98,14 @@ def test_every_row_of_a_batch_belongs_to_one_rank(sizes, size):
 
 SMALL = ("--train-size", 300, "--model", "convnet:4-4-4", "--precision", "float32", "--budget", 4, "--seeds", 1)
 AGENTS = """
+import os
+import sys
 import time
 import numpy as np
 from prune_env import select
+
+with open(__file__ + ".imported", "a") as file:
+    file.write(os.environ.get("RANK", "-") + ("t" if "train.lockstep" in sys.modules else "") + "\\n")
 
 class Raises:
     def __call__(self, seen, rng):
@@ -156,6 +161,7 @@ def evaluate(ranks: int, folder: Path, agents: Sequence[str]) -> subprocess.Pope
     )
 
 
+@pytest.mark.slow
 def test_evaluate_under_torchrun_gives_the_results_of_one_process(tmp_path):
     """An agent that raises costs its run and no other, on all ranks."""
     agents = ("full", "some_agents:Raises", "infobatch")
@@ -166,6 +172,9 @@ def test_evaluate_under_torchrun_gives_the_results_of_one_process(tmp_path):
     assert job.returncode == 1, told
     (tmp_path / "one").mkdir()
     finish(evaluate(1, tmp_path / "one", agents))
+    importers = (tmp_path / "two" / "some_agents.py.imported").read_text().split()
+    assert importers
+    assert not any(one.endswith("t") for one in importers)  # no process that trains has run an agent's code
     two, one = (records(tmp_path / name / "here") for name in ("two", "one"))
     assert two.keys() == one.keys() == {"full", "infobatch"}
     for agent, record in two.items():
@@ -188,7 +197,7 @@ def test_a_killed_rank_ends_the_job_and_it_goes_on_with_any_number_of_ranks(tmp_
     start = time.monotonic()
     told = finish(job, seconds=60)
     assert time.monotonic() - start < 40
-    assert "error: a rank of this job is lost" in told
+    assert "error: a rank of this job is lost, or cannot go on" in told
     assert job.returncode != 0
     shutil.copytree(tmp_path / "here", tmp_path / "kept")
     job = evaluate(then, tmp_path, ["some_agents:Sleeps"])

@@ -321,7 +321,7 @@ FAILURES = {
     "my_module:dies": "process died",
     "my_module:nan": "ValueError: action['weight'][3] is nan",
     "my_module:short": "ValueError: action['weight'] has shape (3,)",
-    "my_module:hangs": "took more than 2 s for one decision",
+    "my_module:hangs": "took more than 5 s for one decision",
 }
 
 
@@ -458,7 +458,7 @@ def test_agents_that_fail_cost_their_own_cells_only(
     monkeypatch.syspath_prepend(str(home))
     specs = json.dumps(["full", *FAILURES])
     path = write(tmp_path, f"agents = {specs}\nbudgets = [1.5]\nseeds = 1\n{TASK}train_size = 100\n", "failing.toml")
-    arguments = [str(path), "--out", str(tmp_path), "--workers", "2", "--agent-timeout", "2"]
+    arguments = [str(path), "--out", str(tmp_path), "--workers", "2", "--agent-timeout", "5"]
     start = time.monotonic()
     assert sweep.main([*arguments, "--agents", "my_module:MyAgent"]) == 1
     assert time.monotonic() - start < 90
@@ -492,6 +492,7 @@ def test_agents_that_fail_cost_their_own_cells_only(
         assert before[record["key"]]["results"] == numbers(record)["results"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     home: Path, done: subprocess.CompletedProcess[str], killed: subprocess.Popen[str]
 ):

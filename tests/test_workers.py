@@ -198,8 +198,10 @@ def test_an_agent_that_hangs_fails_alone(home: Path):
     assert time.monotonic() - start < 300.0
     assert {record["agent"] for record in records.values()} == {"slow_agent:agent", "full"}
     assert len(failures) == 2
-    for failure in failures.values():
-        assert failure.error == "the agent took more than 3 s for one decision; --agent-timeout allows longer"
+    doing = {
+        failure.error.removeprefix("the agent took more than 3 s ").partition(";")[0] for failure in failures.values()
+    }
+    assert doing == {"for one decision", "to be made"}
     slow = next(record for record in records.values() if record["agent"] != "full")
     assert slow["results"]["seconds"]["select"] > 3.0  # in all: the clock is that of one decision
 

@@ -5,7 +5,10 @@ What they are told are Python objects, pickled: the ranks of a job are one progr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,40 +18,58 @@ from agents.parts import Action, Observation
 from train.checkpoints import Keeper
 from train.companion import Companion
 
+WAIT = timedelta(days=7)
+
 
 class Dropped(Exception):
     """Rank 0 has given the run up: its agent failed."""
 
 
-def tell(*message: Any) -> None:
-    """On rank 0: what the others hear next."""
-    dist.broadcast_object_list([message], src=0, device=torch.device("cpu"))
+class Line:
+    """From rank 0 to the others. Long waits are for this: for an agent, a plan, images that are decoded."""
+
+    def __init__(self) -> None:
+        self._group: Any = dist.new_group(backend="gloo", timeout=WAIT)
+
+    def tell(self, *message: Any) -> None:
+        """On rank 0: what the others hear next."""
+        dist.broadcast_object_list([message], src=0, group=self._group, device=torch.device("cpu"))
+
+    def hear(self) -> tuple[Any, ...]:
+        """On other ranks: what rank 0 tells next, a word and what goes with it."""
+        heard: list[Any] = [None]
+        dist.broadcast_object_list(heard, src=0, group=self._group, device=torch.device("cpu"))
+        return heard[0]
+
+    def expect(self, kind: str) -> Any:
+        """What goes with the next word, which is this one. Raises Dropped if it is not."""
+        message = self.hear()
+        if message[0] != kind:
+            raise Dropped
+        return message[1]
+
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        dist.barrier(group=self._group)
 
 
-def hear() -> tuple[Any, ...]:
-    """On other ranks: what rank 0 tells next, a word and what goes with it."""
-    heard: list[Any] = [None]
-    dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
-    return heard[0]
-
-
-def _expect(kind: str) -> Any:
-    message = hear()
-    if message[0] != kind:
-        raise Dropped
-    return message[1]
+@functools.cache
+def line() -> Line:
+    """That of this process; all ranks ask for it at the same point, first."""
+    return Line()
 
 
 class Leader:
     """The agent of a run, on rank 0: what it does, the others are told."""
 
-    def __init__(self, companion: Companion):
+    def __init__(self, companion: Companion, line: Line):
         self._companion = companion
+        self._line = line
         self.digest = companion.digest
 
     def act(self, observation: Observation) -> Action:
         action = self._companion.act(observation)
-        tell("action", action)
+        self._line.tell("action", action)
         return action
 
     def memory(self) -> bytes | None:
@@ -61,10 +82,13 @@ class Leader:
 class Follower:
     """The same, on other ranks."""
 
-    digest = ""
+    digest = "rank 0's"  # its code is never imported here
+
+    def __init__(self, line: Line):
+        self._line = line
 
     def act(self, observation: Observation) -> Action:
-        return _expect("action")
+        return self._line.expect("action")
 
     def memory(self) -> bytes | None:
         return None
@@ -76,16 +100,24 @@ class Follower:
 class Told(Keeper):
     """Nothing is kept on other ranks, and they go on from where rank 0 does."""
 
+    def __init__(self, line: Line):
+        super().__init__()
+        self._line = line
+
     def states(self) -> Iterator[Any]:
-        while (state := _expect("state")) is not None:
+        while (state := self._line.expect("state")) is not None:
             yield state
 
 
 class Shared(Keeper):
     """The checkpoints of a run, on rank 0: where the run goes on, the others do."""
 
+    def __init__(self, folder: Path | None, every: float, line: Line):
+        super().__init__(folder, every)
+        self._line = line
+
     def states(self) -> Iterator[Any]:
         for state in super().states():
-            tell("state", state)
+            self._line.tell("state", state)
             yield state
-        tell("state", None)
+        self._line.tell("state", None)

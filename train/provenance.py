@@ -20,7 +20,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # The modules that decide a run's numbers: with other ones a run is another run.
-DECISIVE = ("augment", "compute", "data", "env", "models", "ranks", "recipes", "selection", "stats", "trainer")
+DECISIVE = (
+    "augment",
+    "compute",
+    "data",
+    "env",
+    "images",
+    "models",
+    "ranks",
+    "recipes",
+    "selection",
+    "stats",
+    "trainer",
+)
 
 
 def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:

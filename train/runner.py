@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -21,7 +22,7 @@ from train import checkpoints, engines, provenance, results
 from train.engines import Engine, Unavailable, Where
 from train.episode import OF_MACHINE, Run
 from train.plan import Block, Place, Plan, make_plan
-from train.process import Taken, locked
+from train.process import CONTEXT, Taken, locked
 from train.results import Record
 from train.workers import Failure, Terms
 
@@ -71,7 +72,7 @@ def carry_out(
         return program()
     from train.engines import ranks  # torch.distributed is for them alone
 
-    return ranks.together(running.agent_timeout, program)
+    return ranks.together(running.device, program)
 
 
 def _carry_out(
@@ -90,7 +91,7 @@ def _carry_out(
                 raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
             name, what, source = blocks()
             root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
-            plan = make_plan(what, Place(root, running.download, running.device, running.images))
+            plan = _planned(what, Place(root, running.download, running.device, running.images))
         folder = running.out / (running.name or name)
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
@@ -125,6 +126,16 @@ def _carry_out(
         print(f"error: {len(failures)} run(s) failed, of {failed}; tracebacks are in {path}", file=sys.stderr)
         return 1
     return 0
+
+
+def _planned(blocks: Sequence[Block], place: Place) -> Plan:
+    """The plan; under torchrun made in another process, as this one trains, and a plan imports the agents' code."""
+    if not engines.by_torchrun():
+        return make_plan(blocks, place)
+    if any(block.settings.get("compile", "off") != "off" for block in blocks):
+        raise ValueError("--compile is for one device; under torchrun it must be off")
+    with ProcessPoolExecutor(1, CONTEXT) as elsewhere:
+        return elsewhere.submit(make_plan, blocks, place).result()
 
 
 def _run_missing(

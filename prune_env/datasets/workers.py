@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ class Workers:
             pin_memory=device.type == "cuda",
             persistent_workers=True,
             multiprocessing_context=safe,
+            worker_init_fn=_end_with_parent,
             generator=torch.Generator(),  # it draws a seed for its workers, else from the global generator
         )
         return loader, asked
@@ -81,6 +83,18 @@ class Decoder(Dataset):
             return torch.from_numpy(np.stack([square(Path(path), self.size) for path in paths]))
         except Exception as error:
             return error
+
+
+def _end_with_parent(_: int) -> None:
+    """PyTorch's own watch is for children of the process that is served; these are children of the fork server."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _as_it_is(decoded: Any) -> Any:

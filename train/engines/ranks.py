@@ -16,16 +16,15 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from train import checkpoints
+from train import checkpoints, lockstep, workers
 from train.companion import AgentDied, AgentError, Companion
 from train.engines import Where
 from train.episode import Run, play
-from train.lockstep import Dropped, Follower, Leader, Shared, Told, hear, tell
+from train.lockstep import Dropped, Follower, Leader, Line, Shared, Told
 from train.results import Record
 from train.workers import CHANGED, DIED, Failure, Terms, environment
 
-PATIENCE = 60.0  # seconds that ranks wait for each other, beside the agent's
-DAY = 24 * 60 * 60.0
+PATIENCE = 300.0  # seconds that ranks wait for each other in training
 INTERRUPTED = 130  # exit status after Ctrl-C
 STAYS = "what is there stays, and the same command goes on, on any number of ranks"
 
@@ -34,29 +33,33 @@ class _ToldToEnd(BaseException):
     """A signal asks this process to end."""
 
 
-def together(agent_timeout: float, program: Callable[[], int]) -> int:
-    """Run `program` on rank 0, and take part in it on the others; return the exit status, 4 if a rank is gone.
+def together(device: str, program: Callable[[], int]) -> int:
+    """Run `program` on rank 0, and take part in it on the others; return the exit status, 4 if a rank is lost.
 
     Args:
-        agent_timeout: seconds that ranks wait for each other, beside PATIENCE: an agent may take that long.
+        device: as given to the program; on CUDA every rank has one of its own.
         program: it does its runs by `outcomes`.
     """
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        there, own = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+        if own >= there:
+            print(f"error: torchrun started more than {there} processes, one a CUDA device", file=sys.stderr)
+            return 2
+        torch.cuda.set_device(own)
     signal.signal(signal.SIGTERM, _told_to_end)  # torchrun's way to end the others once a rank is gone
     status = 0
     try:
-        dist.init_process_group(timeout=timedelta(seconds=min(max(0.0, agent_timeout), DAY) + PATIENCE))
+        dist.init_process_group(timeout=timedelta(seconds=PATIENCE))
+        line = lockstep.line()
         if dist.get_rank():
-            _follow()
+            _follow(line)
         else:
             status = program()
             if status != INTERRUPTED:  # the others were, too
-                tell("end")
+                line.tell("end")
     except (RuntimeError, _ToldToEnd) as error:  # collectives raise RuntimeErrors; runs keep what is theirs
-        print(
-            f"error: a rank of this job is lost: {' '.join(str(error).split())}; {STAYS}", file=sys.stderr, flush=True
-        )
+        why = " ".join(str(error).split())
+        print(f"error: a rank of this job is lost, or cannot go on: {why}; {STAYS}", file=sys.stderr, flush=True)
         return 4
     dist.destroy_process_group()
     return status
@@ -68,30 +71,41 @@ def _told_to_end(*_: object) -> None:
 
 def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[Record | Failure, None, None]:
     """An `Engine`, on rank 0: all ranks do one run after the other."""
+    yield from workers.with_second_try(lambda some, _: _in_turn(some, terms), runs, 1)
+
+
+def _in_turn(runs: Mapping[str, Run], terms: Terms) -> Generator[Record | Failure, None, None]:
+    line = lockstep.line()
     with closing(Companion(terms.agent_timeout)) as companion:
         for key, run in runs.items():
             folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
             results = [] if terms.folder is None else [os.path.realpath(terms.folder)]
-            env, closed = environment(run)
+            line.tell("run", run)
             try:
+                env, closed = environment(run)
+                line.meet()
                 companion.begin(run.agent, run.seed, [*closed, *results])
-                tell("run", run)
-                record = play(run, env, Leader(companion), Shared(folder, terms.checkpoint_seconds))
+                line.tell("begin", None)
+                record = play(run, env, Leader(companion, line), Shared(folder, terms.checkpoint_seconds, line))
             except AgentError as error:
-                tell("drop")
+                line.tell("drop")
                 died = isinstance(error, AgentDied)
                 yield Failure(key, run, DIED if died else str(error), error.traceback, final=not died)
+            except OSError as error:  # not of the results, which only the program writes
+                raise RuntimeError(str(error)) from error
             else:
                 yield record if record["key"] == key else Failure(key, run, CHANGED, "")
 
 
-def _follow() -> None:
+def _follow(line: Line) -> None:
     """Take part in the runs that rank 0 tells of, until it ends."""
-    message = hear()
+    message = line.hear()
     while message[0] != "end":
         if message[0] == "run":
             run = message[1]
             env, _ = environment(run)
+            line.meet()
             with suppress(Dropped):
-                play(run, env, Follower(), Told())
-        message = hear()
+                line.expect("begin")
+                play(run, env, Follower(line), Told(line))
+        message = line.hear()

@@ -41,7 +41,7 @@ def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[R
             subprocess.run([*CANCEL, path.name.partition("_")[0]], stderr=subprocess.DEVNULL)  # some are over
             path.unlink()
         yield from workers.with_second_try(partial(_in_jobs, executor, folder, terms), runs, where.workers or JOBS)
-    except RuntimeError as error:  # of sbatch too
+    except (RuntimeError, FileNotFoundError) as error:  # of sbatch too
         raise Unavailable(f"{line_of(error)}; --engine slurm runs where sbatch accepts jobs") from error
 
 
@@ -64,7 +64,12 @@ def _in_jobs(
             for key, (run, job) in list(given.items()):
                 if job.done():
                     del given[key]
-                    outcome = _told(folder, key, run) or Failure(key, run, DIED, job.stderr() or "")
+                    outcome = (
+                        _told(folder, key, run)
+                        or time.sleep(POLL)
+                        or _told(folder, key, run)
+                        or Failure(key, run, DIED, job.stderr() or "")
+                    )
                     yield outcome
                     _path(folder, key).unlink(missing_ok=True)
                     for path in folder.glob(f"{job.job_id}_*"):
