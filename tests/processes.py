@@ -52,6 +52,14 @@ def until(happened: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.01)
 
 
+def alive(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and that nobody has asked about is not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
     """A limit of `room` bytes a file: writing on fails as it does when the disk is full."""

@@ -17,7 +17,7 @@ import torch
 from prune_env import datasets
 from prune_env.datasets import cache
 from tests import trees
-from tests.processes import until
+from tests.processes import alive, until
 from train import companion, workers
 from train.companion import AgentDied, AgentError, Companion, closed_to_agents, line_of
 from train.episode import Run, play
@@ -401,11 +401,3 @@ def test_an_agent_that_never_frees_the_interpreter_does_not_outlive_who_asked_it
     assert alive(agent)
     until(lambda: not alive(agent), seconds=30)
     asking.stdout.close()
-
-
-def alive(pid: int) -> bool:
-    """Whether there is such a process; one that has ended and that nobody has asked about is not."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False

@@ -566,3 +566,37 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, repository):
     assert taken["device", 6000] - taken["device", 2000] > more
     for kind in ("mapped", "files"):
         assert taken[kind, 6000] - taken[kind, 2000] < 0.2 * more
+
+
+READS = """
+import sys
+from pathlib import Path
+import torch
+from prune_env.datasets.workers import Workers
+
+if __name__ == "__main__":
+    import multiprocessing
+    import time
+    images = sorted(Path(sys.argv[1]).rglob("*.png"))
+    batches = Workers(images, 8, 1)([[0, 1], [2, 3]], torch.device("cpu"))
+    next(batches)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="needs a fork server")
+def test_a_decoding_process_ends_with_a_trainer_that_is_killed(tmp_path, repository):
+    """They are children of the fork server, which nobody kills."""
+    trees.imagefolder(tmp_path / "tree")
+    (tmp_path / "reads.py").write_text(READS)
+    command = [sys.executable, str(tmp_path / "reads.py"), str(tmp_path / "tree")]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    reading = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert reading.stdout is not None
+    decoder = int(reading.stdout.readline())
+    assert processes.alive(decoder)
+    reading.kill()
+    reading.wait()
+    processes.until(lambda: not processes.alive(decoder), seconds=20)
+    reading.stdout.close()
