@@ -6,6 +6,7 @@ What they are told are Python objects, pickled: the ranks of a job are one progr
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +24,26 @@ WAIT = timedelta(days=7)
 
 class Dropped(Exception):
     """Rank 0 has given the run up: its agent failed."""
+
+
+class ToldToEnd(BaseException):
+    """A signal asks this process to end."""
+
+
+def told_to_end(*_: object) -> None:
+    """A handler of signals."""
+    raise ToldToEnd("this one was told to end")
+
+
+def own_device(device: str) -> bool:
+    """Have a CUDA device of its own be this rank's, if the program's `device` means CUDA; whether there is one."""
+    if device != "cuda" and not (device == "auto" and torch.cuda.is_available()):
+        return True
+    own = int(os.environ["LOCAL_RANK"])
+    if own >= torch.cuda.device_count():
+        return False
+    torch.cuda.set_device(own)
+    return True
 
 
 class Line:

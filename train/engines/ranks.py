@@ -13,24 +13,19 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 
 from train import checkpoints, lockstep, workers
 from train.companion import AgentDied, AgentError, Companion
 from train.engines import Where
 from train.episode import Run, play
-from train.lockstep import Dropped, Follower, Leader, Line, Shared, Told
+from train.lockstep import Dropped, Follower, Leader, Line, Shared, Told, ToldToEnd
 from train.results import Record
 from train.workers import CHANGED, DIED, Failure, Terms, environment
 
 PATIENCE = 300.0  # seconds that ranks wait for each other in training
 INTERRUPTED = 130  # exit status after Ctrl-C
 STAYS = "what is there stays, and the same command goes on, on any number of ranks"
-
-
-class _ToldToEnd(BaseException):
-    """A signal asks this process to end."""
 
 
 def together(device: str, program: Callable[[], int]) -> int:
@@ -40,13 +35,10 @@ def together(device: str, program: Callable[[], int]) -> int:
         device: as given to the program; on CUDA every rank has one of its own.
         program: it does its runs by `outcomes`.
     """
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        there, own = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
-        if own >= there:
-            print(f"error: torchrun started more than {there} processes, one a CUDA device", file=sys.stderr)
-            return 2
-        torch.cuda.set_device(own)
-    signal.signal(signal.SIGTERM, _told_to_end)  # torchrun's way to end the others once a rank is gone
+    if not lockstep.own_device(device):
+        print("error: torchrun started more processes here than there are CUDA devices", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lockstep.told_to_end)  # torchrun's way to end the others once a rank is gone
     status = 0
     try:
         dist.init_process_group(timeout=timedelta(seconds=PATIENCE))
@@ -57,16 +49,12 @@ def together(device: str, program: Callable[[], int]) -> int:
             status = program()
             if status != INTERRUPTED:  # the others were, too
                 line.tell("end")
-    except (RuntimeError, _ToldToEnd) as error:  # collectives raise RuntimeErrors; runs keep what is theirs
+    except (RuntimeError, ToldToEnd) as error:  # collectives raise RuntimeErrors; runs keep what is theirs
         why = " ".join(str(error).split())
         print(f"error: a rank of this job is lost, or cannot go on: {why}; {STAYS}", file=sys.stderr, flush=True)
         return 4
     dist.destroy_process_group()
     return status
-
-
-def _told_to_end(*_: object) -> None:
-    raise _ToldToEnd("this one was told to end")
 
 
 def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[Record | Failure, None, None]:

@@ -64,12 +64,7 @@ def _in_jobs(
             for key, (run, job) in list(given.items()):
                 if job.done():
                     del given[key]
-                    outcome = (
-                        _told(folder, key, run)
-                        or time.sleep(POLL)
-                        or _told(folder, key, run)
-                        or Failure(key, run, DIED, job.stderr() or "")
-                    )
+                    outcome = _told(folder, key, run) or Failure(key, run, DIED, job.stderr() or "")
                     yield outcome
                     _path(folder, key).unlink(missing_ok=True)
                     for path in folder.glob(f"{job.job_id}_*"):
