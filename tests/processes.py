@@ -53,11 +53,12 @@ def until(happened: Callable[[], object], seconds: float = 60) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process; one that has ended and that nobody has asked about is not."""
     try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
+    stat = Path(f"/proc/{pid}/stat")  # a dead one may lie there until somebody asks
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @contextmanager

@@ -23,8 +23,9 @@ from ray.cluster_utils import Cluster
 from safetensors.numpy import load_file
 
 from tests import processes
+from tests.processes import alive
 from tests.test_learn import SCRIPT, TINY
-from tests.test_practice import alive, poles
+from tests.test_practice import poles
 from tests.test_sweep import numbers, records_of
 from tests.test_workers import _numbers
 from train import learn, sweep
@@ -159,6 +160,7 @@ def test_a_node_that_is_lost_costs_nothing(home: Path):
         worker = (home / "waits").read_text().split()[1]
         raylet = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1]
         cluster.remove_node(nodes[int(raylet)], allow_graceful=False)
+        until(lambda: not alive(int(worker)))  # it notices a moment later, and could end its run before
         (home / "go").touch()
 
     try:
@@ -358,7 +360,8 @@ def test_the_command_with_actors(address: str, home: Path):
     for options in ([], ["--engine", "ray", "--address", address]):
         out = home / str(len(options))
         command = [sys.executable, str(home / "tiny.py"), *arguments, *options, "--out", str(out)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
         folder = out / "tiny-ppo-0"
         policy = load_file(folder / "policy.safetensors")
         told = json.loads((folder / "evaluations.jsonl").read_text())

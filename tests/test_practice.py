@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from prune_env.encoding import RULE
 from prune_env.tasks import Task, TaskDistribution
 from prune_env.wrappers import summary
+from tests.processes import alive
 from train import practice, search
 from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
 from train.shards import Shards
@@ -242,15 +243,6 @@ def test_no_process_outlives_its_parent(tmp_path):
     while alive(child):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{pid}/stat")  # a dead one may lie there until somebody asks
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 # The search of the best fixed rule
