@@ -30,10 +30,17 @@ class _Line:
     """An actor, as the connection to a process."""
 
     def __init__(self, make: Callable[[], VecEnv]):
-        self._actor: Any = ray.remote(num_cpus=1)(_Shard).remote(make)
+        self._make = make
+        self._tries = 1 + RETRIES
+        self._build()
+
+    def _build(self) -> None:
+        self._tries -= 1
+        self._actor: Any = ray.remote(num_cpus=1)(_Shard).remote(self._make)
         self.send(("build", None))
 
     def send(self, message: tuple[str, Any], /) -> None:
+        self._building = message[0] == "build"
         self._answer = self._actor.answer.remote(*message)
 
     def recv(self) -> Any:
@@ -42,6 +49,9 @@ class _Line:
         except RayTaskError as error:
             return error.cause
         except RayActorError as error:
+            if self._building and self._tries:  # it had nothing to lose yet
+                self._build()
+                return self.recv()
             raise Died(f"{DIED}; {line_of(error)}") from None
 
     def close(self) -> None:
