@@ -78,7 +78,7 @@ class Trainer:
     In a torch.distributed job each rank has one, and they take every step together: see `prune_env.ranks`.
 
     Args:
-        train: training part, resident on the device.
+        train: training part, for the device that trains.
         val: validation part, likewise.
         recipe: how to train.
         budget: full-epoch equivalents of compute.
@@ -237,10 +237,12 @@ class Trainer:
             self.masks.manual_seed(self._seed(_MASKS, self.ranks.rank, self.step))
         own = self.ranks.positions(sizes)  # all that follows is of these rows, k of them
         lengths = [len(rows) for rows in own]
-        indices, weights, shares, partners = (  # (k,) each
-            torch.from_numpy(rows[np.concatenate(own)]).to(self.device)
-            for rows in (selection.indices, selection.weights, selection.shares, selection.partners)
+        places = np.concatenate(own)
+        indices, weights, shares = (  # (k,) each
+            torch.from_numpy(rows[places]).to(self.device)
+            for rows in (selection.indices, selection.weights, selection.shares)
         )
+        partners = torch.from_numpy(selection.partners[places]).to(self.device) if selection.mixed else None  # (k,)
         weights = weights * self.ranks.size / self.batch_size  # gradients are a mean over ranks
         clean = shares == 0.0
         counts = torch.zeros(3, dtype=torch.int64, device=self.device)
@@ -249,7 +251,7 @@ class Trainer:
         self.model.train()
         parameters = list(self.model.parameters())
         batches = self._fetch(indices, lengths)
-        others = self._fetch(partners, lengths) if selection.mixed else repeat(None)
+        others = repeat(None) if partners is None else self._fetch(partners, lengths)
         rates = self.rates(plan, sizes)
         for i, ((images, labels), other, weight) in enumerate(
             zip(batches, others, weights.split(lengths), strict=False)

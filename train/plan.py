@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -108,10 +107,3 @@ def _with_keeps(specs: Iterable[str], keeps: Iterable[float]) -> list[str]:
             agents.check(full_spec)
             complete[full_spec] = None
     return list(complete)
-
-
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 
+from prune_env.residence import cores
 from train import workers
 from train.engines import Where
 from train.episode import Run
-from train.plan import cores
 from train.results import Record
 from train.workers import Failure, Terms
 

@@ -64,15 +64,16 @@ def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[R
 
 def _in_turn(runs: Mapping[str, Run], terms: Terms) -> Generator[Record | Failure, None, None]:
     line = lockstep.line()
+    assert terms.folder is not None
+    results = os.path.realpath(terms.folder)
     with closing(Companion(terms.agent_timeout)) as companion:
         for key, run in runs.items():
-            folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
-            results = [] if terms.folder is None else [os.path.realpath(terms.folder)]
+            folder = checkpoints.folder_of(terms.folder, key)
             line.tell("run", run)
             try:
                 env, closed = environment(run)
                 line.meet()
-                companion.begin(run.agent, run.seed, [*closed, *results])
+                companion.begin(run.agent, run.seed, [*closed, results])
                 line.tell("begin", None)
                 record = play(run, env, Leader(companion, line), Shared(folder, terms.checkpoint_seconds, line))
             except AgentError as error:

@@ -19,11 +19,11 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
 
 import train
+from prune_env.residence import cores
 from train import workers
 from train.companion import line_of
 from train.engines import Unavailable, Where, gpus_for, import_path
 from train.episode import Run
-from train.plan import cores
 from train.results import Record
 from train.workers import DIED, Failure, Terms
 
