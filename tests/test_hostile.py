@@ -46,6 +46,7 @@ PERMITTED = {
     ): "Stable-Baselines3's own reader, under trust=True only: see test_a_hostile_policy",
     ("train/workers.py", "recv"): "the ends of a pipe to a process that this one started",
     ("train/shards.py", "recv"): "the same",
+    ("train/engines/ray_learn.py", "recv"): "the answer of an actor that this one started",
 }
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,9 +241,13 @@ def test_it_ends_with_its_time(planted, tmp_path):
     """ARS too, which asks nobody whether to go on; and if the search took it all, there still is a policy."""
     Planted.planted = [0.5] * 10_000
     for algo, minutes in (("ppo", 0.02), ("ars", 0.02), ("a2c", 1e-6)):
+        begun = time.perf_counter()
         assert run(tmp_path, algo, "--minutes", f"{minutes:f}") == 0
+        took = time.perf_counter() - begun
         lines = evaluations(tmp_path / f"tiny-{algo}-0")
-        assert 60 * minutes <= lines[-1]["seconds"] < 60
+        assert lines[-1]["seconds"] < took < 60
+        # The last evaluation may lie just before the end: what is built for the next stretch takes time too.
+        assert took >= 60 * minutes
         Network.load(tmp_path / f"tiny-{algo}-0" / "policy.safetensors")
     assert [line["steps"] for line in lines] == [0]
     assert run(tmp_path, "a2c", "--minutes", "0.000001") == 0
