@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes, and content that carries its own digest."""
 
+import errno
 import hashlib
 import json
 import math
@@ -14,6 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 ARRAYS = "arrays 1"  # what follows, and the version of its format
 ROWS = "rows 1"
@@ -159,6 +165,23 @@ class Rows:
 
 def _digest_of_rows(state: str, checksums: bytes) -> str:
     return hashlib.sha256(state.encode() + checksums).hexdigest()
+
+
+def lock(file: IO[bytes], *, wait: bool) -> bool:
+    """Lock an open file against other processes; the system unlocks it when it is closed or its process ends.
+
+    Returns False where there are no locks, on Windows and on some file systems. Raises BlockingIOError if another
+    process has it, unless that is to be waited for.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    return True
 
 
 def sweep(folder: Path) -> None:

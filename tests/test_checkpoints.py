@@ -18,7 +18,7 @@ from prune_env.plain import pack, unpack
 from prune_env.trainer import Trainer
 from tests import trees
 from tests.processes import fork, wait
-from train import checkpoints, companion, episode, evaluate, results
+from train import checkpoints, companion, episode, evaluate, provenance, results
 from train.checkpoints import KIND, Keeper, folder_of
 from train.episode import Run, play
 from train.results import Record
@@ -258,6 +258,19 @@ def test_killed_several_times(kills: list[tuple[str, int]], tmp_path: Path, stra
     assert waste(record) == (len(kills), sum(0.5 for point, _ in kills if point != "decision"))
 
 
+def test_a_run_that_goes_on_elsewhere_says_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rounding may differ there; what is not kept was not done there."""
+    monkeypatch.setattr(provenance, "of_machine", lambda: "nowhere")
+    killed(run_of(), tmp_path / "run", "batch", 2)  # before anything is kept
+    for place in ("first", "first", "third"):
+        monkeypatch.setattr(provenance, "of_machine", lambda place=place: place)
+        killed(run_of(), tmp_path / "run", "decision", 3)
+    record = finished(run_of(), tmp_path / "run")
+    assert record["provenance"]["machines"] == ["first", "third"]
+    monkeypatch.undo()
+    assert finished(run_of(), tmp_path / "other")["provenance"]["machines"] == [provenance.of_machine()]
+
+
 @pytest.mark.parametrize("agent", ["infobatch", "kakurenbo", "same_amounts:el2n", "learned", "swdpp+mixup=0.5"])
 def test_agents_with_a_memory(agent: str, tmp_path: Path):
     run = run_of(agent, budget=6.0)
@@ -304,7 +317,7 @@ def kept(home: Path) -> list[Path]:
 def test_the_last_two_are_kept(tmp_path: Path):
     killed(run_of(), tmp_path / "run", "batch", 10)
     assert [path.name for path in kept(tmp_path / "run")] == ["000000003", "000000004"]
-    assert unpack(files.unseal(kept(tmp_path / "run")[1], KIND))["curve"]["spent"] == [0.5, 1.0, 1.5, 2.0]
+    assert unpack(files.unseal(kept(tmp_path / "run")[1], KIND))["state"]["curve"]["spent"] == [0.5, 1.0, 1.5, 2.0]
 
 
 def damages(good: bytes) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
+from prune_env import files
 from prune_env.data import load, load_test
 from prune_env.datasets import cifar as cifar_source
 from prune_env.datasets import download as downloads
@@ -532,13 +533,13 @@ def test_what_is_whole_is_read_from_a_root_that_cannot_be_written(public, datase
 def test_without_locks_it_works_and_removes_nothing(tmp_path, monkeypatch, dataset, why):
     name, splits, content, archive, folder = dataset
     if why == "windows":
-        monkeypatch.setattr(downloads, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
     else:
 
         def refuse(*_):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(downloads.fcntl, "flock", refuse)
+        monkeypatch.setattr(files.fcntl, "flock", refuse)
     (tmp_path / "root" / f".{folder}.unpacking-of another").mkdir(parents=True)
     (tmp_path / "root" / archive).write_bytes(content)
     assert_holds(name, tmp_path / "root", splits, fetch=True)
@@ -548,7 +549,7 @@ def test_without_locks_it_works_and_removes_nothing(tmp_path, monkeypatch, datas
 @pytest.mark.filterwarnings("ignore:.*is not the right file")
 def test_without_locks_two_processes_cost_time_and_never_leave_a_part_of_it(tmp_path, sleeping, dataset, monkeypatch):
     name, splits, *_ = dataset
-    monkeypatch.setattr(downloads, "fcntl", None)
+    monkeypatch.setattr(files, "fcntl", None)
     root = tmp_path / "root"
     ids = [processes.fork(lambda: load(name, root=root, download=True), tmp_path / str(one)) for one in range(3)]
     sleeping.thread.start()

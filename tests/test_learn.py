@@ -347,7 +347,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(algo, tiny, tmp_path, mon
 def models(folder: Path) -> list[Any]:
     """Parameters and optimiser at the end, from the last checkpoint, and the steps they took."""
     last = max((folder / "checkpoints").glob("0*"))
-    kept = unpack(files.unseal(last, checkpoints.KIND))
+    kept = unpack(files.unseal(last, checkpoints.KIND))["state"]
     return [unpack(kept["model"])["parameters"], kept["state"]["steps"]]
 
 

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 
 from prune_env import files
 from prune_env.plain import pack, unpack
+from train import provenance
 
 FOLDER = "checkpoints"  # in the folder of results
-KIND = "checkpoint 1"
+KIND = "checkpoint 2"
 KEPT = 2  # generations: should the last be damaged there is one before
 ENDED = -1  # in place of the units
 JOURNAL = struct.Struct("<qqq")  # interruptions, units wasted before, most units that this attempt can have used
@@ -37,6 +38,7 @@ class Keeper:
         self._asked = time.monotonic()
         self.interruptions = 0
         self.wasted = 0  # units of the ledger, charged in attempts that were killed and done again
+        self.machines = [provenance.of_machine()]  # that did what is kept, in order, then this one
         self._journal: BinaryIO | None = None
 
     def begin(self) -> None:
@@ -49,12 +51,20 @@ class Keeper:
         self._journal = open(self._folder / "journal", "r+b", buffering=0)  # noqa: SIM115  (until `close`)
 
     def states(self) -> Iterator[Any]:
-        """What was saved, newest first; a file that is damaged costs a warning."""
+        """What was saved, newest first; a file that is damaged costs a warning.
+
+        The last one that was asked for is where the run goes on; if none was good, it begins anew.
+        """
+        here = self.machines
         for path in self._paths():
             try:
-                yield unpack(files.unseal(path, KIND))
+                kept = unpack(files.unseal(path, KIND))
             except (ValueError, OSError) as error:  # damaged, of another format, or not packed by this version
                 warnings.warn(f"a checkpoint is passed over: {error}", stacklevel=2)
+                continue
+            self.machines = list(dict.fromkeys([*kept["machines"], *here]))
+            yield kept["state"]
+        self.machines = here
 
     def resume(self, used: int) -> None:
         """The run goes on from here, `used` units of the ledger in: what the attempt before did beyond is waste."""
@@ -92,7 +102,7 @@ class Keeper:
         assert self._folder is not None
         path = self._folder / f"{step:09d}"
         try:
-            files.seal(path, KIND, pack(state))
+            files.seal(path, KIND, pack({"machines": self.machines, "state": state}))
         except OSError as error:
             warnings.warn(f"no checkpoint: cannot write {path}: {error}", stacklevel=2)
             return

@@ -188,6 +188,7 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
         "provenance": {
             **provenance.of_process(trainer.device),
             "bf16": trainer.bf16,
+            "machines": keeper.machines,  # more than one if it was killed and went on elsewhere
             "agent_digest": player.digest,
             "waste": {
                 "interruptions": keeper.interruptions,

@@ -403,6 +403,7 @@ class Learning(BaseCallback):
             "arguments": given,
             "training": {**self._kept["state"], "searched": self._start.searched, "pool": len(self._pairs)},
             "waste": {"interruptions": self._keeper.interruptions, "steps": self._keeper.wasted},
+            "machines": self._keeper.machines,
             "tasks": asdict(self._tasks),
             "validation": {
                 "pairs": len(self._validation),
@@ -520,7 +521,7 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: another program is at {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: cannot write to {folder}: {error}; what is there stays, and is gone on from", file=sys.stderr)
+        print(f"error: cannot go on in {folder}: {error}; what is there stays, and is gone on from", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last evaluation", file=sys.stderr)

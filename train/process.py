@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -13,10 +12,7 @@ from pathlib import Path
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from prune_env import files
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads, or CUDA, can hang
 
@@ -41,17 +37,10 @@ class Taken(Exception):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder`; raises Taken if one is in. The system unlocks when the process ends.
-
-    Where there are no locks, on Windows and on some file systems, nobody is kept out.
-    """
+    """Keep others out of `folder`; raises Taken if one is in. Where there are no locks nobody is kept out."""
     with open(folder / ".lock", "ab") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Taken(f"another program is writing to {folder}") from error
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
+        try:
+            files.lock(file, wait=False)
+        except BlockingIOError as error:
+            raise Taken(f"another program is writing to {folder}") from error
         yield

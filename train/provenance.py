@@ -78,12 +78,19 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def of_machine() -> str:
+    """What rounding depends on: a run that went on elsewhere is as exact as these agree."""
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([_processor(), *gpu, f"torch {torch.__version__}"])
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
 def of_process(device: torch.device) -> dict[str, str | int]:
     """What this process computes on, and the time (UTC)."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"  # what rounding depends on
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),

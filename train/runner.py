@@ -114,7 +114,7 @@ def _carry_out(
         return 2
     except OSError as error:
         print(
-            f"error: cannot write to {folder}: {error}; what is there stays, the same command goes on", file=sys.stderr
+            f"error: cannot go on in {folder}: {error}; what is there stays, the same command goes on", file=sys.stderr
         )
         return 3
     except KeyboardInterrupt:

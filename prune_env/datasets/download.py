@@ -18,12 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.error import HTTPError, URLError
 
-from prune_env.files import DamagedFile, file_digest
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from prune_env.files import DamagedFile, file_digest, lock
 
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 1 << 16  # bytes
@@ -56,16 +51,11 @@ def alone(root: Path, name: str) -> Iterator[None]:
 
 def _lock(file: IO[bytes], what: Path) -> bool:
     """Wait until no other process holds `file`; whether this one does now."""
-    if fcntl is None:
-        return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(file, wait=False)
     except BlockingIOError:
         print(f"waiting for another process that fetches {what}", file=sys.stderr, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return False
-    return True
+        return lock(file, wait=True)
 
 
 def download(url: str, path: Path, md5: str) -> None:
