@@ -296,23 +296,26 @@ def learned(home: Path) -> Any:
     return {"weights": weights, "points": points}
 
 
+TINY_TASKS: dict[str, Any] = {
+    "values": {
+        "train_size": (60,),
+        "label_noise": (0.0, 0.1, 0.2, 0.3),
+        "imbalance": (1.0, 2.0),
+        "model": ("mlp:4",),
+        "budget": (1.2,),
+    },
+    "validations": 2,
+    "held_outs": 2,
+}
+
+
 def learn_tiny(arguments: Sequence[str]) -> int:
     """`train.learn` with tasks of 60 samples and a short search: minutes become seconds, the program is the same."""
     from prune_env import tasks
     from train import learn as program
     from train import search
 
-    tasks.DISTRIBUTIONS["tiny"] = {
-        "values": {
-            "train_size": (60,),
-            "label_noise": (0.0, 0.1, 0.2, 0.3),
-            "imbalance": (1.0, 2.0),
-            "model": ("mlp:4",),
-            "budget": (1.2,),
-        },
-        "validations": 2,
-        "held_outs": 2,
-    }
+    tasks.DISTRIBUTIONS["tiny"] = TINY_TASKS
     search.CANDIDATES, search.ELITES, search.PAIRS = 6, 2, 2
     program.PROBES, program.GENERATIONS = 8, 1
     torch.set_num_threads(1)

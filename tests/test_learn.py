@@ -28,23 +28,13 @@ from prune_env.encoding import RULE, SUMMARY
 from prune_env.files import seal_line
 from prune_env.plain import pack, unpack
 from prune_env.tasks import Task, TaskDistribution
+from tests.soak import TINY_TASKS
 from train import checkpoints, episode, learn, search
 from train.episode import Run
 from train.practice import FULL, draw_pairs, play
 from train.vec_env import SB3VecEnv
 
 ROOT = Path(__file__).parents[1]
-TINY = {
-    "values": {
-        "train_size": (60,),
-        "label_noise": (0.0, 0.1, 0.2, 0.3),
-        "imbalance": (1.0, 2.0),
-        "model": ("mlp:4",),
-        "budget": (1.2,),
-    },
-    "validations": 2,
-    "held_outs": 2,
-}
 TRAINED = {  # with settings that let few steps be enough for some updates
     "ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
     "a2c": {"n_steps": 8},
@@ -95,7 +85,7 @@ class Players:
 @pytest.fixture
 def tiny(monkeypatch) -> TaskDistribution:
     """Tasks called tiny, a short search, and everything in one process; it fails if a held-out task is built."""
-    monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", TINY)
+    monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", TINY_TASKS)
     monkeypatch.setattr(learn, "Shards", Here)
     monkeypatch.setattr(learn, "Players", Players)
     monkeypatch.setattr(Players, "played", [], raising=False)
@@ -104,7 +94,7 @@ def tiny(monkeypatch) -> TaskDistribution:
     monkeypatch.setattr(learn, "PROBES", 8)
     for algo, (module, name, policy, settings) in learn.ALGORITHMS.items():
         monkeypatch.setitem(learn.ALGORITHMS, algo, (module, name, policy, {**settings, **TRAINED[algo]}))
-    tasks, settings = TaskDistribution(**TINY), Task.settings
+    tasks, settings = TaskDistribution(**TINY_TASKS), Task.settings
     held_out = set(tasks.held_out)
     assert len(held_out) == 2
 
@@ -417,7 +407,7 @@ import runpy, sys
 from prune_env import tasks
 from train import search
 search.CANDIDATES, search.ELITES, search.PAIRS = 6, 2, 2
-tasks.DISTRIBUTIONS["tiny"] = {TINY}
+tasks.DISTRIBUTIONS["tiny"] = {TINY_TASKS}
 if __name__ == "__main__":
     sys.argv[0] = "learn"
     runpy.run_module("train.learn", run_name="__main__", alter_sys=True)
@@ -428,7 +418,7 @@ if __name__ == "__main__":
 def test_the_command_with_processes_of_its_own(tmp_path, monkeypatch):
     """As a user runs it; its policy and its zip then play as `train.evaluate` lets agents play."""
     script = tmp_path / "learn_tiny.py"
-    script.write_text(SCRIPT.replace("{TINY}", repr(TINY)))
+    script.write_text(SCRIPT.replace("{TINY_TASKS}", repr(TINY_TASKS)))
     arguments = ["--tasks", "tiny", "--members", "3", "--processes", "1", "--pool", "4", "--minutes", "0.001"]
     command = [sys.executable, str(script), *arguments, "--steps", "100", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
