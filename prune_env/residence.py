@@ -8,6 +8,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -26,6 +27,11 @@ KINDS = ("device", "host", "mapped", "files")
 DEVICE_SHARE = 0.5  # of the device's free memory, for images: the rest is for weights, activations and what is added
 HOST_SHARE = 0.4  # of the free memory, for a decoded split: it is there twice while its parts are gathered
 DISK_SHARE = 0.9  # of the free room in the cache folder
+# by kind of control group, as of version 2 and 1: folder, files of limit and use, entry of memory.stat for cached files
+GROUPS = {
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 CONTENT = "content 1"  # digest and sums of images that take long to read, and the version of their file
 PASS = 2**22  # bytes of images read at a time for these
 
@@ -57,7 +63,29 @@ def free_memory() -> int:
         free = 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
-    return free // processes()
+    return min(free, group_memory()) // processes()
+
+
+def group_memory(root: Path = Path("/")) -> int:
+    """Bytes that are left to this process by its control groups, in which containers and batch systems put limits.
+
+    What the system has cached of files is not counted as used. `root` is that of /proc and /sys.
+    """
+    left = [sys.maxsize]
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds not in GROUPS:
+                continue
+            base, limit, used, cached = GROUPS[kinds]
+            top = root / base
+            group = top / path.lstrip("/")  # inside of a container that folder may not be there, but the topmost is
+            for folder in [group, *group.parents][: len(group.relative_to(top).parts) + 1]:
+                with suppress(OSError, ValueError, KeyError):  # "max": no limit
+                    most, now = (int((folder / name).read_text()) for name in (limit, used))
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    left.append(max(0, most - now + int(stat[cached])))
+    return min(left)
 
 
 def cores() -> int:

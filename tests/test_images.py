@@ -480,6 +480,41 @@ def test_a_mapped_file_that_is_there_needs_no_room(tree, monkeypatch):
 
 def test_what_the_machine_tells_is_plausible(tmp_path):
     assert 2**26 < residence.free_memory() < 2**46
+
+
+def group(folder: Path, **content: str | int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in content.items():
+        (folder / f"memory.{name}").write_text(f"{value}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "left"),
+    [
+        ("0::/job/step", 700 - 450 + 50),  # the job's limit is below that of its step
+        ("0::/job", 300),
+        ("0::/", sys.maxsize),
+        ("0::/somewhere/else", sys.maxsize),  # as in a container, but with no limit at the top
+        ("4:memory:/job", 500 - 600 + 40),
+        ("4:memory:/another", 2000 - 100),
+        ("3:cpuset:/job", sys.maxsize),
+    ],
+)
+def test_control_groups_limit_what_is_free(tmp_path, monkeypatch, line, left):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"9:pids:/x:y\n{line}\n")
+    two, one = tmp_path / "sys/fs/cgroup", tmp_path / "sys/fs/cgroup/memory"
+    group(two / "job", max=700, current=450, stat="active_file 9\ninactive_file 50")
+    group(two / "job" / "step", max=1000, current=400, stat="inactive_file 0")
+    group(one, limit_in_bytes=2000, usage_in_bytes=100, stat="total_inactive_file 0")
+    group(one / "job", limit_in_bytes=500, usage_in_bytes=600, stat="inactive_file 7\ntotal_inactive_file 40")
+    assert residence.group_memory(tmp_path) == max(0, left)
+    monkeypatch.setattr(residence, "group_memory", lambda: 1000)
+    assert residence.free_memory() == 1000
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path):
+    assert residence.group_memory(tmp_path) == sys.maxsize
     assert 0 < residence.free_disk(tmp_path / "not" / "there") <= shutil.disk_usage(tmp_path).total
     assert residence.free_on(torch.device("cpu")) is None
 
