@@ -24,7 +24,8 @@ from safetensors.numpy import load_file
 
 from tests import processes
 from tests.processes import alive
-from tests.test_learn import SCRIPT, TINY
+from tests.soak import TINY_TASKS
+from tests.test_learn import SCRIPT
 from tests.test_practice import poles
 from tests.test_sweep import numbers, records_of
 from tests.test_workers import _numbers
@@ -353,7 +354,7 @@ def test_learning_collects_in_actors_what_it_collects_in_processes(address: str)
 @pytest.mark.slow
 def test_the_command_with_actors(address: str, home: Path):
     """Two runs of `train.learn`, told apart by nothing but their seconds."""
-    (home / "tiny.py").write_text(SCRIPT.replace("{TINY}", repr(TINY)))
+    (home / "tiny.py").write_text(SCRIPT.replace("{TINY_TASKS}", repr(TINY_TASKS)))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     arguments = ["--tasks", "tiny", "--members", "3", "--processes", "2", "--pool", "4", "--steps", "100"]
     lines = []

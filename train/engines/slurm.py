@@ -82,9 +82,8 @@ class _Job(Checkpointable):
     def __call__(self, key: str, run: Run, terms: Terms) -> None:
         assert terms.folder is not None
         told = workers.alone(key, run, terms)
-        if isinstance(told, Failure):
-            told = {"failure": [told.error, told.traceback, told.final]}
-        files.replace(_path(terms.folder / "slurm", key), files.seal_line(OUTCOME, told))
+        line = {"failure": [told.error, told.traceback, told.final]} if isinstance(told, Failure) else told
+        files.replace(_path(terms.folder / "slurm", key), files.seal_line(OUTCOME, line))
 
 
 def _path(folder: Path, key: str) -> Path:
@@ -93,6 +92,7 @@ def _path(folder: Path, key: str) -> Path:
 
 def _told(folder: Path, key: str, run: Run) -> Record | Failure | None:
     """What the job of this run has left, None if nothing, or nothing whole."""
+    list(folder.iterdir())  # a client of NFS that has once found no file asks again only when its folder is opened
     try:
         told = files.unseal_line(OUTCOME, _path(folder, key).read_bytes())
     except (FileNotFoundError, files.DamagedFile):
