@@ -243,7 +243,7 @@ def write(folder: Path, records: list[dict[str, Any]]) -> str:
 
 
 def shown(table: Table, capsys) -> str:
-    Console(width=130).print(table)
+    Console(width=100).print(table)
     return capsys.readouterr().out
 
 
@@ -262,6 +262,18 @@ def test_compare_reads_folders_and_leaves_them_as_they_are(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out == shown(heldout.comparison(of_two, "own"), capsys)
     assert "on 1 tasks" in out
+
+    longer = [{**line, "key": f"more {line['key']}", "task": "two, too"} for line in OWN + FULL]
+    for line in longer:  # has "two" in its name, and is another
+        line["results"] = {"test_accuracy": 0.1}
+    third = write(tmp_path / "c", longer)
+    assert heldout.main(["compare", "own", first, second, third, "--where", "two"]) == 0
+    assert capsys.readouterr().out == out
+    budget = of_two[0]["budget"]
+    assert {line["budget"] for line in of_two} > {budget}
+    assert heldout.main(["compare", "own", first, second, "--where", "two", "--budgets", f"{budget}"]) == 0
+    at_one = [line for line in of_two if line["budget"] == budget]
+    assert capsys.readouterr().out == shown(heldout.comparison(at_one, "own"), capsys)
 
     assert heldout.main(["compare", "full", second]) == 0  # own lacks cells of it there
     assert "own" not in capsys.readouterr().out

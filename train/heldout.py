@@ -105,7 +105,9 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Results of a sweep, or of several that share names of tasks."""
     where: str = ""
-    """Only tasks whose name has this in it."""
+    """Only the task of this name, else those whose names have this in them."""
+    budgets: tuple[float, ...] = ()
+    """Only these, else all that the agent has."""
     out: Path | None = None
     """Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run."""
 
@@ -120,12 +122,19 @@ class Compare:
             if damaged:
                 print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
             every += found.values()
-        records = [record for record in summary.latest(every) if self.where in record["task"]]
+        exact = any(record["task"] == self.where for record in every)
+        records = [
+            record
+            for record in summary.latest(every)
+            if (record["task"] == self.where if exact else self.where in record["task"])
+            and (not self.budgets or record["budget"] in self.budgets)
+        ]
         if self.agent not in {record["agent"] for record in records}:
-            raise ValueError(f"{', '.join(map(str, self.folders))} have no runs of {self.agent!r} on such tasks")
+            folders = ", ".join(map(str, self.folders))
+            raise ValueError(f"{folders} have no runs of {self.agent!r} on such tasks at such budgets")
         shown = comparison(records, self.agent)
         if self.out is None:
-            Console(width=130).print(shown)
+            Console(width=tables.WIDTH).print(shown)
             return
         tables.show(self.out / "comparison.txt", shown)
         text = io.StringIO()

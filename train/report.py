@@ -275,8 +275,8 @@ def _profiles(records: Sequence[Record], gallery: Gallery) -> Markup:
     ]
     caption = (
         "Share of an agent's runs whose difference to full lies above each value, with pointwise 95 % intervals, "
-        "over the largest set of agents and cells in which each agent has each cell. A curve through the crossing "
-        "of 0 points and 50 % is no different from full; one further to the right is better."
+        "over the largest set of agents and cells in which each agent has each cell. Further to the right is better; "
+        "an agent like full passes 0 points below 50 %, by half of the runs that equal full's."
     )
     return gallery.show("profile", drawn, caption) or remark("No cell has all seeds of full.")
 

@@ -157,7 +157,7 @@ def _tables(task: Task) -> Iterable[Markup]:
         shown = everything or budget == task.budget
         yield folded(name, table(heads, lines, f"{task.name}, budget {budget:g}"), shown=shown)
     note = (
-        "Kept: share of the samples kept in a step; a step that only scores counts as 0. Cover: share ever trained "
+        "Kept: share of the samples kept in a step, of those that train. Cover: share ever trained "
         "on. Gini of the visits: 0 when every sample was trained on equally often. Spent: full-epoch equivalents, and "
         "what of it went into scoring samples without training on them. Time: seconds of a whole run, and of these "
         "what the agent took."
