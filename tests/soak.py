@@ -703,7 +703,7 @@ def of_learning(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
     def choose(rng: random.Random) -> Path:
         shutil.rmtree(home / "run")
         shutil.copytree(template, home / "run")
-        return rng.choice([max((home / "run" / "checkpoints").glob("0*")), home / "run" / "start.json"])
+        return max((home / "run" / "checkpoints").glob("0*"))
 
     def attempt(path: Path) -> Verdict:
         code, said = told(learn_tiny, *arguments)

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 from tests import processes
 from tests.processes import alive
 from tests.soak import TINY_TASKS
-from tests.test_learn import SCRIPT
+from tests.test_learn import SCRIPT, start_of
 from tests.test_practice import poles
 from tests.test_sweep import numbers, records_of
 from tests.test_workers import _numbers
@@ -367,7 +367,7 @@ def test_the_command_with_actors(address: str, home: Path):
         policy = load_file(folder / "policy.safetensors")
         told = json.loads((folder / "evaluations.jsonl").read_text())
         del told["seconds"]
-        lines.append([told, learn.read_start(folder / "start.json"), {name: a.tolist() for name, a in policy.items()}])
+        lines.append([told, start_of(folder), {name: a.tolist() for name, a in policy.items()}])
     assert lines[0] == lines[1]
 
 

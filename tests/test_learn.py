@@ -25,7 +25,6 @@ from agents.learned import Learned, Network
 from prune_env import files
 from prune_env import tasks as distributions
 from prune_env.encoding import RULE, SUMMARY
-from prune_env.files import seal_line
 from prune_env.plain import pack, unpack
 from prune_env.tasks import Task, TaskDistribution
 from tests.soak import TINY_TASKS
@@ -111,6 +110,15 @@ def run(out: Path, algo: str, *more: str) -> int:
     return learn.main([*arguments, "--pool", "4", "--evaluate-every", "1", "--out", str(out), *more])
 
 
+def kept_last(folder: Path) -> dict[str, Any]:
+    """What the last checkpoint has."""
+    return unpack(files.unseal(max((folder / "checkpoints").glob("0*")), checkpoints.KIND))["state"]
+
+
+def start_of(folder: Path) -> dict[str, Any]:
+    return kept_last(folder)["start"]
+
+
 def evaluations(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
 
@@ -119,7 +127,7 @@ def validation_points(folder: Path, tasks: TaskDistribution, policy) -> float:
     """Of a policy, from the files alone."""
     pairs = [(task, seed) for task in tasks.validation for seed in learn.VALIDATION_SEEDS]
     full = play(pairs, FULL, tasks)
-    np.testing.assert_array_equal(full, learn.read_start(folder / "start.json")["full"])
+    np.testing.assert_array_equal(full, start_of(folder)["full"])
     return 100 * float(np.mean(play(pairs, policy, tasks) - full))
 
 
@@ -137,14 +145,14 @@ def summaries(count: int, seed: int = 0) -> NDArray[np.float32]:
 def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
     assert run(tmp_path, algo, "--steps", "100") == 0
     folder = tmp_path / f"tiny-{algo}-0"
-    files = {"start.json", "checkpoints", "evaluations.jsonl", "tensorboard", "model.zip", ".lock"}
+    files = {"checkpoints", "evaluations.jsonl", "tensorboard", "model.zip", ".lock"}
     files |= {"policy.safetensors"} if algo in MEMORYLESS else set()
     assert {path.name for path in folder.iterdir()} == files
     first = evaluations(folder)
     assert 100 <= first[-1]["steps"] < 104
     assert first[-1]["episodes"] > 10
 
-    start = learn.read_start(folder / "start.json")
+    start = start_of(folder)
     assert len(start["rule"]) == R
     assert len(start["shift"]) == len(start["scale"]) == D
     assert start["searched"] == 12 * learn.GENERATIONS
@@ -152,11 +160,10 @@ def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
     two = [play(pairs, rules, tiny) for rules in (FULL, np.array(start["rule"]))]
     np.testing.assert_array_equal(start["baseline"], np.mean(two, axis=0))
 
-    kept = (folder / "start.json").read_bytes()
     Players.played.clear()
     assert run(tmp_path, algo, "--steps", "160") == 0
     lines = evaluations(folder)
-    assert (folder / "start.json").read_bytes() == kept
+    assert start_of(folder) == start
     assert all(callable(policy) for _, policy in Players.played)  # the baseline and the search are not done again
     assert lines[: len(first)] == first
     steps, episodes = ([line[name] for line in lines] for name in ("steps", "episodes"))
@@ -336,8 +343,7 @@ def test_killed_anywhere_it_ends_as_if_it_had_not_been(algo, tiny, tmp_path, mon
 
 def models(folder: Path) -> list[Any]:
     """Parameters and optimiser at the end, from the last checkpoint, and the steps they took."""
-    last = max((folder / "checkpoints").glob("0*"))
-    kept = unpack(files.unseal(last, checkpoints.KIND))["state"]
+    kept = kept_last(folder)
     return [unpack(kept["model"])["parameters"], kept["state"]["steps"]]
 
 
@@ -392,14 +398,17 @@ def test_an_unknown_algorithm_is_refused(capsys):
 
 
 def test_a_folder_of_another_run_is_left_alone(tiny, tmp_path, capsys):
-    (tmp_path / "mine").mkdir()
-    of = {"tasks": "tiny", "algo": "ppo", "seed": 0, "pool": 4}
-    (tmp_path / "mine" / "start.json").write_bytes(seal_line(learn.START, {"of": of}))
-    for more in (["--seed", "1"], ["--pool", "5"], ["--algo", "a2c"]):
+    assert run(tmp_path, "ppo", "--name", "mine") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    others = ["--seed", "1"], ["--pool", "5"], ["--algo", "a2c"], ["--members", "5"], ["--evaluate-every", "2"]
+    for more in others:
         assert run(tmp_path, "ppo", "--name", "mine", *more) == 2
         error = capsys.readouterr().err
-        assert "mine holds a run with --tasks tiny --algo ppo --seed 0 --pool 4" in error
+        said = "--tasks tiny --algo ppo --seed 0 --pool 4 --members 4 --processes 1 --evaluate-every 1;"
+        assert f"mine holds a run with {said}" in error
         assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == before
 
 
 SCRIPT = """

@@ -26,17 +26,20 @@ import torch
 from agents import AGENTS, make, parts, spec_with_keep
 from prune_env import PruneEnv, encoding, select, selection, stats, together, trainer
 from prune_env.compute import Ledger
+from prune_env.data import Data
 from prune_env.env import observations
 from prune_env.selection import Selection
 from prune_env.stats import Stats
 from prune_env.together import run_epochs
-from prune_env.trainer import EpochResult, Trainer
+from prune_env.trainer import EpochResult, Evaluation, Trainer
 from prune_env.vector import PruneVectorEnv
 from tests.reference import SlowStats, toy
 from tests.test_env import equal, equal_traces, play
 from tests.test_together import student
 from tests.test_vector import equal as nearly_equal
 from tests.test_vector import everything, trainers
+from train import episode
+from train.episode import Run
 
 MANY = 2**24 + 5  # float32 does not count so far
 NOT_FINITE = [math.nan, math.inf, -math.inf]
@@ -276,6 +279,26 @@ def test_a_rate_that_diverges_does_so_in_every_episode_alike():
     assert first[-1][4]["diverged"]
     equal_traces(play(env, seed=4), fresh)
     assert fresh[-1][4]["nonfinite"] >= 260  # all of validation
+
+
+def test_what_breaks_on_test_images_only_is_counted(monkeypatch):
+    """Validation was fine, so that the run did not diverge."""
+    evaluate = Trainer.evaluate
+
+    def spoiled_on_test(self: Trainer, data: Data) -> Evaluation:
+        if len(data) == 497:
+            with torch.no_grad():
+                list(self.model.parameters())[-1].fill_(math.inf)
+        return evaluate(self, data)
+
+    monkeypatch.setattr(Trainer, "evaluate", spoiled_on_test)
+    run = Run("prune_env/Digits-v0", {"train_size": 40, "budget": 1.0, "model": "mlp:4"}, "full", seed=0)
+    found = episode.play(run, run.make_env())["results"]
+    assert (found["nonfinite"], found["diverged"]) == (0, False)
+    assert (found["test_nonfinite"], found["test_accuracy"]) == (497, 0.0)
+    assert math.isfinite(found["test_loss"])
+    monkeypatch.undo()
+    assert episode.play(run, run.make_env())["results"]["test_nonfinite"] == 0
 
 
 # ---------------------------------------------------------------- beside others

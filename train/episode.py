@@ -172,6 +172,7 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
     results |= {
         "test_accuracy": tested.accuracy,
         "test_loss": tested.loss,
+        "test_nonfinite": tested.nonfinite,
         "test_class_accuracy": diagnostics.plain(np.array(tested.class_accuracy)),
         "test_worst_class_accuracy": float(np.nanmin(tested.class_accuracy)),
     }

@@ -51,8 +51,8 @@ CLIP = 10.0  # points, see Practice
 VALIDATION_SEEDS = range(10_000, 10_005)  # of each validation task
 GENERATIONS = 18  # of the search for the best fixed rule
 SEARCH_SHARE = 0.4  # of the time, after which that search ends at the latest
-START = "start 1"  # of start.json
-OF = ("tasks", "algo", "seed", "pool")  # arguments that cannot change when a run goes on
+# arguments that cannot change when a run goes on: they decide what is drawn
+OF = ("tasks", "algo", "seed", "pool", "members", "processes", "evaluate_every")
 PROBES = 64  # runs in which the scale of summaries is measured
 LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a policy has nowhere to go
 
@@ -90,7 +90,7 @@ class Arguments:
     members: int = 96
     """Students in training at once."""
     processes: int = min(96, os.cpu_count() or 1)
-    """Processes that they are spread over; another number draws other episodes."""
+    """Processes that they are spread over, by default one a core; another number draws other episodes."""
     engine: Literal["local", "ray"] = "local"
     """Where these processes are: on this machine, or on a Ray cluster; see docs/scale.md."""
     address: str | None = None
@@ -235,6 +235,10 @@ class Over(Exception):
     """The end, for an algorithm that does not ask."""
 
 
+class Another(Exception):
+    """The folder holds a run with other arguments."""
+
+
 def practice(tasks: TaskDistribution, members: int, pairs: list[Pair], baseline: list[float]) -> VecEnv:
     """The training environment of one process; the algorithm seeds it."""
     env = make_env(members, tasks)
@@ -257,6 +261,7 @@ class Learning(BaseCallback):
         self._keeper = Keeper(folder / checkpoints.FOLDER)
         self._kept: dict[str, Any] = {
             "state": {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf},
+            "start": None,  # a `Start`, as a dict
             "evaluations": [],
             "files": {},  # content of those that hold the best policy, by name
             "model": None,  # its state, packed
@@ -268,17 +273,29 @@ class Learning(BaseCallback):
         """At work so far, over all sittings; what a kill undid is not counted."""
         return self._kept["state"]["seconds"] + time.perf_counter() - self._begun
 
+    def _clock(self) -> None:
+        """Enter the time so far into what is kept."""
+        self._kept["state"]["seconds"] = self._seconds
+        self._begun = time.perf_counter()
+
     def run(self) -> None:
-        """Train until the time or the steps are over."""
+        """Train until the time or the steps are over. Raises Another if a run with other arguments is there."""
         with closing(self._players), closing(self._keeper):
             self._keeper.begin()
             for kept in self._keeper.states():
+                if (of := kept["start"]["of"]) != _of(self._given):
+                    said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in of.items())
+                    raise Another(f"{self._folder} holds a run with {said}; go on with these, or choose another --name")
                 self._kept = kept
                 self._write()
                 self._console.print(f"going on after {self._seconds / 60:.1f} minutes")
                 break
             self._keeper.resume(self._kept["state"]["steps"])
-            self._start = self._prepare()
+            if self._kept["start"] is None:
+                self._kept["start"] = asdict(self._prepare())
+                self._clock()
+                self._keeper.save(0, self._kept)
+            self._start = Start(**self._kept["start"])
             with closing(self._shards()) as self._env:
                 self._former = self._kept["state"]["episodes"]
                 logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
@@ -315,10 +332,7 @@ class Learning(BaseCallback):
         return True
 
     def _prepare(self) -> Start:
-        """The baseline, the best fixed rule and the scale of summaries; from the folder if they are there."""
-        at = self._folder / "start.json"
-        if at.exists():
-            return Start(**read_start(at))
+        """The baseline, the best fixed rule and the scale of summaries."""
         given, players = self._given, self._players
         self._console.print(f"full training on {len(self._pairs)} pairs of task and seed, for comparison")
         baseline = players.play(self._pairs, FULL)
@@ -334,7 +348,7 @@ class Learning(BaseCallback):
         numbers = ", ".join(f"{name} {number:+.2f}" for name, number in zip(RULE, rule, strict=True))
         self._console.print(f"best fixed rule after {searched} episodes: {numbers}; {_over_full(fixed, full)}")
         shift, scale = _moments(self._tasks, rule, rng)
-        start = Start(
+        return Start(
             of=_of(given),
             rule=rule.tolist(),
             searched=searched,
@@ -344,8 +358,6 @@ class Learning(BaseCallback):
             full=full.tolist(),
             fixed=fixed.tolist(),
         )
-        files.replace(at, files.seal_line(START, asdict(start)))
-        return start
 
     def _over(self, steps: int) -> bool:
         given = self._given
@@ -366,10 +378,9 @@ class Learning(BaseCallback):
         else:
             accuracy = self._players.play(self._validation, network)
         points = 100.0 * float(np.mean(accuracy - np.array(self._start.full)))
-        kept, seconds = self._kept, self._seconds
-        state = kept["state"]
-        state |= {"seconds": seconds, "steps": self.num_timesteps, "episodes": self._former + self._env.episodes}
-        self._begun = time.perf_counter()
+        kept, state = self._kept, self._kept["state"]
+        state |= {"steps": self.num_timesteps, "episodes": self._former + self._env.episodes}
+        self._clock()
         if points > state["best"]:
             state["best"] = points
             kept["files"] = {"model.zip": _zipped(self.model)}
@@ -420,7 +431,7 @@ def _of(given: Arguments) -> dict[str, Any]:
 
 
 def check(given: Arguments) -> TaskDistribution:
-    """The tasks. Raises ValueError for arguments that are wrong, or not those of the run that would go on."""
+    """The tasks. Raises ValueError for arguments that are wrong."""
     tasks = TaskDistribution.named(given.tasks)
     if min(given.members, given.processes, given.pool) < 1 or given.members < given.processes:
         raise ValueError("--processes and --pool must be at least 1, and --members no fewer than --processes")
@@ -438,21 +449,7 @@ def check(given: Arguments) -> TaskDistribution:
             raise ValueError(f"--{name} is {value}; it must be above 0")
     if given.seed < 0:
         raise ValueError(f"--seed is {given.seed}; it must be 0 or more")
-    at = folder_of(given) / "start.json"
-    if at.exists() and (of := read_start(at)["of"]) != _of(given):
-        said = " ".join(f"--{name} {value}" for name, value in of.items())
-        raise ValueError(f"{at.parent} holds a run with {said}; go on with these, or choose another --name")
     return tasks
-
-
-def read_start(path: Path) -> dict[str, Any]:
-    """What `Start` was made of. Raises ValueError, naming the file, if it is damaged."""
-    try:
-        return files.unseal_line(START, path.read_bytes())
-    except files.DamagedFile as error:
-        raise ValueError(
-            f"{path} is damaged, or of another format: {error}; remove the folder to begin anew"
-        ) from error
 
 
 def _zipped(model: BaseAlgorithm) -> bytes:
@@ -514,7 +511,7 @@ def main(args: list[str] | None = None) -> int:
     except (Died, BrokenProcessPool) as error:
         print(f"error: {error}; the same command goes on from the last evaluation", file=sys.stderr)
         return 1
-    except Unavailable as error:
+    except (Unavailable, Another) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Taken:
