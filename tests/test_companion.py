@@ -291,6 +291,26 @@ def of(frame):
             assert player.act(observation)["weight"].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("told", ["''", "'0' * 63", "'0' * 63 + 'G'", "None", "[1]"])
+def test_an_agent_that_tells_no_digest_is_not_looked_for_in_the_process_that_trains(home: Path, told: str):
+    code = f"""
+import agents
+
+agents.source_digest = lambda spec: {told}
+(HOME / f"imported-{{os.getpid()}}").touch()
+
+def agent(observation, rng):
+    return full(observation, rng)
+"""
+    run = Run("prune_env/Digits-v0", SETTINGS, write(home, "nameless", code), 0, "digits")
+    key = run.key(run.make_env(), "0" * 64)
+    with closing(Companion(60.0)) as player:
+        found = workers.attempt(key, run, player, Terms())
+    assert isinstance(found, Failure)
+    assert found.error == "the agent's process told no digest of the agent's code"
+    assert not (home / f"imported-{os.getpid()}").exists()
+
+
 def test_answers_that_nobody_asked_for_do_not_reach_the_next_run(home: Path):
     code = """
 from multiprocessing.connection import Connection

@@ -9,6 +9,7 @@ import faulthandler
 import multiprocessing
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -37,6 +38,7 @@ CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import ag
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 GRACE = 1.0  # seconds more, where the process has begun to answer in time
 YEAR = 3.2e7  # seconds
+DIGEST = re.compile("[0-9a-f]{64}")
 POLL = 0.25  # seconds between looks whether the process is alive
 DOING = {
     "begin": "to be made",
@@ -170,7 +172,7 @@ class Companion:
         self._process.start()
         other.close()  # the process has its own: once that is closed, reading here ends
         self._answer(None, "to start")
-        self.digest = self._ask("begin", spec, seed, list(closed))
+        self.digest = self._digest(self._ask("begin", spec, seed, list(closed)))
 
     def act(self, observation: Observation) -> Action:
         """As `Player`; the arrays of the action cannot be written to."""
@@ -204,6 +206,13 @@ class Companion:
             return self._answer(self._timeout, DOING[message[0]])
         finally:
             late.cancel()
+
+    def _digest(self, told: Any) -> str:
+        """What the process told as the digest of the agent's code. Raises AgentError, and ends it, if it is none."""
+        if not isinstance(told, str) or not DIGEST.fullmatch(told):
+            self.close()
+            raise AgentError("the agent's process told no digest of the agent's code")
+        return told
 
     def _answer(self, timeout: float | None, doing: str) -> Any:
         """What the process says. Raises AgentError, and ends it, if it is an error, or nothing in time."""
