@@ -103,6 +103,12 @@ def agent(observation, rng):
 OTHERS = {
     "exits": ("def agent(observation, rng):\n    os._exit(7)\n", workers.DIED, "exit code 7"),
     "killed": ("def agent(observation, rng):\n    os.kill(os.getpid(), 9)\n", workers.DIED, "exit code -9"),
+    # itself only; the first line is for who runs these tests
+    "its_group": (
+        "def agent(observation, rng):\n    assert os.getpgrp() == os.getpid()\n    os.killpg(0, 9)\n",
+        workers.DIED,
+        "exit code -9",
+    ),
     "forks": (
         "def agent(observation, rng):\n    if os.fork():\n        os._exit(7)\n    time.sleep(20)\n    os._exit(0)\n",
         workers.DIED,

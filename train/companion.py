@@ -262,6 +262,8 @@ def closed_to_agents(files: Sequence[Path]) -> list[str]:
 def _serve(connection: Connection, timeout: float) -> None:
     """The life of the process: one answer to each message until the connection ends."""
     start()
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # what an agent does to its own group, as ending its children, must not end the program
     nowhere = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
     closed: set[str] = set()
 
