@@ -118,10 +118,12 @@ class Seat:
     def memory(self) -> bytes | None:
         """As `Player`; it has been tried whether a new agent can recall it."""
         try:
-            told = pack([state.capture(self._agent), state.capture(self._rng)])
+            told = _memory(self._agent, self._rng)
             twin, rng = self._make(), np.random.default_rng()
             _recall(twin, rng, told)
-            return told if pack([state.capture(twin), state.capture(rng)]) == told else None
+            if _memory(twin, rng) != told:
+                raise state.Opaque("a new agent that is told this memory does not have it then")
+            return told
         except Exception as error:  # of the agent's own code too: it can do without, and the run goes on
             if not self._told:
                 self._told = True
@@ -134,9 +136,14 @@ class Seat:
         _recall(self._agent, self._rng, memory)
 
 
+def _memory(agent: agents.Agent, rng: np.random.Generator) -> bytes:
+    return pack([state.capture(agent, rng), state.capture(rng)])
+
+
 def _recall(agent: agents.Agent, rng: np.random.Generator, told: bytes) -> None:
-    for thing, captured in zip((agent, rng), unpack(told), strict=True):
-        state.restore(thing, captured)
+    of_agent, of_rng = unpack(told)
+    state.restore(agent, of_agent, rng)
+    state.restore(rng, of_rng)
 
 
 class Companion:
