@@ -78,11 +78,15 @@ ONE_DECISION = {
     "os.chdir(digits.parent); np.load('digits.npz')": f"{OPEN}{{digits}}",
     "os.symlink(digits, HOME / 'link'); open(HOME / 'link')": f"{OPEN}{{digits}}",
     "open(os.fsencode(digits))": f"{OPEN}{{digits}}",
+    "os.link(digits, HOME / 'linked'); open(HOME / 'linked')": f"{OPEN}{{digits}}",
+    "os.open('digits.npz', os.O_RDONLY, dir_fd=os.open(digits.parent, os.O_RDONLY))": f"{OPEN}{{digits}}",
     "prune_env.data.load_test('digits')": f"{OPEN}{{digits}}",
     "prune_env.data.load('digits')": f"{OPEN}{{digits}}",
     "prune_env.PruneEnv('digits', device='cpu')": f"{OPEN}{{digits}}",
     "open(CACHE / 'decoded.arrays')": f"{OPEN}{{cache}}",
     # what is no harm
+    "import tempfile; tempfile.TemporaryDirectory(dir=HOME).cleanup()": None,
+    "(HOME / 'a').touch(); os.rename(HOME / 'a', HOME / 'b')": None,
     "time.sleep(0.2)": None,
     "torch.set_num_threads(2)": None,
     "print('x' * 300_000); print('y' * 300_000, file=sys.stderr)": None,
@@ -236,6 +240,38 @@ def test_test_images_and_caches_of_a_folder_are_closed(home: Path):
         code += "    return full(observation, rng)\n"
         run = Run("prune_env/ImageFolder-v0", settings, write(home, "notes", code), 0)
         assert isinstance(workers.attempt(run.key(run.make_env()), run, player, Terms()), dict)  # its own files it may
+
+
+OTHER_NAMES = {
+    "os.link(test / 'cat' / '00000.png', HOME / 'linked')": "test/cat/00000.png",
+    "os.link('00000.png', HOME / 'linked', src_dir_fd=os.open(test / 'cat', os.O_RDONLY))": "test/cat",
+    "os.link('cat/00000.png', HOME / 'linked', src_dir_fd=os.open(test, os.O_RDONLY))": "test/cat/00000.png",
+    "os.symlink(test / 'cat', HOME / 'link')": "test/cat",
+    "os.rename(test / 'cat' / '00000.png', HOME / 'moved')": "test/cat/00000.png",
+    "(test / 'cat').rename(HOME / 'moved')": "test/cat",
+    "os.replace(test, HOME / 'moved')": "test",  # what is around them
+    "os.chdir(HOME); os.rename('images', 'moved')": "",
+    "os.open('cat/00000.png', os.O_RDONLY, dir_fd=os.open(test, os.O_RDONLY))": "test/cat/00000.png",
+    "os.symlink(test, HOME / 'link'); os.open('link/cat/00000.png', 0, dir_fd=os.open(HOME, 0))": "test/cat/00000.png",
+    "open(HOME / 'other.zip')": "../other.zip",  # a hard link that was there
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="which folders are open is not told")
+def test_what_is_closed_is_closed_by_any_name(home: Path):
+    root = home / "images"
+    trees.imagefolder(root)
+    (root / "test" / "all.zip").write_bytes(b"images")
+    os.link(root / "test" / "all.zip", home / "other.zip")
+    closed = closed_to_agents(list(root.rglob("*.png")))
+    observation = {"loss": np.zeros(3, np.float32)}
+    with closing(Companion(60.0)) as player:
+        for i, (code, path) in enumerate(OTHER_NAMES.items()):
+            code = f"def agent(observation, rng):\n    test = HOME / 'images' / 'test'\n    {code}\n"
+            player.begin(write(home, f"names{i}", code), 0, closed)
+            with pytest.raises(AgentError) as refused:
+                player.act(observation)
+            assert str(refused.value).startswith(f"{OPEN}{(root / path).resolve()}: "), code
 
 
 def test_what_is_closed(tmp_path: Path):

@@ -30,6 +30,7 @@ from agents.parts import Action, Observation
 from prune_env import selection
 from prune_env.plain import pack, unpack
 from train.process import start
+from train.watch import Watch
 
 # Forked from a process that has done nothing but import this: it takes milliseconds, so there is one for every run.
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
@@ -272,14 +273,7 @@ def _serve(connection: Connection, timeout: float) -> None:
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)  # what an agent does to its own group, as ending its children, must not end the program
     nowhere = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
-    closed: set[str] = set()
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and closed and isinstance(arguments[0], str | bytes | os.PathLike):
-            path = os.path.realpath(os.fsdecode(arguments[0]))
-            if any(path == one or path.startswith(one + os.sep) for one in closed):
-                raise PermissionError(f"an agent must not open {path}: it decides by what it observes")
-
+    watch = Watch()
     sys.addaudithook(watch)
     seat: Seat | None = None
     with suppress(EOFError, BrokenPipeError):
@@ -291,7 +285,7 @@ def _serve(connection: Connection, timeout: float) -> None:
             try:
                 if name == "begin":
                     spec, seed, paths = arguments
-                    closed.update(paths)
+                    watch.close(paths)
                     seat = None  # the memory of one run is freed before the next
                     seat = Seat(spec, seed)
                     value: Any = seat.digest
