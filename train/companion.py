@@ -42,6 +42,7 @@ YEAR = 3.2e7  # seconds
 DIGEST = re.compile("[0-9a-f]{64}")
 POLL = 0.25  # seconds between looks whether the process is alive
 DOING = {
+    "look": "to be imported",
     "begin": "to be made",
     "act": "for one decision",
     "memory": "to tell what it remembers",
@@ -174,13 +175,34 @@ class Companion:
         Raises:
             AgentError: from here to the end, whatever the agent raises; AgentDied if its process is gone.
         """
-        self.close()
-        self._connection, other = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
-        self._process.start()
-        other.close()  # the process has its own: once that is closed, reading here ends
-        self._answer(None, "to start")
+        self._start()
         self.digest = self._digest(self._ask("begin", spec, seed, list(closed)))
+
+    def look(self, spec: str, keep: float, closed: Sequence[str]) -> tuple[str, str]:
+        """Import an agent's module in a process of its own, to plan with it.
+
+        Args:
+            spec: of the agent.
+            keep: as for `agents.spec_with_keep`.
+            closed: as for `begin`.
+
+        Returns:
+            The spec with `keep` if its agent takes one, checked, and the digest of its code.
+
+        Raises:
+            ValueError: as `agents.check`.
+            AgentError: what else is raised, as by a module that is there and cannot be imported.
+        """
+        self._start()
+        try:
+            told = self._ask("look", spec, keep, list(closed))
+        finally:
+            self.close()
+        if not isinstance(told, dict):
+            raise AgentError("the agent's process told nothing of the agent")
+        if "wrong" in told:
+            raise ValueError(str(told["wrong"]))
+        return str(told.get("spec")), self._digest(told.get("digest"))
 
     def act(self, observation: Observation) -> Action:
         """As `Player`; the arrays of the action cannot be written to."""
@@ -201,6 +223,15 @@ class Companion:
             self._process.join()
             self._connection.close()
             self._connection = None
+
+    def _start(self) -> None:
+        """Have a new process."""
+        self.close()
+        self._connection, other = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
+        self._process.start()
+        other.close()  # the process has its own: once that is closed, reading here ends
+        self._answer(None, "to start")
 
     def _ask(self, *message: Any) -> Any:
         assert self._connection is not None
@@ -289,6 +320,10 @@ def _serve(connection: Connection, timeout: float) -> None:
                     seat = None  # the memory of one run is freed before the next
                     seat = Seat(spec, seed)
                     value: Any = seat.digest
+                elif name == "look":
+                    spec, keep, paths = arguments
+                    watch.close(paths)
+                    value = _looked(spec, keep)
                 else:
                     value = getattr(seat, name)(*arguments)
                 answer = pack({"value": value})
@@ -297,6 +332,18 @@ def _serve(connection: Connection, timeout: float) -> None:
             faulthandler.cancel_dump_traceback_later()
             torch.set_num_threads(1)  # an agent may have set another number, and that changes rounding
             connection.send_bytes(answer)
+
+
+def _looked(spec: str, keep: float) -> dict[str, str]:
+    """What `Companion.look` is told; raises what is the fault of the agent's module, and not of the spec."""
+    try:
+        spec = agents.spec_with_keep(spec, keep)
+        agents.check(spec)
+        return {"spec": spec, "digest": agents.source_digest(spec)}
+    except agents.Unimportable:
+        raise
+    except ValueError as error:
+        return {"wrong": str(error)}
 
 
 def line_of(error: BaseException) -> str:
