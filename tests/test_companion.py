@@ -350,6 +350,7 @@ def agent(observation, rng):
         found = workers.attempt(key, run, player, Terms())
     assert isinstance(found, Failure)
     assert found.error == "the agent's process told no digest of the agent's code"
+    assert run.key(run.make_env(), "") != key  # an empty one is no reason to look either
     assert not (home / f"imported-{os.getpid()}").exists()
 
 
