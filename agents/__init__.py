@@ -64,6 +64,10 @@ SWITCHES = ("anneal", "mixup")
 SWITCH = r"\+(?=[A-Za-z_]\w*=)"  # stands before each in a spec; 1e+5 is a number
 
 
+class Unimportable(ValueError):
+    """A module of somebody's own that is there, but raises when it is imported."""
+
+
 def make(spec: str) -> Agent:
     """Build the agent that `spec` describes.
 
@@ -87,6 +91,16 @@ def _make(spec: str) -> Agent:
     found, settings = _bind(spec)
     # an instance may keep state, which must not pass from run to run
     return found(**settings) if isinstance(found, type) else copy.deepcopy(found)
+
+
+def is_ours(spec: str) -> bool:
+    """Whether the agent of `spec` is one of AGENTS; to look at any other runs code of somebody's own.
+
+    Raises:
+        ValueError: it is neither, or its switches are wrong.
+    """
+    base, _ = _switches(spec)
+    return is_ours(_other(base)) if _is_same_amounts(base) else _split(base)[0] in AGENTS
 
 
 def check(spec: str) -> None:
@@ -229,8 +243,10 @@ def _find(spec: str, name: str) -> Any:
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a module of yours can raise anything
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"agent {spec!r}: module {module!r} cannot be imported: {reason}") from error
+        wrong = f"agent {spec!r}: module {module!r} cannot be imported: {reason}"
+        raise (ValueError if missing else Unimportable)(wrong) from error
     if not hasattr(imported, attribute):
         raise ValueError(f"agent {spec!r}: module {module!r} has no {attribute!r}")
     found = getattr(imported, attribute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-MUTABLE = (list, dict, set, bytearray, np.ndarray)
 PLAIN = (type(None), bool, int, float, str, bytes)
 FUNCTIONS = (FunctionType, BuiltinFunctionType, type, type(np.argsort))  # the last is numpy's own
 
@@ -22,34 +22,46 @@ class Opaque(TypeError):
     """An agent whose memory cannot be told from its attributes."""
 
 
-def capture(agent: Any) -> Any:
+def capture(agent: Any, rng: np.random.Generator | None = None) -> Any:
     """All that `agent` remembers: None, numbers, strings, arrays, and lists, tuples and dicts of these.
 
     That is what its attributes hold, and those of the objects in them, generators of numpy included; or, if it has
     both `state_dict()` and `load_state_dict(state)`, what the first returns. A function remembers nothing: what one
-    keeps in its module is not seen.
+    keeps in its module, or a method in defaults of its arguments, is not seen.
+
+    Args:
+        agent: the object.
+        rng: the generator that it is called with, which it may hold too; what that remembers is not part of it.
 
     Raises:
         Opaque: an attribute holds something else, such as a function with variables of its own, or two of them share
             their memory, which would be two memories afterwards; the message says which.
     """
-    return _Capture().of(agent, "the agent")
+    return _Capture(rng).of(agent, "the agent")
 
 
-def restore(agent: Any, state: Any) -> None:
+def restore(agent: Any, state: Any, rng: np.random.Generator | None = None) -> None:
     """Let `agent`, made and reset as the other was, remember what `capture` of that returned.
+
+    Args:
+        agent: the object, which is changed.
+        state: from `capture`.
+        rng: the generator that it will be called with.
 
     Raises:
         Opaque: it has not got the same objects in its attributes.
     """
-    _restored(agent, state, "the agent")
+    _restored(agent, state, "the agent", rng)
 
 
 class _Capture:
     """One look at an agent; what was seen is kept, to notice what is shared."""
 
-    def __init__(self):
+    def __init__(self, rng: np.random.Generator | None):
+        self._rng = rng
         self._seen: dict[int, Any] = {}  # by id, which is taken by another once the thing is gone
+        if rng is not None:
+            self._see(rng.bit_generator, "")
         self._arrays: list[np.ndarray] = []
 
     def of(self, value: Any, where: str) -> Any:
@@ -61,12 +73,14 @@ class _Capture:
         if isinstance(value, FUNCTIONS):
             if _keeps(value):
                 raise Opaque(f"{where} is a function with variables of its own")
+            if not _found(value):  # all lambdas have one name: which of them it was could not be told
+                raise Opaque(f"{where} is a function, or a class, that its module does not have by its name")
             return ["function", f"{value.__module__}.{value.__qualname__}"]
         if kind is tuple:  # that it is in two places would not be noticed
             return ["tuple", [self.of(one, f"{where}[{i}]") for i, one in enumerate(value)]]
-        if id(value) in self._seen:
-            raise Opaque(f"{where} is in two places")
-        self._seen[id(value)] = value
+        if value is self._rng:
+            return ["rng"]
+        self._see(value, where)
         if kind is np.ndarray:
             if value.dtype.hasobject:
                 raise Opaque(f"{where} is an array of objects")
@@ -83,6 +97,7 @@ class _Capture:
         if isinstance(value, np.random.Generator):
             if getattr(value.bit_generator.seed_seq, "n_children_spawned", 0):
                 raise Opaque(f"{where} is a generator that has spawned others")
+            self._see(value.bit_generator, f"the bit generator of {where}")
             return ["generator", self.of(value.bit_generator.state, where)]
         name = f"{kind.__module__}.{kind.__qualname__}"
         methods = _methods(value)
@@ -93,11 +108,17 @@ class _Capture:
             raise Opaque(f"{where} is a {name}")
         for shared in kind.__mro__[:-1]:
             for key, one in vars(shared).items():
-                if isinstance(one, MUTABLE) and not key.startswith("__"):
+                pythons = key.startswith("__") or key == "_abc_impl"
+                if not pythons and not _constant(one):
                     raise Opaque(
                         f"{where} could remember something in {shared.__qualname__}.{key}, which its class has"
                     )
         return ["object", name, {key: self.of(one, f"{where}.{key}") for key, one in vars(value).items()}]
+
+    def _see(self, value: Any, where: str) -> None:
+        if id(value) in self._seen:
+            raise Opaque(f"{where} is in two places")
+        self._seen[id(value)] = value
 
     @staticmethod
     def _key(key: Any, where: str) -> Any:
@@ -116,32 +137,52 @@ def _keeps(function: Any) -> bool:
     return bool(function.__closure__ or vars(function) or any(type(one) not in (*PLAIN, tuple) for one in defaults))
 
 
+def _found(function: Any) -> bool:
+    """Whether its module has a function, or a class, under its name."""
+    found = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is function
+
+
+def _constant(value: Any) -> bool:
+    """Whether what a class has cannot be changed: plain values, and what belongs to classes, such as methods."""
+    if type(value) in (tuple, frozenset):
+        return all(map(_constant, value))
+    if isinstance(value, BuiltinFunctionType):
+        return not _keeps(value)
+    return type(value) in PLAIN or isinstance(value, np.number | np.bool_ | type) or hasattr(type(value), "__get__")
+
+
 def _methods(value: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     """`state_dict` and `load_state_dict`, of what has both."""
     tells, told = (getattr(value, name, None) for name in ("state_dict", "load_state_dict"))
     return (tells, told) if callable(tells) and callable(told) else None
 
 
-def _restored(old: Any, state: Any, where: str) -> Any:
+def _restored(old: Any, state: Any, where: str, rng: np.random.Generator | None) -> Any:
     """The value that `state` was captured from; objects are those of `old`, changed."""
     if isinstance(state, np.ndarray):
         return state.copy()
     if not isinstance(state, list):
         return state
     kind, *rest = state
+    if kind == "rng":
+        return rng
     if kind == "scalar":
         return rest[0][()]
     if kind in ("list", "tuple"):
         before = old if isinstance(old, list | tuple) else ()
         values = [
-            _restored(before[i] if i < len(before) else None, one, f"{where}[{i}]") for i, one in enumerate(rest[0])
+            _restored(before[i] if i < len(before) else None, one, f"{where}[{i}]", rng)
+            for i, one in enumerate(rest[0])
         ]
         return values if kind == "list" else tuple(values)
     if kind == "dict":
         before = old if isinstance(old, dict) else {}
-        return {key: _restored(before.get(key), one, f"{where}[{key!r}]") for key, one in rest[0].items()}
+        return {key: _restored(before.get(key), one, f"{where}[{key!r}]", rng) for key, one in rest[0].items()}
     if kind == "generator":
-        inner = _restored(None, rest[0], where)
+        inner = _restored(None, rest[0], where, rng)
         if (
             not isinstance(old, np.random.Generator)
             or old.bit_generator.state["bit_generator"] != inner["bit_generator"]
@@ -157,11 +198,11 @@ def _restored(old: Any, state: Any, where: str) -> Any:
     if kind == "told":
         methods = _methods(old)
         assert methods is not None
-        methods[1](_restored(None, rest[1], f"{where}.state_dict()"))
+        methods[1](_restored(None, rest[1], f"{where}.state_dict()", rng))
     elif kind == "object":
         for key in set(vars(old)) - set(rest[1]):
             object.__delattr__(old, key)
         for key, one in rest[1].items():
             # also where a frozen dataclass forbids it
-            object.__setattr__(old, key, _restored(vars(old).get(key), one, f"{where}.{key}"))
+            object.__setattr__(old, key, _restored(vars(old).get(key), one, f"{where}.{key}", rng))
     return old

@@ -436,7 +436,7 @@ class Agent:
                 if name == "worker":
                     os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
                 else:
-                    os.killpg(0, signal.SIGKILL)
+                    os.killpg(os.getsid(0), signal.SIGKILL)
                 time.sleep(60)
         return self.inner(observation, rng)
 

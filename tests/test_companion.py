@@ -78,11 +78,15 @@ ONE_DECISION = {
     "os.chdir(digits.parent); np.load('digits.npz')": f"{OPEN}{{digits}}",
     "os.symlink(digits, HOME / 'link'); open(HOME / 'link')": f"{OPEN}{{digits}}",
     "open(os.fsencode(digits))": f"{OPEN}{{digits}}",
+    "os.link(digits, HOME / 'linked'); open(HOME / 'linked')": f"{OPEN}{{digits}}",
+    "os.open('digits.npz', os.O_RDONLY, dir_fd=os.open(digits.parent, os.O_RDONLY))": f"{OPEN}{{digits}}",
     "prune_env.data.load_test('digits')": f"{OPEN}{{digits}}",
     "prune_env.data.load('digits')": f"{OPEN}{{digits}}",
     "prune_env.PruneEnv('digits', device='cpu')": f"{OPEN}{{digits}}",
     "open(CACHE / 'decoded.arrays')": f"{OPEN}{{cache}}",
     # what is no harm
+    "import tempfile; tempfile.TemporaryDirectory(dir=HOME).cleanup()": None,
+    "(HOME / 'a').touch(); os.rename(HOME / 'a', HOME / 'b')": None,
     "time.sleep(0.2)": None,
     "torch.set_num_threads(2)": None,
     "print('x' * 300_000); print('y' * 300_000, file=sys.stderr)": None,
@@ -103,6 +107,12 @@ def agent(observation, rng):
 OTHERS = {
     "exits": ("def agent(observation, rng):\n    os._exit(7)\n", workers.DIED, "exit code 7"),
     "killed": ("def agent(observation, rng):\n    os.kill(os.getpid(), 9)\n", workers.DIED, "exit code -9"),
+    # itself only; the first line is for who runs these tests
+    "its_group": (
+        "def agent(observation, rng):\n    assert os.getpgrp() == os.getpid()\n    os.killpg(0, 9)\n",
+        workers.DIED,
+        "exit code -9",
+    ),
     "forks": (
         "def agent(observation, rng):\n    if os.fork():\n        os._exit(7)\n    time.sleep(20)\n    os._exit(0)\n",
         workers.DIED,
@@ -232,6 +242,38 @@ def test_test_images_and_caches_of_a_folder_are_closed(home: Path):
         assert isinstance(workers.attempt(run.key(run.make_env()), run, player, Terms()), dict)  # its own files it may
 
 
+OTHER_NAMES = {
+    "os.link(test / 'cat' / '00000.png', HOME / 'linked')": "test/cat/00000.png",
+    "os.link('00000.png', HOME / 'linked', src_dir_fd=os.open(test / 'cat', os.O_RDONLY))": "test/cat",
+    "os.link('cat/00000.png', HOME / 'linked', src_dir_fd=os.open(test, os.O_RDONLY))": "test/cat/00000.png",
+    "os.symlink(test / 'cat', HOME / 'link')": "test/cat",
+    "os.rename(test / 'cat' / '00000.png', HOME / 'moved')": "test/cat/00000.png",
+    "(test / 'cat').rename(HOME / 'moved')": "test/cat",
+    "os.replace(test, HOME / 'moved')": "test",  # what is around them
+    "os.chdir(HOME); os.rename('images', 'moved')": "",
+    "os.open('cat/00000.png', os.O_RDONLY, dir_fd=os.open(test, os.O_RDONLY))": "test/cat/00000.png",
+    "os.symlink(test, HOME / 'link'); os.open('link/cat/00000.png', 0, dir_fd=os.open(HOME, 0))": "test/cat/00000.png",
+    "open(HOME / 'other.zip')": "../other.zip",  # a hard link that was there
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="which folders are open is not told")
+def test_what_is_closed_is_closed_by_any_name(home: Path):
+    root = home / "images"
+    trees.imagefolder(root)
+    (root / "test" / "all.zip").write_bytes(b"images")
+    os.link(root / "test" / "all.zip", home / "other.zip")
+    closed = closed_to_agents(list(root.rglob("*.png")))
+    observation = {"loss": np.zeros(3, np.float32)}
+    with closing(Companion(60.0)) as player:
+        for i, (code, path) in enumerate(OTHER_NAMES.items()):
+            code = f"def agent(observation, rng):\n    test = HOME / 'images' / 'test'\n    {code}\n"
+            player.begin(write(home, f"names{i}", code), 0, closed)
+            with pytest.raises(AgentError) as refused:
+                player.act(observation)
+            assert str(refused.value).startswith(f"{OPEN}{(root / path).resolve()}: "), code
+
+
 def test_what_is_closed(tmp_path: Path):
     files = [tmp_path / "test" / "a.png", tmp_path / "test" / "b.png", tmp_path / "train"]
     (tmp_path / "train").mkdir()
@@ -289,6 +331,27 @@ def of(frame):
                     player.act(observation)
             player.begin("full", 0, [])
             assert player.act(observation)["weight"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("told", ["''", "'0' * 63", "'0' * 63 + 'G'", "None", "[1]"])
+def test_an_agent_that_tells_no_digest_is_not_looked_for_in_the_process_that_trains(home: Path, told: str):
+    code = f"""
+import agents
+
+agents.source_digest = lambda spec: {told}
+(HOME / f"imported-{{os.getpid()}}").touch()
+
+def agent(observation, rng):
+    return full(observation, rng)
+"""
+    run = Run("prune_env/Digits-v0", SETTINGS, write(home, "nameless", code), 0, "digits")
+    key = run.key(run.make_env(), "0" * 64)
+    with closing(Companion(60.0)) as player:
+        found = workers.attempt(key, run, player, Terms())
+    assert isinstance(found, Failure)
+    assert found.error == "the agent's process told no digest of the agent's code"
+    assert run.key(run.make_env(), "") != key  # an empty one is no reason to look either
+    assert not (home / f"imported-{os.getpid()}").exists()
 
 
 def test_answers_that_nobody_asked_for_do_not_reach_the_next_run(home: Path):

@@ -170,6 +170,59 @@ def test_failing_agents_fail_alone_and_edited_ones_run_again(
     assert before["moody:raises"]["key"] not in keys
 
 
+AT_IMPORT = {  # what a module does when it is imported -> what is said of it, and where
+    "raises": ("raise RuntimeError('at import')", "cannot be imported: RuntimeError: at import", "raise RuntimeError"),
+    "needs": ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is", "import there_is"),
+    "leaves": ("import sys\n\nsys.exit(0)", "cannot be imported: SystemExit: 0", "sys.exit(0)"),
+    "ends": ("import os\n\nos._exit(0)", workers.DIED, "exit code 0"),
+    "hangs": ("import time\n\ntime.sleep(1e6)", "the agent took more than 5 s to be imported", ""),
+}
+PATCHES = """
+from agents import make
+from train import plan, results
+
+original = results.append
+
+def append(path, record):
+    record.get("results", {})["test_accuracy"] = 0.999
+    return original(path, record)
+
+results.append, plan.Run.key = append, lambda *_: "mine"
+agent = make("full")
+"""
+
+
+def test_what_modules_do_when_they_are_imported_costs_their_own_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Nothing of it happens in the program, which is this process; the same command goes on once they are mended."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = dict(sys.modules)
+    for name, (code, _, _) in AT_IMPORT.items():
+        (tmp_path / f"{name}_at_import.py").write_text(f"{code}\n\ndef agent(observation, rng):\n    pass\n")
+    (tmp_path / "patches_at_import.py").write_text(PATCHES)
+    wrong = [f"{name}_at_import:agent" for name in AT_IMPORT]
+    arguments = ["--agents", "full", "patches_at_import:agent", *wrong, *SMALL[:4], "--seeds", "1", "--workers", "1"]
+    arguments += ["--keep", "0.5", "0.3", "--name", "it", "--out", str(tmp_path)]
+    assert evaluate.main([*arguments, "--agent-timeout", "5"]) == 1
+    assert f"{len(wrong)} run(s) failed, of {', '.join(wrong)};" in capsys.readouterr().err
+    assert not {name for name in sys.modules if name not in before and name.endswith("_at_import")}
+    found = {record["agent"]: record["results"] for record in _records(tmp_path / "it")}
+    assert found.keys() == {"full", "patches_at_import:agent"}
+    assert found["patches_at_import:agent"]["test_accuracy"] == found["full"]["test_accuracy"]
+    failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
+    assert [failure["run"]["agent"] for failure in failures] == wrong
+    for failure, (_, said, trace) in zip(failures, AT_IMPORT.values(), strict=True):
+        assert said in failure["error"]
+        assert trace in failure["traceback"]
+
+    for name in AT_IMPORT:
+        (tmp_path / f"{name}_at_import.py").write_text("from agents import make\n\nagent = make('full')\n")
+    assert evaluate.main(arguments) == 0
+    assert "7 runs, 2 of them done before" in capsys.readouterr().err
+    assert not (tmp_path / "it" / "failures.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_an_agent_that_ends_its_process_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -279,6 +332,9 @@ def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
         (["--agents", "full", "fool"], "unknown agent 'fool'"),
         (["--agents", "full", "random:kept=0.5"], "kept"),
         (["--agents", "no_such_module:Agent"], "no_such_module"),
+        (["--agents", "json.no_such_module:Agent"], "json.no_such_module"),
+        (["--agents", "json:Agent"], "module 'json' has no 'Agent'"),
+        (["--agents", "agents.bandits:UCB:kept=0.5"], "kept"),
         (["--agents"], "agents needs at least one value"),
         (["--keep", "1.5"], "1.5"),
         (["--budget", "0.001"], "budget is 0.001"),
@@ -463,12 +519,9 @@ def test_an_agent_that_cannot_be_built_fails_alone(
     (tmp_path / "unbuilt.py").write_text(
         "class Agent:\n    def __init__(self, keep=0.5):\n        raise KeyError('no')\n"
     )
-    (tmp_path / "unimported.py").write_text("import sys\n\nsys.exit(0)\n")
     arguments = [*SMALL[:4], "--seeds", "1", "--name", "unbuilt", "--out", str(tmp_path), "--workers", "1"]
     assert evaluate.main(["--agents", "full", "unbuilt:Agent", *arguments]) == 1
     assert "1 run(s) failed, of unbuilt:Agent:keep=0.5" in capsys.readouterr().err
-    assert evaluate.main(["--agents", "full", "unimported:Agent", *arguments]) == 2
-    assert "module 'unimported' cannot be imported: SystemExit" in capsys.readouterr().err
 
 
 def test_a_key_changes_with_everything_that_matters():

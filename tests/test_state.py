@@ -1,10 +1,12 @@
 """An agent's memory as plain values: one that goes on from it decides as if nothing had happened."""
 
 import random
+import sys
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -382,6 +384,191 @@ def test_scalars_of_numpy_stay_scalars():
     assert type(other.mean) is np.float32
     assert type(other.mean + np.float64(1)) is type(one.mean + np.float64(1))
     assert other.mean == one.mean
+
+
+EASY = lambda observation: observation["loss"]  # noqa: E731
+HARD = lambda observation: -observation["loss"]  # noqa: E731
+
+
+def renamed(observation: Any) -> Any:
+    return observation
+
+
+renamed.__qualname__ = "EASY"
+
+
+class Local:
+    def rule(self) -> Any:
+        def inner(observation: Any) -> Any:
+            return observation
+
+        return inner
+
+
+@pytest.mark.parametrize("function", [EASY, Local().rule(), renamed, type("Nowhere", (), {})])
+def test_what_a_module_does_not_have_by_its_name_is_refused(function: Any):
+    """Two lambdas have one name, so that the one in place of the other would not be noticed."""
+    with pytest.raises(Opaque, match=r"^the agent.x is a function, or a class, that its module does not have"):
+        capture(SimpleNamespace(x=function))
+
+
+def test_the_generator_of_the_run_stays_that():
+    """An agent may hold what it is called with: afterwards both are one again."""
+    rng, other = np.random.default_rng(3), np.random.default_rng(0)
+    first = SimpleNamespace(own=np.random.default_rng(7), rng=rng, more=[{"rng": rng}])
+    second = SimpleNamespace(own=np.random.default_rng(7), rng=np.random.default_rng(7), more=[])
+    rng.random(5)
+    first.own.random(2)
+    restore(second, unpack(pack(capture(first, rng))), other)
+    restore(other, unpack(pack(capture(rng))))
+    assert second.rng is second.more[0]["rng"] is other
+    assert [second.rng.random(), other.random(), second.own.random()] == [
+        rng.random(),
+        rng.random(),
+        first.own.random(),
+    ]
+
+
+def test_generators_that_share_their_numbers_are_refused():
+    rng = np.random.default_rng(3)
+    with pytest.raises(Opaque, match=r"^the bit generator of the agent.x is in two places"):
+        capture(SimpleNamespace(x=np.random.Generator(rng.bit_generator)), rng)
+    with pytest.raises(Opaque, match=r"^the bit generator of the agent\[1\] is in two places"):
+        capture([rng, np.random.Generator(rng.bit_generator)])
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        [],
+        {},
+        set(),
+        np.zeros(2),
+        np.random.default_rng(0),
+        deque(),
+        (1, []),
+        SimpleNamespace(),
+        object(),
+        Told(),
+        [].append,
+    ],
+)
+def test_what_a_class_has_and_could_change_is_refused(one: Any):
+    with pytest.raises(Opaque, match=r"^the agent could remember something in Has\._one, which its class has"):
+        capture(type("Has", (), {"_one": one})())
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def what(self) -> int: ...
+
+
+class Constants(Abstract):
+    """What cannot change, or belongs to classes."""
+
+    a, b, c, d = 1, (2.5, "x", (None, b"y")), frozenset({1, 2}), np.float32(0.1)
+    kind, function, builtin = dict, make, len
+    inner = Told
+
+    def what(self) -> int:
+        return 1
+
+    @property
+    def twice(self) -> int:
+        return 2
+
+    @classmethod
+    def of(cls) -> int:
+        return 3
+
+    @staticmethod
+    def plain() -> int:
+        return 4
+
+    @cached_property
+    def found(self) -> int:
+        return 2
+
+
+def test_a_class_may_have_constants_and_methods():
+    first, second = Constants(), Constants()
+    assert first.found == 2
+    restore(second, capture(first))
+    assert vars(second) == {"found": 2}
+
+
+SEATED = """
+import numpy as np
+from prune_env import select
+
+EASY, HARD = lambda loss: -loss, lambda loss: loss
+
+def top(score):
+    return select(np.argsort(-score)[: len(score) // 2], n=len(score))
+
+class Alias:
+    def __init__(self):
+        self.rng, self.first = np.random.default_rng(0), True
+
+    def __call__(self, observation, rng):
+        if self.first:
+            self.rng, self.first = rng, False
+        n = len(observation["loss"])
+        return top(self.rng.random(n) + 2 * rng.random(n))
+
+class Switches:
+    def __init__(self):
+        self.rule, self.steps = EASY, 0
+
+    def __call__(self, observation, rng):
+        self.steps += 1
+        if self.steps == 2:
+            self.rule = HARD
+        return top(self.rule(observation["loss"]))
+
+class Forgets:
+    def __init__(self):
+        self.steps = 0
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        pass
+
+    def __call__(self, observation, rng):
+        self.steps += 1
+        return top(observation["loss"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Alias", None),
+        ("Switches", "the agent.rule is a function, or a class, that its module does not have by its name"),
+        ("Forgets", "a new agent that is told this memory does not have it then"),
+    ],
+)
+def test_a_seat_goes_on_bit_for_bit_or_says_that_it_cannot(
+    name: str, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "seated.py").write_text(SEATED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "seated", raising=False)
+    observations = [{"loss": np.random.default_rng([9, t]).random(60, np.float32)} for t in range(6)]
+    first, second = Seat(f"seated:{name}", 0), Seat(f"seated:{name}", 0)
+    for observation in observations[:3]:
+        first.act(observation)
+    if why is not None:
+        with pytest.warns(UserWarning, match=f"^no checkpoints of runs with agent 'seated:{name}': Opaque: {why}"):
+            assert first.memory() is None
+        return
+    memory = first.memory()
+    assert memory is not None
+    second.recall(memory)
+    for observation in observations[3:]:
+        assert np.array_equal(first.act(observation)["weight"], second.act(observation)["weight"])
 
 
 class Shared:

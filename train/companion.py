@@ -9,6 +9,7 @@ import faulthandler
 import multiprocessing
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from agents.parts import Action, Observation
 from prune_env import selection
 from prune_env.plain import pack, unpack
 from train.process import start
+from train.watch import Watch
 
 # Forked from a process that has done nothing but import this: it takes milliseconds, so there is one for every run.
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
@@ -37,8 +39,10 @@ CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import ag
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 GRACE = 1.0  # seconds more, where the process has begun to answer in time
 YEAR = 3.2e7  # seconds
+DIGEST = re.compile("[0-9a-f]{64}")
 POLL = 0.25  # seconds between looks whether the process is alive
 DOING = {
+    "look": "to be imported",
     "begin": "to be made",
     "act": "for one decision",
     "memory": "to tell what it remembers",
@@ -116,10 +120,12 @@ class Seat:
     def memory(self) -> bytes | None:
         """As `Player`; it has been tried whether a new agent can recall it."""
         try:
-            told = pack([state.capture(self._agent), state.capture(self._rng)])
+            told = _memory(self._agent, self._rng)
             twin, rng = self._make(), np.random.default_rng()
             _recall(twin, rng, told)
-            return told if pack([state.capture(twin), state.capture(rng)]) == told else None
+            if _memory(twin, rng) != told:
+                raise state.Opaque("a new agent that is told this memory does not have it then")
+            return told
         except Exception as error:  # of the agent's own code too: it can do without, and the run goes on
             if not self._told:
                 self._told = True
@@ -132,9 +138,14 @@ class Seat:
         _recall(self._agent, self._rng, memory)
 
 
+def _memory(agent: agents.Agent, rng: np.random.Generator) -> bytes:
+    return pack([state.capture(agent, rng), state.capture(rng)])
+
+
 def _recall(agent: agents.Agent, rng: np.random.Generator, told: bytes) -> None:
-    for thing, captured in zip((agent, rng), unpack(told), strict=True):
-        state.restore(thing, captured)
+    of_agent, of_rng = unpack(told)
+    state.restore(agent, of_agent, rng)
+    state.restore(rng, of_rng)
 
 
 class Companion:
@@ -164,13 +175,34 @@ class Companion:
         Raises:
             AgentError: from here to the end, whatever the agent raises; AgentDied if its process is gone.
         """
-        self.close()
-        self._connection, other = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
-        self._process.start()
-        other.close()  # the process has its own: once that is closed, reading here ends
-        self._answer(None, "to start")
-        self.digest = self._ask("begin", spec, seed, list(closed))
+        self._start()
+        self.digest = self._digest(self._ask("begin", spec, seed, list(closed)))
+
+    def look(self, spec: str, keep: float, closed: Sequence[str]) -> tuple[str, str]:
+        """Import an agent's module in a process of its own, to plan with it.
+
+        Args:
+            spec: of the agent.
+            keep: as for `agents.spec_with_keep`.
+            closed: as for `begin`.
+
+        Returns:
+            The spec with `keep` if its agent takes one, checked, and the digest of its code.
+
+        Raises:
+            ValueError: as `agents.check`.
+            AgentError: what else is raised, as by a module that is there and cannot be imported.
+        """
+        self._start()
+        try:
+            told = self._ask("look", spec, keep, list(closed))
+        finally:
+            self.close()
+        if not isinstance(told, dict):
+            raise AgentError("the agent's process told nothing of the agent")
+        if "wrong" in told:
+            raise ValueError(str(told["wrong"]))
+        return str(told.get("spec")), self._digest(told.get("digest"))
 
     def act(self, observation: Observation) -> Action:
         """As `Player`; the arrays of the action cannot be written to."""
@@ -192,6 +224,15 @@ class Companion:
             self._connection.close()
             self._connection = None
 
+    def _start(self) -> None:
+        """Have a new process."""
+        self.close()
+        self._connection, other = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
+        self._process.start()
+        other.close()  # the process has its own: once that is closed, reading here ends
+        self._answer(None, "to start")
+
     def _ask(self, *message: Any) -> Any:
         assert self._connection is not None
         # sending and receiving wait for ever if the process does not go on, and only its end frees them
@@ -204,6 +245,13 @@ class Companion:
             return self._answer(self._timeout, DOING[message[0]])
         finally:
             late.cancel()
+
+    def _digest(self, told: Any) -> str:
+        """What the process told as the digest of the agent's code. Raises AgentError, and ends it, if it is none."""
+        if not isinstance(told, str) or not DIGEST.fullmatch(told):
+            self.close()
+            raise AgentError("the agent's process told no digest of the agent's code")
+        return told
 
     def _answer(self, timeout: float | None, doing: str) -> Any:
         """What the process says. Raises AgentError, and ends it, if it is an error, or nothing in time."""
@@ -253,15 +301,10 @@ def closed_to_agents(files: Sequence[Path]) -> list[str]:
 def _serve(connection: Connection, timeout: float) -> None:
     """The life of the process: one answer to each message until the connection ends."""
     start()
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # what an agent does to its own group, as ending its children, must not end the program
     nowhere = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
-    closed: set[str] = set()
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and closed and isinstance(arguments[0], str | bytes | os.PathLike):
-            path = os.path.realpath(os.fsdecode(arguments[0]))
-            if any(path == one or path.startswith(one + os.sep) for one in closed):
-                raise PermissionError(f"an agent must not open {path}: it decides by what it observes")
-
+    watch = Watch()
     sys.addaudithook(watch)
     seat: Seat | None = None
     with suppress(EOFError, BrokenPipeError):
@@ -273,10 +316,14 @@ def _serve(connection: Connection, timeout: float) -> None:
             try:
                 if name == "begin":
                     spec, seed, paths = arguments
-                    closed.update(paths)
+                    watch.close(paths)
                     seat = None  # the memory of one run is freed before the next
                     seat = Seat(spec, seed)
                     value: Any = seat.digest
+                elif name == "look":
+                    spec, keep, paths = arguments
+                    watch.close(paths)
+                    value = _looked(spec, keep)
                 else:
                     value = getattr(seat, name)(*arguments)
                 answer = pack({"value": value})
@@ -285,6 +332,18 @@ def _serve(connection: Connection, timeout: float) -> None:
             faulthandler.cancel_dump_traceback_later()
             torch.set_num_threads(1)  # an agent may have set another number, and that changes rounding
             connection.send_bytes(answer)
+
+
+def _looked(spec: str, keep: float) -> dict[str, str]:
+    """What `Companion.look` is told; raises what is the fault of the agent's module, and not of the spec."""
+    try:
+        spec = agents.spec_with_keep(spec, keep)
+        agents.check(spec)
+        return {"spec": spec, "digest": agents.source_digest(spec)}
+    except agents.Unimportable:
+        raise
+    except ValueError as error:
+        return {"wrong": str(error)}
 
 
 def line_of(error: BaseException) -> str:

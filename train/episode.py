@@ -67,7 +67,7 @@ class Run:
         parts = {
             "configuration": self.configuration(env),
             "agent": self.agent,
-            "agent_digest": agent_digest or agents.source_digest(self.agent),
+            "agent_digest": agents.source_digest(self.agent) if agent_digest is None else agent_digest,
             "seed": self.seed,
             "version": prune_env.__version__,
             "code": provenance.decisive_digest(),

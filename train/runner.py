@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,9 +21,11 @@ from train import checkpoints, engines, provenance, results
 from train.engines import Engine, Unavailable, Where
 from train.episode import OF_MACHINE, Run
 from train.plan import Block, Place, Plan, make_plan
-from train.process import CONTEXT, Taken, locked
+from train.process import Taken, locked
 from train.results import Record
 from train.workers import Failure, Terms
+
+Outcomes = Generator[Record | Failure, None, None]
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Running(Where):
     device: str = "auto"
     """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
     agent_timeout: float = 600.0
-    """Seconds that an agent may take for one decision; one that takes longer loses its run."""
+    """Seconds that an agent may take for one decision, or to be imported; one that takes longer loses its run."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints of a run, taken at the end of a step: what a kill can cost it, beside one step."""
     name: str | None = None
@@ -90,9 +91,13 @@ def _carry_out(
             if not running.checkpoint_seconds >= 0:
                 raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
             name, what, source = blocks()
+            if engines.by_torchrun() and any(block.settings.get("compile", "off") != "off" for block in what):
+                raise ValueError("--compile is for one device; under torchrun it must be off")
+            folder = running.out / (running.name or name)
+            terms = Terms(running.agent_timeout, folder.absolute(), running.checkpoint_seconds)
             root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
-            plan = _planned(what, Place(root, running.download, running.device, running.images))
-        folder = running.out / (running.name or name)
+            plan = make_plan(what, Place(root, running.download, running.device, running.images), terms)
+            terms = replace(terms, device=plan.device)
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -103,7 +108,9 @@ def _carry_out(
             files.replace(
                 folder / "cells.json", files.seal_line(results.CELLS, {"keys": list(plan.runs), "file": source})
             )
-            records, failures = _run_missing(plan, folder, engine, running, command, console)
+            records, failures = _run_missing(
+                plan, folder, partial(_outcomes, plan, engine, terms, running), command, console
+            )
         if records:
             report(folder, records)
     except Taken:
@@ -128,18 +135,16 @@ def _carry_out(
     return 0
 
 
-def _planned(blocks: Sequence[Block], place: Place) -> Plan:
-    """The plan; under torchrun made in another process, as this one trains, and a plan imports the agents' code."""
-    if not engines.by_torchrun():
-        return make_plan(blocks, place)
-    if any(block.settings.get("compile", "off") != "off" for block in blocks):
-        raise ValueError("--compile is for one device; under torchrun it must be off")
-    with ProcessPoolExecutor(1, CONTEXT) as elsewhere:
-        return elsewhere.submit(make_plan, blocks, place).result()
+def _outcomes(plan: Plan, engine: Engine, terms: Terms, running: Running, missing: dict[str, Run]) -> Outcomes:
+    """Of the runs that are missing; the engine has none to do whose failure the plan told."""
+    yield from plan.failures.values()
+    able = {key: run for key, run in missing.items() if key not in plan.failures}
+    if able:
+        yield from engine(able, terms, running)
 
 
 def _run_missing(
-    plan: Plan, folder: Path, engine: Engine, running: Running, command: str, console: Console
+    plan: Plan, folder: Path, do: Callable[[dict[str, Run]], Outcomes], command: str, console: Console
 ) -> tuple[list[Record], list[Failure]]:
     """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed.
 
@@ -166,8 +171,7 @@ def _run_missing(
     failures: list[Failure] = []
     code = {**provenance.of_code(), "command": command}
     if missing:
-        terms = Terms(running.agent_timeout, folder.absolute(), running.checkpoint_seconds, plan.device)
-        with _Bar(missing, console) as bar, closing(engine(missing, terms, running)) as outcomes:
+        with _Bar(missing, console) as bar, closing(do(missing)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     failure = asdict(outcome)

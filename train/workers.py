@@ -43,6 +43,10 @@ class Terms:
     checkpoint_seconds: float = 60.0  # from one to the next
     device: str = "cpu"  # type of that which `auto` is
 
+    def closed(self) -> list[str]:
+        """What agents must not open, beside images."""
+        return [] if self.folder is None else [os.path.realpath(self.folder)]
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -179,14 +183,14 @@ def environment(run: Run) -> tuple[gym.Env, list[str]]:
         _kept.clear()  # first, so that two data sets are never held at once
         env = run.make_env()
         where = gym.spec(run.env).kwargs["dataset"], run.settings.get("root"), run.settings.get("image_size")
-        _kept[settings] = env, closed_to_agents(_files(*where))
+        _kept[settings] = env, closed_files(*where)
     return _kept[settings]
 
 
-def _files(dataset: str, root: str | None, image_size: int | None) -> list[Path]:
-    """The files of both splits."""
+def closed_files(dataset: str, root: str | None, image_size: int | None) -> list[str]:
+    """What agents must not open of a data set that is there: see `companion.closed_to_agents`."""
     splits = (datasets.find(dataset, split, root, False, image_size)[0] for split in ("train", "test"))
-    return [path for split in splits for path in split.files]
+    return closed_to_agents([path for split in splits for path in split.files])
 
 
 def alone(key: str, run: Run, terms: Terms) -> Record | Failure:
@@ -201,9 +205,8 @@ def attempt(key: str, run: Run, companion: Companion, terms: Terms) -> Record | 
     folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
     try:
         env, closed = environment(run)
-        results = [] if terms.folder is None else [os.path.realpath(terms.folder)]
         with nullcontext() if folder is None else _once_free(folder):
-            companion.begin(run.agent, run.seed, [*closed, *results])
+            companion.begin(run.agent, run.seed, [*closed, *terms.closed()])
             record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
         if record["key"] != key:
             raise RuntimeError(CHANGED)

@@ -6,7 +6,6 @@ to do next: a run, an action. Whatever else a run depends on is drawn from its s
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -65,7 +64,6 @@ def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[R
 def _in_turn(runs: Mapping[str, Run], terms: Terms) -> Generator[Record | Failure, None, None]:
     line = lockstep.line()
     assert terms.folder is not None
-    results = os.path.realpath(terms.folder)
     with closing(Companion(terms.agent_timeout)) as companion:
         for key, run in runs.items():
             folder = checkpoints.folder_of(terms.folder, key)
@@ -73,7 +71,7 @@ def _in_turn(runs: Mapping[str, Run], terms: Terms) -> Generator[Record | Failur
             try:
                 env, closed = environment(run)
                 line.meet()
-                companion.begin(run.agent, run.seed, [*closed, results])
+                companion.begin(run.agent, run.seed, [*closed, *terms.closed()])
                 line.tell("begin", None)
                 record = play(run, env, Leader(companion, line), Shared(folder, terms.checkpoint_seconds, line))
             except AgentError as error:
