@@ -104,8 +104,8 @@ def _carry_out(
                 folder / "cells.json", files.seal_line(results.CELLS, {"keys": list(plan.runs), "file": source})
             )
             records, failures = _run_missing(plan, folder, engine, running, command, console)
-        if records:
-            report(folder, records)
+            if records:
+                report(folder, records)
     except Taken:
         print(f"error: another program is writing to {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2
