@@ -357,6 +357,28 @@ def test_tiny_imagenet_errors(tmp_path):
         load("tiny_imagenet", root=tmp_path)
 
 
+def test_tiny_imagenet_lacks_no_image_that_its_boxes_name(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path, per_class=3)
+    train = tmp_path / "tiny-imagenet-200" / "train"
+    for wnid in ("n02", "n03"):  # a class without the file is taken as it is
+        names = sorted(path.name for path in (train / wnid / "images").iterdir())
+        (train / wnid / f"{wnid}_boxes.txt").write_text("".join(f"{name}\t0\t0\t62\t62\n" for name in names))
+    assert_holds("tiny_imagenet", tmp_path, splits)
+    (train / "n01" / "images" / "n01_00003.JPEG").unlink()
+    assert len(read("tiny_imagenet", "train", tmp_path, False, None).labels) == 8
+    first, *others = (train / "n02" / "images" / "n02_00001.JPEG", train / "n03" / "images" / "n03_00008.JPEG")
+    first.unlink()
+    others[0].rename(others[0].with_name("other.JPEG"))
+    words = rf"^2 image\(s\) that .* names are missing, the first is {first}: remove .*download=True.*their lines out"
+    for _ in range(2):  # from the cache neither
+        with pytest.raises(FileNotFoundError, match=words):
+            load("tiny_imagenet", root=tmp_path)
+    boxes = train / "n02" / "n02_boxes.txt"
+    boxes.write_text(boxes.read_text().replace("n02_00001.JPEG\t0\t0\t62\t62\n", ""))
+    with pytest.raises(FileNotFoundError, match=rf"^1 image.* the first is {others[0]}"):
+        load("tiny_imagenet", root=tmp_path)
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "ppm"])
 def test_an_empty_and_a_truncated_image_are_named(tmp_path, suffix):
     trees.imagefolder(tmp_path, per_class=3)
