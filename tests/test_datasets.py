@@ -323,6 +323,23 @@ def test_imagefolder_errors(tmp_path):
         load("imagefolder", root=tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["gif", "jfif", "JPE", "jp2", "mpo"])
+def test_images_of_a_format_that_is_not_read_are_named(tmp_path, ending):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    folder = tmp_path / "train" / "dog"
+    for name in ("notes.txt", "boxes", "a.json", "a.h5", "a.pdf", f".a.{ending}", f"a.{ending}.txt"):
+        (folder / name).write_text("no image, or hidden")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_holds("imagefolder", tmp_path, splits)
+    for name in ("b", "deep/a"):
+        trees.write_png(folder / f"{name}.{ending}", trees.random_images(1, 32, 9)[0])
+    words = rf"^2 image\(s\) in {folder} end in none of \.jpg, .*\.webp, the first is {folder}/b\.{ending}: convert"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=words):
+            load("imagefolder", root=tmp_path)
+
+
 def test_a_truncated_image_is_named(tmp_path):
     trees.write_png(tmp_path / "a.png", trees.random_images(1, 32, 0)[0])
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
