@@ -2,6 +2,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from prune_env.data import load, load_test
-from prune_env.datasets import SOURCES, cifar, read
+from prune_env.datasets import SOURCES, cifar, digits, read
 from prune_env.datasets.decode import square
 from prune_env.files import DamagedFile
 from tests import processes, trees
+from train import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,25 @@ def test_digits_are_the_uci_ones():
     np.testing.assert_array_equal(images[0, 0], np.array(first) * 15)
     assert train.labels[:10].tolist() == list(range(10))
     assert test.labels[-5:].tolist() == [9, 0, 8, 9, 8]
+
+
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "empty", "another"])
+def test_damaged_digits_are_named_in_one_line(tmp_path, monkeypatch, capsys, damage):
+    path = Path(digits.__file__).with_name("digits.npz")
+    good = path.read_bytes()
+    changed = tmp_path / path.name
+    np.savez(changed, images=np.zeros((1797, 8, 8), np.uint8), labels=np.zeros(1797, np.uint8))
+    bad = {"truncated": good[:-1], "empty": b"", "another": changed.read_bytes()}
+    flipped = good[:9000] + bytes([good[9000] ^ 4]) + good[9001:]
+    changed.write_bytes(bad.get(damage, flipped))
+    monkeypatch.setattr(digits, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    for read_split in (load, load_test):
+        with pytest.raises(DamagedFile, match=f"^{changed} is damaged: .*install the package again"):
+            read_split("digits")
+    assert evaluate.main(["--agents", "full", "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: {changed} is damaged")
+    assert "Traceback" not in error
 
 
 def test_cifar10(tmp_path, monkeypatch):
