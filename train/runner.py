@@ -53,7 +53,7 @@ def carry_out(
     running: Running,
     command: str,
     blocks: Callable[[], tuple[str, Sequence[Block], str]],
-    report: Callable[[Path, list[Record]], None],
+    report: Callable[[Path, list[Record], str], None],
 ) -> int:
     """Run a program: plan, do what is missing, report; return its exit status.
 
@@ -65,7 +65,7 @@ def carry_out(
         command: the command line, for the provenance.
         blocks: gives the default name of the folder of results, what to run, and the text of the file that says so, if
             there is one; raises if that is wrong.
-        report: called with the folder and the records there are.
+        report: called with the folder, the records there are, and that text.
     """
     program = partial(_carry_out, running, command, blocks, report)
     if not engines.by_torchrun():
@@ -79,7 +79,7 @@ def _carry_out(
     running: Running,
     command: str,
     blocks: Callable[[], tuple[str, Sequence[Block], str]],
-    report: Callable[[Path, list[Record]], None],
+    report: Callable[[Path, list[Record], str], None],
 ) -> int:
     console = Console(stderr=True)
     try:
@@ -105,7 +105,7 @@ def _carry_out(
             )
             records, failures = _run_missing(plan, folder, engine, running, command, console)
             if records:
-                report(folder, records)
+                report(folder, records, source)
     except Taken:
         print(f"error: another program is writing to {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2
