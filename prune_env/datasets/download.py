@@ -148,7 +148,7 @@ def _pieces(url: str, start: int) -> Iterator[tuple[int, bytes, int | None]]:
             raise ConnectionError(str(error)) from error
     except ConnectionError:
         raise
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a length, or a new address, that is none
         raise ConnectionError(str(error.reason if isinstance(error, URLError) else error)) from error
 
 
