@@ -24,7 +24,7 @@ import agents
 import prune_env
 from prune_env import data, files
 from tests.processes import fork, wait
-from train import curves, evaluate, process, provenance, results, table, workers
+from train import checkpoints, curves, engines, evaluate, process, provenance, results, table, workers
 from train.diagnostics import class_visits, gini
 from train.episode import Run, play
 
@@ -465,6 +465,24 @@ def test_the_report_is_written_by_who_has_the_folder(done: Done, tmp_path: Path,
 
     monkeypatch.setattr(curves, "write_events", written)
     assert evaluate.main(arguments) == 0
+
+
+def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(done.folder, tmp_path / "small")
+    former = tmp_path / "small" / checkpoints.FOLDER / "a" / "journal"
+    files.replace(former, b"")
+    arguments = [*SMALL, "--name", "small", "--out", str(tmp_path), "--agents", "full"]
+
+    def fails(runs, *_):
+        yield from (workers.Failure(key, run, workers.DIED, "") for key, run in runs.items())
+
+    monkeypatch.setattr(engines, "find", lambda _: fails)
+    assert evaluate.main([*arguments, "ucb"]) == 1
+    assert former.exists()  # who asks for that plan again goes on from there
+    assert evaluate.main(arguments) == 0
+    assert not former.parent.parent.exists()
 
 
 def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

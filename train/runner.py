@@ -184,6 +184,8 @@ def _run_missing(
                     done[outcome["key"]] = outcome
                     checkpoints.forget(folder, outcome["key"])
                     bar.advance(missing[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
+    if not failures:
+        checkpoints.forget_others(folder, plan.runs)
     return [done[key] for key in plan.runs if key in done], failures
 
 
