@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ except ImportError:  # Windows
 ARRAYS = "arrays 1"  # what follows, and the version of its format
 ROWS = "rows 1"
 CHUNK = 1 << 20  # bytes hashed at a time
-UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of files in the writing, see _written_beside
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of what is in the writing, see _written_beside
 
 
 class DamagedFile(ValueError):
@@ -185,9 +186,13 @@ def lock(file: IO[bytes], *, wait: bool) -> bool:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left unfinished in `folder`; nobody may be writing there."""
+    """Remove files and folders that killed writers left unfinished in `folder`; nobody may be writing there."""
     for path in folder.glob(".*"):
-        if UNFINISHED.fullmatch(path.name):
+        if not UNFINISHED.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
             path.unlink(missing_ok=True)
 
 

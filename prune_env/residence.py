@@ -218,6 +218,7 @@ def _content(images: Images, labels: np.ndarray, path: Path) -> tuple[str, Tenso
         sums += channel_sums(block)
     digest.update(labels.data)
     try:
+        cache.clean(path)
         seal(path, CONTENT, json.dumps({"digest": digest.hexdigest(), "sums": sums.tolist()}).encode())
     except OSError as error:
         warnings.warn(f"the images are read through again next time: cannot write {path}: {error}", stacklevel=5)

@@ -331,13 +331,13 @@ PROGRAMS = {
 
 def left(home: Path) -> set[str]:
     """Files and folders in a folder of results, but for TensorBoard's, whose names have a time and a process."""
-    names = (str(path.relative_to(home)) for path in home.rglob("*"))
-    return {name for name in names if "tensorboard" not in name and name != "log"}
+    paths = (path.relative_to(home) for path in home.rglob("*"))
+    return {str(path) for path in paths if "tensorboard" not in path.parts} - {"log"}
 
 
 def writing(home: Path) -> bool:
-    """Whether a file is being written at this moment."""
-    return any(UNFINISHED.fullmatch(name) for _, _, names in os.walk(home) for name in names)
+    """Whether a file, or a folder of files, is being written at this moment."""
+    return any(UNFINISHED.fullmatch(name) for _, folders, names in os.walk(home) for name in [*folders, *names])
 
 
 def gone(session: int, seconds: float) -> bool:

@@ -2,6 +2,7 @@ import os
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from prune_env.data import load, load_test
-from prune_env.datasets import SOURCES, cifar, read
+from prune_env.datasets import SOURCES, cifar, digits, read
 from prune_env.datasets.decode import square
 from prune_env.files import DamagedFile
 from tests import processes, trees
+from train import evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,25 @@ def test_digits_are_the_uci_ones():
     np.testing.assert_array_equal(images[0, 0], np.array(first) * 15)
     assert train.labels[:10].tolist() == list(range(10))
     assert test.labels[-5:].tolist() == [9, 0, 8, 9, 8]
+
+
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "empty", "another"])
+def test_damaged_digits_are_named_in_one_line(tmp_path, monkeypatch, capsys, damage):
+    path = Path(digits.__file__).with_name("digits.npz")
+    good = path.read_bytes()
+    changed = tmp_path / path.name
+    np.savez(changed, images=np.zeros((1797, 8, 8), np.uint8), labels=np.zeros(1797, np.uint8))
+    bad = {"truncated": good[:-1], "empty": b"", "another": changed.read_bytes()}
+    flipped = good[:9000] + bytes([good[9000] ^ 4]) + good[9001:]
+    changed.write_bytes(bad.get(damage, flipped))
+    monkeypatch.setattr(digits, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    for read_split in (load, load_test):
+        with pytest.raises(DamagedFile, match=f"^{changed} is damaged: .*install the package again"):
+            read_split("digits")
+    assert evaluate.main(["--agents", "full", "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: {changed} is damaged")
+    assert "Traceback" not in error
 
 
 def test_cifar10(tmp_path, monkeypatch):
@@ -323,6 +344,23 @@ def test_imagefolder_errors(tmp_path):
         load("imagefolder", root=tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["gif", "jfif", "JPE", "jp2", "mpo"])
+def test_images_of_a_format_that_is_not_read_are_named(tmp_path, ending):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    folder = tmp_path / "train" / "dog"
+    for name in ("notes.txt", "boxes", "a.json", "a.h5", "a.pdf", f".a.{ending}", f"a.{ending}.txt"):
+        (folder / name).write_text("no image, or hidden")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_holds("imagefolder", tmp_path, splits)
+    for name in ("b", "deep/a"):
+        trees.write_png(folder / f"{name}.{ending}", trees.random_images(1, 32, 9)[0])
+    words = rf"^2 image\(s\) in {folder} end in none of \.jpg, .*\.webp, the first is {folder}/b\.{ending}: convert"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=words):
+            load("imagefolder", root=tmp_path)
+
+
 def test_a_truncated_image_is_named(tmp_path):
     trees.write_png(tmp_path / "a.png", trees.random_images(1, 32, 0)[0])
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
@@ -354,6 +392,28 @@ def test_tiny_imagenet_errors(tmp_path):
         load("tiny_imagenet", root=tmp_path)
     (folder / "wnids.txt").write_text("n02\nn02\n")
     with pytest.raises(ValueError, match="must name each class once"):
+        load("tiny_imagenet", root=tmp_path)
+
+
+def test_tiny_imagenet_lacks_no_image_that_its_boxes_name(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path, per_class=3)
+    train = tmp_path / "tiny-imagenet-200" / "train"
+    for wnid in ("n02", "n03"):  # a class without the file is taken as it is
+        names = sorted(path.name for path in (train / wnid / "images").iterdir())
+        (train / wnid / f"{wnid}_boxes.txt").write_text("".join(f"{name}\t0\t0\t62\t62\n" for name in names))
+    assert_holds("tiny_imagenet", tmp_path, splits)
+    (train / "n01" / "images" / "n01_00003.JPEG").unlink()
+    assert len(read("tiny_imagenet", "train", tmp_path, False, None).labels) == 8
+    first, *others = (train / "n02" / "images" / "n02_00001.JPEG", train / "n03" / "images" / "n03_00008.JPEG")
+    first.unlink()
+    others[0].rename(others[0].with_name("other.JPEG"))
+    words = rf"^2 image\(s\) that .* names are missing, the first is {first}: remove .*download=True.*their lines out"
+    for _ in range(2):  # from the cache neither
+        with pytest.raises(FileNotFoundError, match=words):
+            load("tiny_imagenet", root=tmp_path)
+    boxes = train / "n02" / "n02_boxes.txt"
+    boxes.write_text(boxes.read_text().replace("n02_00001.JPEG\t0\t0\t62\t62\n", ""))
+    with pytest.raises(FileNotFoundError, match=rf"^1 image.* the first is {others[0]}"):
         load("tiny_imagenet", root=tmp_path)
 
 

@@ -37,6 +37,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/file"
         self.ranges = True  # whether Range is honoured
         self.lengths = True  # whether it tells how long the file is
+        self.odd: tuple[str, str] | None = None  # a header, and nothing else
         self.limits: list[int] = []  # bytes after which the next connections break off
         self.asked: list[str | None] = []  # the Range header of every request
         self.go = threading.Event()  # the second half of the file waits for it
@@ -57,6 +58,10 @@ class Handler(BaseHTTPRequestHandler):
         body = self.server.content[start:]
         if self.path != "/file":
             self.send_error(404)
+        elif self.server.odd:
+            self.send_response(302 if self.server.odd[0] == "Location" else 200)
+            self.send_header(*self.server.odd)
+            self.end_headers()
         elif start and not body:
             self.send_error(416)
         else:
@@ -265,6 +270,23 @@ def test_a_refusal_is_raised_at_once(tmp_path, server):
     with pytest.raises(ConnectionError, match=f"cannot fetch {server.url}s: HTTP Error 404"):
         download(server.url + "s", tmp_path / "file", "0123")
     assert server.asked == [None]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Content-Length", "10, 10"),
+        ("Content-Length", "ten"),
+        ("Location", "http://[bad/file"),
+        ("Location", "http://localhost:port/file"),
+        ("Location", "ftps:file"),
+    ],
+)
+def test_an_odd_header_is_told_like_any_refusal(tmp_path, server, name, value):
+    server.odd = name, value
+    with pytest.raises(ConnectionError, match=rf"^cannot fetch {server.url}: .*Without a connection, put the file"):
+        download(server.url, tmp_path / "file", "0123")
     assert os.listdir(tmp_path) == []
 
 

@@ -23,7 +23,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import agents
 import prune_env
 from prune_env import data, files
-from train import curves, evaluate, provenance, results, table, workers
+from tests.processes import fork, wait
+from train import checkpoints, curves, engines, evaluate, process, provenance, results, table, workers
 from train.diagnostics import class_visits, gini
 from train.episode import Run, play
 
@@ -488,6 +489,56 @@ def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     outcome = record["results"]
     assert (outcome["steps"], outcome["coverage"], outcome["visits_gini"]) == (1, 0.0, 0.0)
     assert outcome["class_visits"] == [1.0] * 10
+
+
+@pytest.mark.parametrize("where", ["add_scalar", "close"])
+def test_a_kill_while_events_are_written_is_mended_by_the_same_command(done: Done, tmp_path: Path, where: str):
+    shutil.copytree(done.folder, tmp_path / "small")
+    expected = {path.relative_to(done.folder) for path in done.folder.rglob("*") if "tensorboard" not in path.parts}
+    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
+
+    def dies_while_it_writes():
+        setattr(curves.SummaryWriter, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        evaluate.main(arguments)
+
+    assert wait(fork(dies_while_it_writes)) == -signal.SIGKILL
+    (left,) = (tmp_path / "small").glob(".tensorboard.*")
+    assert left.is_dir()
+    assert evaluate.main(arguments) == 0
+    found = {path.relative_to(tmp_path / "small") for path in (tmp_path / "small").rglob("*")}
+    assert {path for path in found if path.parts[0] != "tensorboard"} == expected
+    assert len(list((tmp_path / "small" / "tensorboard").iterdir())) == 2
+
+
+def test_the_report_is_written_by_who_has_the_folder(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who comes next sweeps the folder of what is in the writing."""
+    shutil.copytree(done.folder, tmp_path / "small")
+    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
+
+    def written(folder: Path, _: object) -> None:
+        with pytest.raises(process.Taken), process.locked(folder.parent):
+            pass
+
+    monkeypatch.setattr(curves, "write_events", written)
+    assert evaluate.main(arguments) == 0
+
+
+def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(done.folder, tmp_path / "small")
+    former = tmp_path / "small" / checkpoints.FOLDER / "a" / "journal"
+    files.replace(former, b"")
+    arguments = [*SMALL, "--name", "small", "--out", str(tmp_path), "--agents", "full"]
+
+    def fails(runs, *_):
+        yield from (workers.Failure(key, run, workers.DIED, "") for key, run in runs.items())
+
+    monkeypatch.setattr(engines, "find", lambda _: fails)
+    assert evaluate.main([*arguments, "ucb"]) == 1
+    assert former.exists()  # who asks for that plan again goes on from there
+    assert evaluate.main(arguments) == 0
+    assert not former.parent.parent.exists()
 
 
 def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -230,6 +230,10 @@ def test_sweep_removes_what_killed_writers_left_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / left[0]).write_text("")
+    (tmp_path / f".events.{beside}" / "run").mkdir(parents=True)
+    (tmp_path / f".events.{beside}" / "run" / "file").write_text("")
+    (tmp_path / f".events.{beside}" / "link").symlink_to(tmp_path / "below")
+    (tmp_path / f".link.{beside}").symlink_to(tmp_path / "below")
     sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted([*kept, "below"])
     assert os.listdir(tmp_path / "below") == [left[0]]  # each folder is swept by whoever has it to itself

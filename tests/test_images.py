@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from prune_env import PruneEnv, residence, select
+from prune_env import PruneEnv, files, residence, select
 from prune_env.data import Data, load, load_test
 from prune_env.datasets import mapped, workers
 from prune_env.files import DamagedFile
@@ -422,6 +423,56 @@ def test_two_processes_make_one_mapped_file(tmp_path, cache, monkeypatch):
     assert [processes.wait(one) for one in both] == [0, 0]
     assert (tmp_path / "decoded").read_text() == "x\n"
     assert mapped_train(tmp_path / "tree").digest == load("imagefolder", root=tmp_path / "tree", image_size=8)[0].digest
+
+
+def test_an_old_lock_is_left_to_those_who_wait_for_it(tree, cache):
+    """Another process would lock a new file of that name, and come in beside."""
+    root, _ = tree
+    mapped_train(root)
+    path = rows_file(cache)
+    path.unlink()
+    (lock,) = cache.glob(".*.rows.lock")
+    os.utime(lock, (0, 0))
+    before = lock.stat().st_ino
+    mapped_train(root)
+    assert lock.stat().st_ino == before
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_a_killed_writer_of_a_mapped_file_left_goes_at_once_where_a_lock_tells(
+    tmp_path, cache, monkeypatch, locks
+):
+    trees.imagefolder(tmp_path / "tree", per_class=10, size=8)
+    if not locks:
+        monkeypatch.setattr(files, "fcntl", None)
+
+    def dies_while_it_writes():
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        mapped_train(tmp_path / "tree")
+
+    assert processes.wait(processes.fork(dies_while_it_writes)) == -signal.SIGKILL
+    (left,) = (path for path in cache.glob(".*.rows.*") if path.suffix != ".lock")
+    mapped_train(tmp_path / "tree")
+    assert left.exists() != locks  # else it may be in the writing
+    rows_file(cache).unlink()
+    if not locks:
+        os.utime(left, (0, 0))
+        mapped_train(tmp_path / "tree")
+        assert not left.exists()
+
+
+def test_what_a_killed_writer_of_what_is_known_left_is_removed_after_a_day(tree, cache):
+    root, _ = tree
+    mapped_train(root)
+    known = list(cache.glob("*.content"))
+    left = [path.with_name(f".{path.name}.{'a' * 32}") for path in known]
+    assert len(known) == 2
+    for path in (*known, *left):
+        path.write_bytes(b"half")
+    os.utime(left[0], (0, 0))
+    with pytest.warns(UserWarning, match="the cache is built anew"):
+        mapped_train(root)
+    assert [path.exists() for path in left] == [False, True]
 
 
 # ---------------------------------------------------------------- the choice

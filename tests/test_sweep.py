@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import agents
-from train import plan, sweep
+from prune_env import files
+from train import plan, results, runner, sweep
 from train.plan import Block, Place, make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +203,20 @@ def test_a_file_that_cannot_be_read(what: str, tmp_path: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert re.fullmatch(r"error: .*mine\.toml.*\n", error)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_copy_is_of_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file that is edited, or deleted, after it was planned is not what the results are of."""
+    text = f'agents = ["full"]\r\nbudgets = [1]\r\nseeds = 1\r\n{TASK}train_size = 60\r\nmodel = "mlp:4"\r\n'
+    path = tmp_path / "mine.toml"
+    planned = runner.make_plan
+    for change in (lambda: path.write_text("other = 1"), path.unlink):
+        path.write_bytes(text.encode())
+        monkeypatch.setattr(runner, "make_plan", lambda *given, change=change: (planned(*given), change())[0])
+        assert sweep.main([str(path), "--workers", "1", "--out", str(tmp_path), "--name", "run"]) == 0
+        assert (tmp_path / "run" / "sweep.toml").read_bytes() == text.encode()
+        cells = files.unseal_line(results.CELLS, (tmp_path / "run" / "cells.json").read_bytes())
+        assert cells["file"] == text
 
 
 def test_cells_are_planned_once_however_often_they_are_named(tmp_path: Path):

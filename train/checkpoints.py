@@ -7,7 +7,7 @@ import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -138,3 +138,9 @@ def forget(results: Path, key: str) -> None:
     shutil.rmtree(folder_of(results, key), ignore_errors=True)
     with suppress(OSError):
         (results / FOLDER).rmdir()  # with the last of them
+
+
+def forget_others(results: Path, keys: Collection[str]) -> None:
+    """Remove what runs with other keys have kept: those of former plans, which nobody goes on with."""
+    for key in sorted({path.name for path in (results / FOLDER).glob("*")} - set(keys)):
+        forget(results, key)

@@ -124,7 +124,7 @@ def main(args: Sequence[str] | None = None) -> int:
         name, block = arguments.block()
         return name, [block], ""
 
-    return carry_out(arguments, command, blocks, lambda folder, records: report(folder, records, arguments.seeds))
+    return carry_out(arguments, command, blocks, lambda folder, records, _: report(folder, records, arguments.seeds))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def carry_out(
     running: Running,
     command: str,
     blocks: Callable[[], tuple[str, Sequence[Block], str]],
-    report: Callable[[Path, list[Record]], None],
+    report: Callable[[Path, list[Record], str], None],
 ) -> int:
     """Run a program: plan, do what is missing, report; return its exit status.
 
@@ -66,7 +66,7 @@ def carry_out(
         command: the command line, for the provenance.
         blocks: gives the default name of the folder of results, what to run, and the text of the file that says so, if
             there is one; raises if that is wrong.
-        report: called with the folder and the records there are.
+        report: called with the folder, the records there are, and that text.
     """
     program = partial(_carry_out, running, command, blocks, report)
     if not engines.by_torchrun():
@@ -80,7 +80,7 @@ def _carry_out(
     running: Running,
     command: str,
     blocks: Callable[[], tuple[str, Sequence[Block], str]],
-    report: Callable[[Path, list[Record]], None],
+    report: Callable[[Path, list[Record], str], None],
 ) -> int:
     console = Console(stderr=True)
     try:
@@ -111,8 +111,8 @@ def _carry_out(
             records, failures = _run_missing(
                 plan, folder, partial(_outcomes, plan, engine, terms, running), command, console
             )
-        if records:
-            report(folder, records)
+            if records:
+                report(folder, records, source)
     except Taken:
         print(f"error: another program is writing to {folder}; wait for its end, or choose --name", file=sys.stderr)
         return 2
@@ -188,6 +188,8 @@ def _run_missing(
                     done[outcome["key"]] = outcome
                     checkpoints.forget(folder, outcome["key"])
                     bar.advance(missing[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
+    if not failures:
+        checkpoints.forget_others(folder, plan.runs)
     return [done[key] for key in plan.runs if key in done], failures
 
 

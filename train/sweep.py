@@ -46,11 +46,25 @@ DEFAULTS = {"keep": [0.5], "seeds": 5}
 LISTS = {"tasks": str, "agents": str, "budgets": float, "keep": float}
 
 
+def text_of(path: Path) -> str:
+    """The text of a sweep file, as it is. Raises ValueError if it is none, OSError if it cannot be read."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+
+
 def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
-    """The blocks of a sweep file.
+    """The blocks of a sweep file. Arguments and errors as for `parse` and `text_of`."""
+    return parse(path, text_of(path), more_agents)
+
+
+def parse(path: Path, text: str, more_agents: tuple[str, ...] = ()) -> list[Block]:
+    """The blocks of a sweep file's text.
 
     Args:
-        path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that (`lr` may be a
+        path: of the file, for messages.
+        text: TOML with `[tasks.NAME]` tables, each with an `env` and what it sets of that (`lr` may be a
             table of rates by budget, of which the nearest in ratio is taken); and `agents`,
             `budgets`, `keep` and `seeds` at the top or in `[[blocks]]`, where the top holds for what a block does not
             set; a block may also name its `tasks`, all by default.
@@ -58,11 +72,10 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
 
     Raises:
         ValueError: the file is no TOML, or an entry is missing, unknown or of another type.
-        OSError: it cannot be read.
     """
     try:
-        document = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
     tasks = document.pop("tasks", {})
     blocks = document.pop("blocks", [{}])
@@ -124,9 +137,9 @@ def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[A
     return tuple(kind(value) for value in values)
 
 
-def report(folder: Path, records: Sequence[Record], file: Path) -> None:
-    """Print the tables, task by task, and write them and the sweep file into the folder of results."""
-    files.replace(folder / "sweep.toml", file.read_bytes())
+def report(folder: Path, records: Sequence[Record], source: str) -> None:
+    """Print the tables, task by task, and write them and the text of the sweep file into the folder of results."""
+    files.replace(folder / "sweep.toml", source.encode())
     tables = []
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]
@@ -139,12 +152,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status, see `carry_out`."""
     arguments = tyro.cli(Arguments, args=args)
     command = shlex.join(["python", "-m", "train.sweep", *(sys.argv[1:] if args is None else args)])
-    return carry_out(
-        arguments,
-        command,
-        lambda: (arguments.file.stem, read(arguments.file, arguments.agents), arguments.file.read_text()),
-        lambda folder, records: report(folder, records, arguments.file),
-    )
+
+    def blocks() -> tuple[str, list[Block], str]:
+        text = text_of(arguments.file)
+        return arguments.file.stem, parse(arguments.file, text, arguments.agents), text
+
+    return carry_out(arguments, command, blocks, report)
 
 
 if __name__ == "__main__":

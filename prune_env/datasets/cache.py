@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from prune_env.datasets.source import Samples, Split
-from prune_env.files import load_arrays, save_arrays
+from prune_env.files import UNFINISHED, load_arrays, save_arrays
 
 VERSION = 1  # raise it when the same files would decode to other arrays
 DAY = 24 * 60 * 60  # seconds
@@ -80,9 +80,14 @@ def _save(path: Path, state: str, samples: Samples) -> None:
         warnings.warn(f"no cache, images are decoded again next time: cannot write {path}: {error}", stacklevel=4)
 
 
-def clean(path: Path) -> None:
-    """Remove what writers of `path` left behind when they were killed; one that still writes is not a day old."""
+def clean(path: Path, *, alone: bool = False) -> None:
+    """Remove what writers of `path` left behind when they were killed.
+
+    What another one may still be writing is not a day old; `alone`: a lock says that there is no other.
+    """
     for left in path.parent.glob(f".{path.name}.*"):
+        if not UNFINISHED.fullmatch(left.name):  # the lock itself
+            continue
         with suppress(FileNotFoundError):  # another process sweeps too
-            if left.stat().st_mtime < time.time() - DAY:
+            if alone or left.stat().st_mtime < time.time() - DAY:
                 left.unlink()

@@ -2,11 +2,13 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.ImageFile import StubImageFile
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional
 
@@ -24,12 +26,14 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Sorted image files below `folder`, hidden files and folders ignored.
+    """Sorted image files below `folder`: those with torchvision's endings, hidden files and folders ignored.
 
-    Raises ValueError if there are none, OSError for a folder that cannot be entered and a link that leads nowhere:
-    what is behind them would be missing without a word.
+    Raises ValueError if there are none, or for images of other formats that Pillow knows (.gif, .jfif, ...), OSError
+    for a folder that cannot be entered and a link that leads nowhere: all these would be missing without a word. They
+    are not read either, as the samples would then depend on what Pillow's release knows. Any other file may lie there.
     """
     found: list[Path] = []
+    unread: list[Path] = []
     # A link to a folder above would lead round in circles, to other classes or to the test images.
     entered = set(map(str, folder.resolve().parents))
     for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
@@ -41,11 +45,27 @@ def image_files(folder: Path) -> list[Path]:
         for path in (Path(place, name) for name in files if not name.startswith(".")):
             if path.name.lower().endswith(IMG_EXTENSIONS):
                 found.append(path)
-            else:
-                _check_link(path)
+                continue
+            _check_link(path)
+            if path.suffix.lower() in _unread_endings():
+                unread.append(path)
+    if unread:
+        raise ValueError(
+            f"{len(unread)} image(s) in {folder} end in none of {', '.join(IMG_EXTENSIONS)}, the first is "
+            f"{min(unread)}: convert or rename them (a .jfif is a .jpg), or take them away"
+        )
     if not found:
         raise ValueError(f"no images in {folder}: it needs at least one file that ends in {', '.join(IMG_EXTENSIONS)}")
     return sorted(found)
+
+
+@cache
+def _unread_endings() -> frozenset[str]:
+    """Endings of files that Pillow opens as images, and `image_files` does not list."""
+    endings = Image.registered_extensions()  # has all of Pillow's formats imported
+    stubs = {kind for kind, (opens, _) in Image.OPEN.items() if getattr(opens, "__base__", None) is StubImageFile}
+    opened = {*Image.OPEN, "MPO"} - stubs  # MPO is opened as JPEG; stubs (HDF5, ...) are known and not decoded
+    return frozenset(ending for ending, kind in endings.items() if kind in opened) - {*IMG_EXTENSIONS}
 
 
 def _raise(error: OSError) -> None:

@@ -1,12 +1,16 @@
 """1,797 handwritten digits of 8x8 pixels, embedded in the package: origin and licence in DIGITS.md."""
 
+import hashlib
+import io
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from prune_env.datasets.source import Samples, Source, Split
+from prune_env.files import DamagedFile
 
+SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"  # of digits.npz
 TRAIN = 1300  # neighbours seem to share their writer, so the last 497 are mostly by other hands
 
 
@@ -16,9 +20,13 @@ def find(root: Path, split: str, size: int) -> Split:
 
 
 def read(split: str) -> Samples:
+    """Raises DamagedFile unless the file is as it was published, byte for byte."""
     rows = slice(TRAIN) if split == "train" else slice(TRAIN, None)
-    with resources.files("prune_env.datasets").joinpath("digits.npz").open("rb") as file:
-        arrays = np.load(file, allow_pickle=False)
+    path = resources.files("prune_env.datasets").joinpath("digits.npz")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise DamagedFile(f"{path} is damaged: its content does not match its sha256; install the package again")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         images = arrays["images"][rows, None] * np.uint8(15)  # 0..16 -> 0..240, (n, 1, 8, 8)
         labels = arrays["labels"][rows].astype(np.int64)
     return Samples(images, labels, classes=tuple("0123456789"))

@@ -27,21 +27,22 @@ DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EO
 
 
 @contextmanager
-def alone(root: Path, name: str) -> Iterator[None]:
+def alone(root: Path, name: str) -> Iterator[bool]:
     """While the block fetches the folder `name` into `root`, other processes that enter wait for its end.
 
     What earlier ones, killed, left half unpacked is removed. The lock is the system's: a dead owner's is released.
-    Where there are no locks, processes that fetch at the same time cost time, never a partial set.
+    Where there are no locks (the block is told: False), processes that fetch at the same time cost time, never a
+    partial set.
 
     Raises OSError, saying where and what to do, when `root` cannot be written: read-only, disk full.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         with open(root / f".{name}.lock", "ab") as file:
-            if _lock(file, root / name):
+            if locked := _lock(file, root / name):
                 for left in root.glob(f".{name}.unpacking-*"):
                     shutil.rmtree(left)
-            yield
+            yield locked
     except (ConnectionError, FileExistsError):
         raise
     except OSError as error:
@@ -147,7 +148,7 @@ def _pieces(url: str, start: int) -> Iterator[tuple[int, bytes, int | None]]:
             raise ConnectionError(str(error)) from error
     except ConnectionError:
         raise
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: a length, or a new address, that is none
         raise ConnectionError(str(error.reason if isinstance(error, URLError) else error)) from error
 
 

@@ -15,7 +15,8 @@ def find(root: Path, split: str, size: int) -> Split:
 
     `test` goes before `val` if it has class folders; without them it has no labels.
 
-    Raises ValueError for a tree without classes, a class without images, or a test class that train lacks.
+    Raises ValueError for a tree without classes, a class without images or with some of a format that is not
+    read, or a test class that train lacks.
     """
     classes = tuple(class_folders(_existing(root / "train")))
     if not classes:

@@ -36,10 +36,10 @@ class Mapped:
         self.listing, self.path = listing, path
         rows = self._open(state)
         if rows is None:
-            with alone(path.parent, path.name):
+            with alone(path.parent, path.name) as locked:
                 rows = self._open(state)  # the process that we waited for may have made it
                 if rows is None:
-                    clean(path)
+                    clean(path, alone=locked)
                     save_rows(path, state, self._decoded())
                     rows = open_rows(path, state, listing.shape)
         assert rows is not None

@@ -20,7 +20,10 @@ LAYOUT = (
 def find(root: Path, split: str, size: int) -> Split:
     """The official validation images are the test split, as the official test images have no labels.
 
-    A label is the position in wnids.txt. Raises ValueError for a tree that contradicts itself.
+    A label is the position in wnids.txt. Images of training are those in the folders; where a class has its official
+    list, <wnid>_boxes.txt, all that it names must be there.
+
+    Raises ValueError for a tree that contradicts itself, FileNotFoundError for an image that a list names.
     """
     folder = _folder(root)
     listing = folder / "wnids.txt"
@@ -38,7 +41,7 @@ def _folder(root: Path) -> Path:
 
 
 def _train(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path], np.ndarray]:
-    per_class = []
+    per_class, absent = [], []
     for wnid in wnids:
         images = folder / "train" / wnid / "images"
         if not images.is_dir():
@@ -47,8 +50,24 @@ def _train(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path]
                 f"remove {folder} and pass download=True to have it whole"
             )
         per_class.append(image_files(images))
+        there = set(per_class[-1])
+        absent += [path for path in _named(images) if path not in there]
+    if absent:
+        raise FileNotFoundError(
+            f"{len(absent)} image(s) that <wnid>_boxes.txt names are missing, the first is {absent[0]}: remove "
+            f"{folder} and pass download=True to have it whole, or take their lines out of these files to do without"
+        )
     labels = np.repeat(np.arange(len(wnids)), [len(paths) for paths in per_class])
     return [], [path for paths in per_class for path in paths], labels
+
+
+def _named(images: Path) -> list[Path]:
+    """What the boxes file of a class says that its folder of images holds; nothing where there is no such file."""
+    boxes = images.parent / f"{images.parent.name}_boxes.txt"
+    if not boxes.exists():
+        return []
+    lines = boxes.read_text(errors="replace").splitlines()
+    return [images / line.split("\t")[0] for line in lines if line.strip()]  # name, then a bounding box
 
 
 def _test(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path], np.ndarray]:
