@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from prune_env import data, models, render, selection, states, stats
+from prune_env import data, models, render, selection, stats
 from prune_env.checks import real, text
 from prune_env.compute import Ledger
 from prune_env.recipes import Recipe, tuned
@@ -280,25 +280,21 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         """Go on with a run of the same data, recipe and budget, bit for bit on a CPU; the observation at that point.
 
         Raises:
-            ValueError: the state belongs to another run, or is not one of a run; nothing has changed then.
+            ValueError: the state belongs to another run, or is none; nothing has changed then.
         """
-        given = states.entries("the state", state, ("trainer", "history", "finished", "generator"))
-        of_trainer = states.entries("the state's trainer", given["trainer"], ("run",), others=True)
-        run = states.entries("the state's run", of_trainer["run"], ("seed",), others=True)
-        states.count("the seed of the state's run", run["seed"])
-        trainer = Trainer(self.train_data, self.val_data, self.recipe, self.budget, run["seed"])
-        trainer.load_state_dict(of_trainer)
-        history = render.History.restored(given["history"], len(self.train_data))
-        if not isinstance(given["finished"], bool):
-            raise ValueError(f"the state's finished is {given['finished']!r}; it must be True or False")
-        generator = copy.deepcopy(self.np_random.bit_generator)
+        history, generator = render.History(), copy.deepcopy(self.np_random.bit_generator)
         try:
-            generator.state = given["generator"]
-        except Exception as error:  # numpy raises whatever its parts do
-            raise ValueError(f"the state's generator is none: {type(error).__name__}: {error}") from error
-        self.trainer = trainer
-        self.history = history
-        self._finished = given["finished"]
+            seed = state["trainer"]["run"]["seed"]
+            trainer = Trainer(self.train_data, self.val_data, self.recipe, self.budget, seed)
+            trainer.load_state_dict(state["trainer"])
+            vars(history).update({name: copy.deepcopy(state["history"][name]) for name in vars(history)})
+            generator.state = state["generator"]
+            finished = bool(state["finished"])
+        except ValueError:
+            raise
+        except Exception as error:  # what torch and numpy raise differs with what is wrong
+            raise ValueError(f"the state is not one of a run: {type(error).__name__}: {error}") from error
+        self.trainer, self.history, self._finished = trainer, history, finished
         self.np_random.bit_generator.state = generator.state
         return self._observe()
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont  # Pillow comes with torchvision
 
-from prune_env import states
 from prune_env.data import Data
 
 BINS = 50  # of difficulty rank, easiest first
@@ -39,31 +36,6 @@ class History:
         self.kept = np.zeros(0, np.int64)  # last step's samples, easiest first
         self.dropped = np.zeros(0, np.int64)
 
-    @classmethod
-    def restored(cls, kept: object, n: int) -> History:
-        """The history whose attributes were `kept`. Raises ValueError unless they are of a run with n samples."""
-        history = cls()
-        given = states.entries("the state's history", kept, vars(history))
-        for name in ("spent", "accuracy", "kept_by_rank"):
-            if not isinstance(given[name], list):
-                raise ValueError(f"{name} of the state's history must be a list")
-        for name in ("spent", "accuracy"):
-            for figure in given[name]:
-                states.number(f"{name} in the state's history", figure)
-        points, rows = len(given["spent"]), given["kept_by_rank"]
-        if points == 0 or points != len(given["accuracy"]) or len(rows) not in (points - 1, points):
-            raise ValueError("the state's history must have as many of accuracy and kept_by_rank as of spent")
-        if not all(_is_array(row, "f", (BINS,)) and np.isfinite(row).all() for row in rows):
-            raise ValueError(f"kept_by_rank of the state's history must be arrays of {BINS} finite numbers")
-        parts = given["kept"], given["dropped"]
-        known = n if rows else 0
-        if not all(_is_array(part, "i", (np.size(part),)) for part in parts) or not np.array_equal(
-            np.sort(np.concatenate(parts)), np.arange(known)
-        ):
-            raise ValueError(f"kept and dropped of the state's history must name each of {known} samples once")
-        vars(history).update(copy.deepcopy(given))
-        return history
-
     def choose(self, difficulty: NDArray[np.float32], weight: NDArray[np.float32]) -> None:
         """Note what a step keeps: (N,) running mean of the losses as the agent saw it, (N,) weights.
 
@@ -82,10 +54,6 @@ class History:
         """Note where the run stands: full-epoch equivalents spent, and validation accuracy."""
         self.spent.append(spent)
         self.accuracy.append(accuracy)
-
-
-def _is_array(value: object, kind: str, shape: tuple[int, ...]) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind == kind and value.shape == shape
 
 
 def frame(history: History, data: Data, budget: float) -> NDArray[np.uint8]:

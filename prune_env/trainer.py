@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prune_env import augment, models, ranks, states
+from prune_env import augment, models, ranks
 from prune_env.compute import SCORE_COST, TRAIN_COST, Ledger, Stopwatch
 from prune_env.data import Data
 from prune_env.recipes import Recipe
@@ -423,89 +423,30 @@ class Trainer:
         """Go on from `state_dict()` of a trainer of the same data, recipe, budget and seed.
 
         Raises:
-            ValueError: the state belongs to another run, or is not one of a run; nothing has changed then.
+            ValueError: the state belongs to another run; nothing has changed then. What has not the parts of a state
+                raises other errors too, and this trainer is of no use any more.
         """
-        self._check(state)
+        state = copy.deepcopy(state)  # torch's optimiser would go on in the tensors that it is given
+        for name, own in self._identity().items():
+            theirs = state.get("run", {}).get(name)
+            if theirs != own:
+                raise ValueError(f"the state is of a run with {name}={theirs!r}; this one has {own!r}")
+        table = state["statistics"]
+        if table.shape != self.stats.table.shape or not torch.isfinite(table).all():
+            raise ValueError(f"the state's statistics must be {tuple(self.stats.table.shape)} finite numbers")
         self.model.load_state_dict(state["model"])
-        # of the optimiser's groups only the rate changes in a run, the rest is the recipe's
-        groups = self.optimizer.state_dict()["param_groups"]
-        groups[0]["lr"] = state["optimizer"]["param_groups"][0]["lr"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        for parameter, kept in self.optimizer.state.items():  # copies, in the memory format of the parameter, as before
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():  # in the memory format of the parameter, as they were
             buffers = {name: value for name, value in kept.items() if getattr(value, "shape", None) == parameter.shape}
             kept |= {name: torch.empty_like(parameter).copy_(value) for name, value in buffers.items()}
         self.stats.table.copy_(state["statistics"])
-        self.ledger = Ledger(**copy.deepcopy(state["ledger"]))
+        self.ledger = Ledger(**state["ledger"])
         if self.masks is not None:
             self.masks.set_state(state["masks"])
         self.step = state["step"]
         self.batches = state["batches"]
         self.val_accuracy = state["val_accuracy"]
         self.train_accuracy = state["train_accuracy"]
-
-    def _check(self, state: object) -> None:
-        """Raises ValueError, saying why, unless all that `load_state_dict` takes of a state can be taken."""
-        own = self.state_dict()
-        given = states.entries("the state", state, own)
-        run = states.entries("the state's run", given["run"], (), others=True)  # what it lacks is told as None
-        for name, value in own["run"].items():
-            if not _equal(run.get(name), value):
-                raise ValueError(f"the state is of a run with {name}={run.get(name)!r}; this one has {value!r}")
-        model = states.entries("the state's model", given["model"], own["model"])
-        for name, value in own["model"].items():
-            states.tensor(f"{name} of the state's model", model[name], value)
-        self._check_optimizer(given["optimizer"])
-        states.tensor("the state's statistics", given["statistics"], own["statistics"], finite=True)
-        self._check_ledger(given["ledger"])
-        if (given["masks"] is None) != (self.masks is None):
-            raise ValueError("the state's masks must be there if the network draws random numbers, and else be None")
-        if self.masks is not None:
-            try:
-                torch.Generator(self.device).set_state(given["masks"])
-            except (RuntimeError, TypeError) as error:
-                raise ValueError(f"the state's masks are no state of a generator: {error}") from error
-        for name in ("step", "batches"):
-            states.count(f"the state's {name}", given[name])
-        for name in ("val_accuracy", "train_accuracy"):
-            states.number(f"the state's {name}", given[name], 1.0)
-
-    def _check_optimizer(self, given: object) -> None:
-        optimizer = states.entries("the state's optimizer", given, ("state", "param_groups"))
-        groups = optimizer["param_groups"]
-        if not isinstance(groups, list) or len(groups) != 1:
-            raise ValueError("the state's optimizer must have a list of one group of parameters")
-        group = states.entries("the group of the state's optimizer", groups[0], ("lr",), others=True)
-        states.number("the rate in the state's optimizer", group["lr"])
-        kept = states.entries("the state's optimizer", optimizer["state"], (), others=True)
-        parameters = dict(enumerate(self.model.parameters()))  # one without a gradient has nothing kept
-        for place, values in kept.items():
-            if place not in parameters:
-                raise ValueError(f"the state's optimizer has a parameter {place!r}; there are {len(parameters)}")
-            what = f"parameter {place} of the state's optimizer"
-            buffer = states.entries(what, values, ("momentum_buffer",))["momentum_buffer"]
-            if buffer is not None:
-                states.tensor(what, buffer, parameters[place])
-
-    def _check_ledger(self, given: object) -> None:
-        own = self.ledger.state_dict()
-        ledger = states.entries("the state's ledger", given, own)
-        for name in ("n", "budget"):
-            if not _equal(ledger[name], own[name]):
-                raise ValueError(f"the state's ledger has {name}={ledger[name]!r}; this run has {own[name]!r}")
-        for name in ("train", "score", "evaluate"):
-            states.count(f"{name} of the state's ledger", ledger[name])
-        for name, passed in states.entries("seconds of the state's ledger", ledger["seconds"], own["seconds"]).items():
-            states.number(f"seconds of the state's ledger, {name},", passed)
-        if Ledger(**ledger).used > self.ledger.total:
-            raise ValueError("the state's ledger has spent more than its budget")
-
-
-def _equal(theirs: object, own: object) -> bool:
-    """Whether two plain values are equal; arrays, and what else cannot be compared with them, are not."""
-    try:
-        return bool(theirs == own)
-    except (TypeError, ValueError, RuntimeError):
-        return False
 
 
 _codes: dict[tuple, types.CodeType] = {}

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[1]
 # module of prune_env -> modules of prune_env that it may import; a new module has to be placed here
 ALLOWED: dict[str, set[str]] = {
     "__init__": {"env", "selection"},
-    "env": {"checks", "compute", "data", "models", "recipes", "render", "selection", "states", "stats", "trainer"},
+    "env": {"checks", "compute", "data", "models", "recipes", "render", "selection", "stats", "trainer"},
     "wrappers": {"encoding", "env", "selection", "tasks", "vector"},
-    "trainer": {"augment", "compute", "data", "models", "ranks", "recipes", "selection", "states", "stats"},
-    "render": {"data", "states"},
+    "trainer": {"augment", "compute", "data", "models", "ranks", "recipes", "selection", "stats"},
+    "render": {"data"},
     "data": {"checks", "datasets", "images", "residence"},
     "residence": {"checks", "datasets", "files", "images"},
     "images": set(),
@@ -33,7 +33,6 @@ ALLOWED: dict[str, set[str]] = {
     "ranks": set(),
     "recipes": {"checks"},
     "selection": {"checks"},
-    "states": set(),
     "stats": set(),
 }
 CORE_PACKAGES = {"gymnasium", "numpy", "torch", "torchvision"}
