@@ -413,6 +413,24 @@ def test_a_line_for_any_error():
     assert line_of(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
+def test_who_cannot_start_has_died_and_the_next_one_starts(monkeypatch: pytest.MonkeyPatch):
+    """The process that agents are forked from was killed while it was asked for one."""
+
+    def cut_off(self: object) -> None:
+        raise EOFError("unexpected EOF")
+
+    run = Run("prune_env/Digits-v0", SETTINGS, "full", 0)
+    with closing(Companion(60.0)) as agent:
+        with monkeypatch.context() as killed:
+            killed.setattr(companion.CONTEXT.Process, "start", cut_off)
+            for _ in range(2):
+                told = workers.attempt("key", run, agent, Terms())
+                assert isinstance(told, Failure)
+                assert (told.error, told.final) == (workers.DIED, False)
+        agent.begin("full", 0, [])
+        assert len(agent.digest) == 64
+
+
 def test_a_companion_that_is_gone_says_so():
     with closing(Companion(60.0)) as player:
         player.begin("full", 0, [])

@@ -227,10 +227,16 @@ class Companion:
     def _start(self) -> None:
         """Have a new process."""
         self.close()
-        self._connection, other = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
-        self._process.start()
-        other.close()  # the process has its own: once that is closed, reading here ends
+        connection, other = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
+        try:
+            process.start()
+        except (EOFError, OSError) as error:  # what it is forked from was killed just now; next time there is another
+            connection.close()
+            raise AgentDied("the agent's process could not start", "") from error
+        finally:
+            other.close()  # the process has its own: once that is closed, reading here ends
+        self._connection, self._process = connection, process
         self._answer(None, "to start")
 
     def _ask(self, *message: Any) -> Any:
