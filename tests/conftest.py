@@ -1,6 +1,7 @@
 """One thread: the machines that run the tests are shared, and sums then come in one order."""
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script, and so in what tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # The gate gives one answer for one tree, also on a machine that is busy with something else.
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("gate")
