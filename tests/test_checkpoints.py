@@ -4,6 +4,8 @@ import copy
 import json
 import os
 import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +21,13 @@ from prune_env.plain import pack, unpack
 from prune_env.trainer import Trainer
 from tests import trees
 from tests.processes import fork, wait
-from train import checkpoints, companion, episode, evaluate, provenance, results
+from train import checkpoints, companion, episode, provenance, results
 from train.checkpoints import KIND, Keeper, folder_of
 from train.episode import Run, play
 from train.results import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+ROOT = Path(__file__).parents[1]
 HALF = "random:keep=0.5"  # costs 0.5 a step
 SETTINGS = {"train_size": 100, "budget": 4.0, "device": "cpu", "model": "mlp:8", "batch_size": 25}
 
@@ -493,16 +496,18 @@ def test_a_program_whose_worker_dies_and_that_is_killed_itself_goes_on(tmp_path:
     arguments += ["--workers", "1", "--out", str(tmp_path), "--name", "it"]
     home = tmp_path / "it"
 
-    def program() -> None:
-        os.setsid()  # to be killed with all that belongs to it
-        os._exit(evaluate.main(arguments))
+    def program(*more: str) -> int:
+        command = [sys.executable, "-m", "train.evaluate", *arguments, *more]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+        # a session of its own, to be killed with all that belongs to it
+        return subprocess.run(command, env=environment, start_new_session=True, timeout=200).returncode
 
-    assert wait(fork(program)) == -signal.SIGKILL
+    assert program() == -signal.SIGKILL
     assert (tmp_path / "worker").exists()
     (left,) = (home / checkpoints.FOLDER).iterdir()  # that of the run that failed is gone
     assert kept(left)
     (home / (".results.jsonl." + "a" * 32)).write_text("what a killed writer left")
-    assert wait(fork(program)) == 1
+    assert program() == 1
     (record,) = results.read(home / "results.jsonl")[0].values()
     assert record["key"] == left.name
     assert not (home / checkpoints.FOLDER).exists()
@@ -516,6 +521,6 @@ def test_a_program_whose_worker_dies_and_that_is_killed_itself_goes_on(tmp_path:
     # a kill between the line of a record and the end of its checkpoints
     killed(run, folder_of(home, record["key"]), "batch", 6)
     before = copy.deepcopy(record)
-    assert wait(fork(lambda: os._exit(evaluate.main([*arguments, "--agents", "mortal:Agent"])))) == 0
+    assert program("--agents", "mortal:Agent") == 0
     assert not (home / checkpoints.FOLDER).exists()
     assert list(results.read(home / "results.jsonl")[0].values()) == [before]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from train import practice, shards
 from train.companion import line_of
 from train.engines.ray import LOST, RETRIES
 from train.shards import DIED, Died
+
+PAUSE = 2.0  # seconds; after a driver was killed Ray cancels what the next one has begun, for a moment
 
 
 class Shards(shards.Shards):
@@ -50,6 +53,7 @@ class _Line:
             return error.cause
         except RayActorError as error:
             if self._building and self._tries:  # it had nothing to lose yet
+                time.sleep(PAUSE)
                 self._build()
                 return self.recv()
             raise Died(f"{DIED}; {line_of(error)}") from None
