@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from prune_env.datasets.decode import decode, square
+from prune_env.parent import end_with_parent
 
 PIECE = 32  # images that a worker decodes at a time: several share a batch, so that the first one comes soon
 
@@ -65,7 +65,7 @@ class Workers:
             pin_memory=device.type == "cuda",
             persistent_workers=True,
             multiprocessing_context=safe,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_begin,
             generator=torch.Generator(),  # it draws a seed for its workers, else from the global generator
         )
         return loader, asked
@@ -85,16 +85,9 @@ class Decoder(Dataset):
             return error
 
 
-def _end_with_parent(_: int) -> None:
+def _begin(_: int) -> None:
     """PyTorch's own watch is for children of the process that is served; these are children of the fork server."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def _as_it_is(decoded: Any) -> Any:

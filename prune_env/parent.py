@@ -1,0 +1,17 @@
+"""Processes that end with the one that started them."""
+
+import multiprocessing
+import os
+import threading
+
+
+def end_with_parent() -> None:
+    """Have this process, started by multiprocessing, end when its parent does, also if that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)  # nobody would ever read what it does
+
+    threading.Thread(target=follow, daemon=True).start()
