@@ -26,6 +26,11 @@ DIGITS = 'env = "prune_env/Digits-v0"'
 TASK = f"[tasks.digits]\n{DIGITS}\n"
 
 
+def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[plan.Block]:
+    """The blocks of a sweep file, its text apart."""
+    return sweep.read(path, more_agents)[0]
+
+
 def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
     path = folder / name
     path.write_text(text)
@@ -71,14 +76,14 @@ budgets = [1]
         Block("noisy, and small", env, noisy, top, (0.5, 0.3), (1.0,), 10),
         Block("clean", env, {}, top, (0.5, 0.3), (1.0,), 10),
     ]
-    assert sweep.read(path) == expected
-    more = sweep.read(path, ("mine:Own", "ucb"))
+    assert read(path) == expected
+    more = read(path, ("mine:Own", "ucb"))
     assert [block.agents for block in more] == [(*block.agents, "mine:Own", "ucb") for block in expected]
 
 
 def test_a_task_may_have_learning_rates_by_budget(tmp_path: Path):
     text = f'agents = ["full", "random"]\nbudgets = [2, 4.5, 7, 40]\nseeds = 1\n{TASK}lr = {{3 = 0.1, "12.5" = 0.05}}\n'
-    (block,) = sweep.read(write(tmp_path, text))
+    (block,) = read(write(tmp_path, text))
     assert block.settings == {"lr": {3.0: 0.1, 12.5: 0.05}}
     runs = make_plan([block], Place(None, False, "cpu")).runs.values()
     # nearest in ratio: the geometric mean of 3 and 12.5 is 6.12
@@ -92,18 +97,18 @@ def test_a_task_may_have_learning_rates_by_budget(tmp_path: Path):
 
 
 def test_defaults(tmp_path: Path):
-    (block,) = sweep.read(write(tmp_path, f'agents = ["full"]\nbudgets = [2]\n{TASK}'))
+    (block,) = read(write(tmp_path, f'agents = ["full"]\nbudgets = [2]\n{TASK}'))
     assert (block.keep, block.seeds, block.task) == ((0.5,), 5, "digits")
 
 
 def test_a_block_that_sets_all_needs_nothing_above(tmp_path: Path):
-    (block,) = sweep.read(write(tmp_path, f'{TASK}[[blocks]]\nagents = ["full"]\nbudgets = [2]\nseeds = 1'))
+    (block,) = read(write(tmp_path, f'{TASK}[[blocks]]\nagents = ["full"]\nbudgets = [2]\nseeds = 1'))
     assert block == Block("digits", "prune_env/Digits-v0", {}, ("full",), (0.5,), (2.0,), 1)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
 def test_committed_files_are_valid(path: Path):
-    for block in sweep.read(path):
+    for block in read(path):
         assert block.env.removeprefix("prune_env/").removesuffix("-v0") in {
             "Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder", "ImageNet",
         }  # fmt: skip
@@ -172,7 +177,7 @@ PLANNED = {
 def test_an_error_of_the_file_names_it_and_the_entry(text: str, words: list[str], tmp_path: Path):
     path = write(tmp_path, text)
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        sweep.read(path)
+        read(path)
     assert str(error.value).startswith(str(path))
     for word in words:
         assert word in str(error.value)
@@ -235,7 +240,7 @@ seeds = 3
 agents = ["full"]
 """,
     )
-    runs = plan.make_plan(sweep.read(path), plan.Place(None, False, "cpu")).runs.values()
+    runs = plan.make_plan(read(path), plan.Place(None, False, "cpu")).runs.values()
     cells = [(run.agent, run.seed) for run in runs]
     expected = {(agent, seed) for agent in ("full", "ucb:keep=0.5", "ucb:keep=0.25") for seed in (0, 1)} | {("full", 2)}
     assert len(cells) == len(expected)

@@ -46,25 +46,11 @@ DEFAULTS = {"keep": [0.5], "seeds": 5}
 LISTS = {"tasks": str, "agents": str, "budgets": float, "keep": float}
 
 
-def text_of(path: Path) -> str:
-    """The text of a sweep file, as it is. Raises ValueError if it is none, OSError if it cannot be read."""
-    try:
-        return path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
-
-
-def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[Block]:
-    """The blocks of a sweep file. Arguments and errors as for `parse` and `text_of`."""
-    return parse(path, text_of(path), more_agents)
-
-
-def parse(path: Path, text: str, more_agents: tuple[str, ...] = ()) -> list[Block]:
-    """The blocks of a sweep file's text.
+def read(path: Path, more_agents: tuple[str, ...] = ()) -> tuple[list[Block], str]:
+    """The blocks of a sweep file, and its text as it is.
 
     Args:
-        path: of the file, for messages.
-        text: TOML with `[tasks.NAME]` tables, each with an `env` and what it sets of that (`lr` may be a
+        path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that (`lr` may be a
             table of rates by budget, of which the nearest in ratio is taken); and `agents`,
             `budgets`, `keep` and `seeds` at the top or in `[[blocks]]`, where the top holds for what a block does not
             set; a block may also name its `tasks`, all by default.
@@ -72,10 +58,12 @@ def parse(path: Path, text: str, more_agents: tuple[str, ...] = ()) -> list[Bloc
 
     Raises:
         ValueError: the file is no TOML, or an entry is missing, unknown or of another type.
+        OSError: it cannot be read.
     """
     try:
+        text = path.read_bytes().decode()
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
     tasks = document.pop("tasks", {})
     blocks = document.pop("blocks", [{}])
@@ -108,7 +96,7 @@ def parse(path: Path, text: str, more_agents: tuple[str, ...] = ()) -> list[Bloc
                 settings["lr"] = _rates(f"{path}: task {name!r}", settings["lr"])
             specs = (*values["agents"], *more_agents)
             found.append(Block(name, tasks[name]["env"], settings, specs, values["keep"], values["budgets"], seeds))
-    return found
+    return found, text
 
 
 def _rates(where: str, table: dict[str, Any]) -> dict[float, float]:
@@ -154,8 +142,8 @@ def main(args: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "train.sweep", *(sys.argv[1:] if args is None else args)])
 
     def blocks() -> tuple[str, list[Block], str]:
-        text = text_of(arguments.file)
-        return arguments.file.stem, parse(arguments.file, text, arguments.agents), text
+        found, text = read(arguments.file, arguments.agents)
+        return arguments.file.stem, found, text
 
     return carry_out(arguments, command, blocks, report)
 
