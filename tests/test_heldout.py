@@ -72,7 +72,7 @@ def blocks_of(folder: Path, capsys, name: str, *more: str) -> list[Block]:
     assert heldout.main(["sweep", name, *more]) == 0
     path = folder / "sweep.toml"
     path.write_text(capsys.readouterr().out)
-    return sweep.read(path)
+    return sweep.read(path)[0]
 
 
 @pytest.mark.parametrize("name", ["tiny", *DISTRIBUTIONS])
