@@ -172,7 +172,8 @@ def _extent(task: Task) -> tuple[float, float]:
 
 
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
-    # narrow students and short budgets: what cannot be fitted is as much a regime as wrong labels are
+    # Narrow students and short budgets: what cannot be fitted is as much a regime as wrong labels are. Many draws of
+    # the training part: with one, policies learn what suits just those samples, which no other task repeats.
     "digits": {
         "values": {
             "train_size": (400, 700),
@@ -183,6 +184,7 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
             "lr_factor": (0.7, 1.0, 1.4),
             "budget": (4.0, 8.0, 16.0),
             "val_rest": (True,),
+            "task_seed": tuple(range(24)),
         },
         "validations": 12,
         "held_outs": 12,

@@ -50,9 +50,9 @@ def test_parts_are_the_grid_cut_in_three(tasks):
     # also apart from the budgets, all of which a task is in one part with
     for one, other in itertools.combinations(parts, 2):
         assert not apart_from_budget(one) & apart_from_budget(other)
-    for part in parts:
+    for part in map(set, parts):
         for task in part:
-            assert {replace(task, budget=budget) for budget in tasks.budgets} <= set(part)
+            assert {replace(task, budget=budget) for budget in tasks.budgets} <= part
 
 
 def test_the_cut_is_a_permutation_of_the_seed_in_which_shares_of_wrong_labels_take_turns():

@@ -14,6 +14,7 @@ from prune_env import data
 from tests.processes import until
 from train import workers
 from train.episode import Run, play
+from train.process import CONTEXT
 from train.results import Record
 from train.workers import Failure, Terms, outcomes
 
@@ -231,3 +232,17 @@ def test_processes_that_do_not_start_are_not_tried_for_ever(monkeypatch: pytest.
     records, failures = _sorted_out(_runs("full", "random", "full"))
     assert not records
     assert all("no process could start" in failure.error for failure in failures.values())
+
+
+def test_one_that_is_killed_before_it_was_told_what_to_do_costs_nothing(monkeypatch: pytest.MonkeyPatch):
+    begin, asked = CONTEXT.Process.start, []
+
+    def start(self) -> None:
+        asked.append(self)
+        if len(asked) == 1:
+            raise BrokenPipeError
+        begin(self)
+
+    monkeypatch.setattr(CONTEXT.Process, "start", start)
+    records, failures = _sorted_out(_runs("full", "random", "full"))
+    assert len(records) == 3 and not failures and len(asked) == 2

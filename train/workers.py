@@ -92,7 +92,10 @@ def _in_pool(runs: Mapping[str, Run], size: int, terms: Terms) -> Generator[Reco
     try:
         while waiting or any(worker.job for worker in pool):
             while len(pool) < min(size, len(waiting) + sum(worker.job is not None for worker in pool)):
-                pool.append(_Worker(terms))
+                try:
+                    pool.append(_Worker(terms))
+                except BrokenPipeError:  # killed before it had read what to do; not replaced, as below
+                    size -= 1
             if not pool:
                 for key, run in waiting:
                     yield Failure(key, run, "no process could start; why is on the standard error", "")
