@@ -169,6 +169,20 @@ def test_differences_and_areas_by_hand():
     assert better == "3 of 6"  # the means are 2, -½, 2¼, -1, 2, 0
 
 
+def test_what_is_saved_is_read_off_the_mean_over_tasks_by_hand():
+    """Means over both tasks are 65.75, 72.75, 80.75, those of full 65.25, 72, 79.625 at budgets 1, 2, 8."""
+    more = [*runs("full", "three", {1.0: [0.0, 0.0]}), record("full", "one", 1.0, 2, 0.0)]  # not of own's cells
+    caption = heldout.comparison(OWN + FULL + more, "own").caption
+    first, second, third = str(caption).splitlines()
+    needed, least = 2 ** (0.5 / 6.75), 2 * 4 ** (0.75 / 7.625)
+    assert first.startswith(f"budget 1: full training needs {needed:.3g} for the same mean, saved +5 % [")
+    assert second.startswith(f"budget 2: full training needs {least:.3g} for the same mean, saved +13 % [")
+    assert round(100 * (1 - 1 / needed)) == 5 and round(100 * (1 - 2 / least)) == 13
+    assert third.startswith("budget 8: full training needs more than 8 for the same mean, saved +0 % [")
+    assert heldout.comparison(OWN + FULL, "full").caption is None
+    assert heldout.comparison(OWN, "own").caption is None
+
+
 def test_the_order_of_records_decides_nothing():
     records = OWN + FULL
     expected = cells(heldout.comparison(records, "own"))

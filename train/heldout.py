@@ -12,7 +12,7 @@ import io
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -187,7 +187,34 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         rows.append((mean, other, told if other != agent else ()))
     for mean, other, told in sorted(rows, reverse=True):
         table.add_row(Text(other), f"{mean:.2f}", *told)  # square brackets in a spec are not rich's markup
+    if agent != summary.FULL and summary.FULL in accuracy:
+        table.caption = _saved(own, accuracy[summary.FULL], agent, len(tasks))
     return table
+
+
+def _saved(
+    own: Mapping[tuple[str, float, int], float], full: Mapping[tuple[str, float, int], float], agent: str, tasks: int
+) -> str:
+    """How much longer full training needs for the accuracy of `agent`, both as means over that many tasks."""
+    means: list[Record] = []
+    for name, accuracy in ((agent, own), (summary.FULL, full)):
+        of_tasks: dict[tuple[float, int], list[float]] = defaultdict(list)
+        for cell, value in accuracy.items():
+            if cell in own:
+                of_tasks[cell[1:]].append(value / 100.0)
+        means += [
+            {"agent": name, "budget": budget, "seed": seed, "results": {"test_accuracy": float(np.mean(values))}}
+            for (budget, seed), values in of_tasks.items()
+            if len(values) == tasks
+        ]
+    sign = {"at_least": "more than ", "at_most": "less than ", None: ""}
+    lines = []
+    for saving in summary.savings(means):
+        low, high = saving.interval or (saving.saved, saving.saved)
+        needed = f"{sign[saving.bound]}{saving.full_budget:.3g}"
+        between = f"saved {100 * saving.saved:+.0f} % [{100 * low:+.0f}, {100 * high:+.0f}]"
+        lines.append(f"budget {saving.budget:g}: full training needs {needed} for the same mean, {between}")
+    return "\n".join(lines)
 
 
 def _spread(strata: Sequence[Sequence[float]]) -> str:
