@@ -99,7 +99,26 @@ class Network:
             if tuple(json.loads(said[name])) != own:
                 raise ValueError(f"policy {path} has other {name} than this version of prune_env; train it anew")
         layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
-        return cls(layers, said["hidden"], said["output"], json.loads(said["card"]))
+        network = cls(layers, said["hidden"], said["output"], json.loads(said["card"]))
+        if wrong := network.wrong():
+            raise ValueError(f"policy {path}: {wrong}")
+        return network
+
+    def wrong(self) -> str | None:
+        """What keeps this from being a policy, in words; None if nothing does."""
+        for name, known in (("hidden", HIDDEN), ("output", OUTPUT)):
+            if getattr(self, name) not in known:
+                return f"{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}"
+        numbers = len(encoding.SUMMARY)
+        for i, (weight, bias) in enumerate(self.layers):
+            if weight.ndim != 2 or weight.shape[1] != numbers or bias.shape != weight.shape[:1]:
+                return f"layer {i} has weights {weight.shape} and biases {bias.shape}; its inputs are {numbers}"
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                return f"layer {i} has weights that are not finite"
+            numbers = len(bias)
+        if not self.layers or numbers != len(encoding.RULE):
+            return f"{len(self.layers)} layers end in {numbers} numbers; they must end in {len(encoding.RULE)}"
+        return None
 
 
 def _said(data: bytes) -> dict[str, str]:

@@ -86,13 +86,13 @@ def tuned(dataset: str, model: str, budget: float, label_noise: float = 0.0) -> 
 
     Args:
         dataset: name of the source.
-        model: name of the network; widths after a colon do not count.
+        model: name of the network. What was tuned for just this one is taken, else widths after a colon do not count.
         budget: full-epoch equivalents.
         label_noise: share of wrong labels that is known of; an environment knows of none.
     """
     table = json.loads(resources.files("prune_env").joinpath("recipes.json").read_text())
-    family = model.partition(":")[0]
-    entry = table.get(dataset, {}).get(family) or table["*"].get(family)
+    family, known = model.partition(":")[0], table.get(dataset, {})
+    entry = known.get(model) or known.get(family) or table["*"].get(family)
     if entry is None:
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
     by_noise = {0.0: entry["lr"], **{float(share): rates["lr"] for share, rates in entry.get("noisy", {}).items()}}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -72,37 +72,57 @@ class TaskDistribution:
         validations: how many tasks, budgets apart, are for choosing a policy.
         held_outs: how many are for judging it.
         seed: of the cut.
+        held_out_values: of the fields in which held-out tasks have other values, in one of them none that the others
+            have; without, they are of the same grid, in combinations that the others do not have.
 
     Raises:
-        ValueError: a field that tasks do not have, one without values, or a grid too small to be cut.
+        ValueError: a field that tasks do not have, one without values, a grid too small to be cut, or held-out values
+            that the other tasks have too.
     """
 
     values: Mapping[str, tuple]
     validations: int = 8
     held_outs: int = 8
     seed: int = 0
+    held_out_values: Mapping[str, tuple] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = {field.name for field in fields(Task)}
-        for name, values in self.values.items():
+        for name, values in (*self.values.items(), *self.held_out_values.items()):
             if name not in known:
                 raise ValueError(f"tasks have no {name!r}; there are {', '.join(sorted(known))}")
             if not isinstance(values, tuple | list) or not values or len(set(values)) < len(values):
                 raise ValueError(f"the values of {name!r} are {values}; they must be a tuple of distinct ones")
         if min(self.validations, self.held_outs) < 0:
             raise ValueError(f"validations={self.validations}, held_outs={self.held_outs}; they must be 0 or more")
-        if len(self._grid()) <= self.validations + self.held_outs:
+        if len(self._grid) <= self.validations + self._skipped or len(self._held_out_grid) < self.held_outs:
             raise ValueError(
-                f"the grid has {len(self._grid())} tasks, budgets apart: too few for {self.validations} to validate "
+                f"the grid has {len(self._grid)} tasks, budgets apart: too few for {self.validations} to validate "
                 f"and {self.held_outs} to hold out"
             )
+        others = {name: self.values.get(name, (getattr(Task(), name),)) for name in self.held_out_values}
+        if others and all(set(values) & set(others[name]) for name, values in self.held_out_values.items()):
+            raise ValueError(f"held_out_values={self.held_out_values}: in one field none may be among `values`")
 
+    @property
+    def _skipped(self) -> int:
+        """Tasks of the grid that are held out."""
+        return 0 if self.held_out_values else self.held_outs
+
+    @cached_property
     def _grid(self) -> list[Task]:
-        """All tasks, at the first budget only, in the order of the cut."""
-        names = [name for name in self.values if name != "budget"]
+        return self._in_order(self.values)
+
+    @cached_property
+    def _held_out_grid(self) -> list[Task]:
+        return self._in_order({**self.values, **self.held_out_values}) if self.held_out_values else self._grid
+
+    def _in_order(self, values: Mapping[str, tuple]) -> list[Task]:
+        """All tasks with these values, at the first budget only, in the order of the cut."""
+        names = [name for name in values if name != "budget"]
         tasks = [
-            Task(**dict(zip(names, chosen, strict=True)), budget=self.budgets[0])
-            for chosen in itertools.product(*(self.values[name] for name in names))
+            Task(**dict(zip(names, chosen, strict=True)), budget=values.get("budget", (Task().budget,))[0])
+            for chosen in itertools.product(*(values[name] for name in names))
         ]
         drawn = [tasks[i] for i in np.random.default_rng(self.seed).permutation(len(tasks))]
         # by turns, so that every part has its share of each: what is best depends on wrong labels most of all
@@ -112,9 +132,6 @@ class TaskDistribution:
             turns.append(before[task.label_noise])
             before[task.label_noise] += 1
         return [drawn[i] for i in np.argsort(turns, kind="stable")]
-
-    def _part(self, first: int, last: int | None) -> tuple[Task, ...]:
-        return tuple(replace(task, budget=budget) for task in self._grid()[first:last] for budget in self.budgets)
 
     @classmethod
     def named(cls, name: str) -> TaskDistribution:
@@ -129,19 +146,24 @@ class TaskDistribution:
 
     @property
     def budgets(self) -> tuple[float, ...]:
+        """Those of training and validation."""
         return tuple(self.values.get("budget", (Task().budget,)))
+
+    @property
+    def held_out_budgets(self) -> tuple[float, ...]:
+        return tuple(self.held_out_values.get("budget", self.budgets))
 
     @cached_property
     def held_out(self) -> tuple[Task, ...]:
-        return self._part(0, self.held_outs)
+        return _at(self._held_out_grid[: self.held_outs], self.held_out_budgets)
 
     @cached_property
     def validation(self) -> tuple[Task, ...]:
-        return self._part(self.held_outs, self.held_outs + self.validations)
+        return _at(self._grid[self._skipped :][: self.validations], self.budgets)
 
     @cached_property
     def training(self) -> tuple[Task, ...]:
-        return self._part(self.held_outs + self.validations, None)
+        return _at(self._grid[self._skipped + self.validations :], self.budgets)
 
     @cached_property
     def samples(self) -> int:
@@ -157,13 +179,17 @@ class TaskDistribution:
     def _extents(self) -> list[tuple[int, int]]:
         """Samples and classes of the largest training part of each data set."""
         largest: dict[tuple, Task] = {}
-        for task in self._grid():
+        for task in (*self._grid, *self._held_out_grid):
             key = task.dataset, task.root, task.image_size
             if key not in largest or _extent(task) > _extent(largest[key]):
                 largest[key] = task
         sizing = ("dataset", "root", "image_size", "train_size", "imbalance")
         parts = [data.load(**{name: getattr(task, name) for name in sizing})[0] for task in largest.values()]
         return [(len(train), len(train.classes)) for train in parts]
+
+
+def _at(tasks: Sequence[Task], budgets: Sequence[float]) -> tuple[Task, ...]:
+    return tuple(replace(task, budget=budget) for task in tasks for budget in budgets)
 
 
 def _extent(task: Task) -> tuple[float, float]:
@@ -173,21 +199,28 @@ def _extent(task: Task) -> tuple[float, float]:
 
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     # Narrow students and short budgets: what cannot be fitted is as much a regime as wrong labels are. Many draws of
-    # the training part: with one, policies learn what suits just those samples, which no other task repeats.
+    # the training part: with one, policies learn what suits just those samples. What is held out has draws, students
+    # and budgets of its own, and rates that are best for full training.
     "digits": {
         "values": {
             "train_size": (400, 700),
             "label_noise": (0.0, 0.1, 0.2, 0.35),
             "imbalance": (1.0, 2.0),
             "duplicates": (0.0, 0.3),
-            "model": ("mlp:12", "mlp:32", "mlp:64"),
+            "model": ("mlp:8", "mlp:16", "mlp:64"),
             "lr_factor": (0.7, 1.0, 1.4),
-            "budget": (4.0, 8.0, 16.0),
+            "budget": (2.0, 4.0, 8.0, 16.0),
             "val_rest": (True,),
-            "task_seed": tuple(range(24)),
+            "task_seed": tuple(range(16)),
         },
         "validations": 12,
         "held_outs": 12,
+        "held_out_values": {
+            "model": ("mlp:12", "mlp:32"),
+            "lr_factor": (1.0,),
+            "budget": (3.0, 6.0, 12.0),
+            "task_seed": tuple(range(16, 24)),
+        },
     },
 }
 
@@ -308,7 +341,8 @@ def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Ma
     """The distribution of this name or these arguments.
 
     Raises:
-        ValueError: there is none; or `settings` has what tasks set, but for the data set, which an id brings.
+        ValueError: there is none; or `settings` has what tasks set, but for the data set, which an id brings, and
+            which must be among theirs.
     """
     if isinstance(tasks, str):
         tasks = TaskDistribution.named(tasks)
@@ -317,6 +351,9 @@ def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Ma
     both = sorted(set(settings) & set(tasks.training[0].settings()) - {"dataset"})
     if both:
         raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
+    sets = {task.dataset for task in (*tasks.training, *tasks.held_out)}
+    if settings.get("dataset", next(iter(sets))) not in sets:
+        raise ValueError(f"the tasks are of {', '.join(sorted(sets))}, not of {settings['dataset']}")
     return tasks
 
 

@@ -69,7 +69,9 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         self._episodes = [Episodes({**own, "render_mode": render_mode}, self.tasks) for own in of_members]
         rooms = [_needed(env) for env in self.envs]
         if self.tasks is not None:
-            rooms.append((self.tasks.samples, self.tasks.classes, max(self.tasks.budgets)))
+            rooms.append(
+                (self.tasks.samples, self.tasks.classes, max(*self.tasks.budgets, *self.tasks.held_out_budgets))
+            )
         samples, classes, budget = self._room = tuple(map(max, zip(*rooms, strict=True)))
         self.single_action_space = actions(samples)
         self._space = observations(samples, classes, budget, first_label=-1)

@@ -49,8 +49,8 @@ def without_budgets(tasks) -> list[Task]:
 def test_every_task_is_listed_once_in_its_part(tiny, capsys):
     assert heldout.main(["tasks", "tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "each at the budgets 1, 2.5, 6"
-    at = [lines.index(head) for head in ("held_out: 3", "validation: 2", "training: 11")]
+    each = "each at the budgets 1, 2.5, 6"
+    at = [lines.index(f"{head}, {each}") for head in ("held_out: 3", "validation: 2", "training: 11")]
     listed = [lines[at[0] + 1 : at[1]], lines[at[1] + 1 : at[2]], lines[at[2] + 1 :]]
     parts = (tiny.held_out, tiny.validation, tiny.training)
     assert listed == [[f"  {heldout.title(task)}" for task in without_budgets(part)] for part in parts]
@@ -84,9 +84,9 @@ def test_the_sweep_is_of_the_held_out_tasks(name, tiny, tmp_path, capsys):
     assert [block.task for block in blocks] == [heldout.title(task) for task in expected]
     for block, task in zip(blocks, expected, strict=True):
         assert (block.env, block.agents, block.keep, block.seeds) == ("prune_env/Digits-v0", agents, (0.5,), 7)
-        assert block.budgets == tasks.budgets
+        assert block.budgets == tasks.held_out_budgets
         given = dict(block.settings)
-        rates = {budget: replace(task, budget=budget).settings()["lr"] for budget in tasks.budgets}
+        rates = {budget: replace(task, budget=budget).settings()["lr"] for budget in tasks.held_out_budgets}
         assert given.pop("lr") == pytest.approx(rates)
         apart = {"dataset", "root", "budget", "lr_factor"}
         said = {name: value for name, value in asdict(task).items() if name not in apart and value is not None}
@@ -177,7 +177,8 @@ def test_what_is_saved_is_read_off_the_mean_over_tasks_by_hand():
     needed, least = 2 ** (0.5 / 6.75), 2 * 4 ** (0.75 / 7.625)
     assert first.startswith(f"budget 1: full training needs {needed:.3g} for the same mean, saved +5 % [")
     assert second.startswith(f"budget 2: full training needs {least:.3g} for the same mean, saved +13 % [")
-    assert round(100 * (1 - 1 / needed)) == 5 and round(100 * (1 - 2 / least)) == 13
+    assert round(100 * (1 - 1 / needed)) == 5
+    assert round(100 * (1 - 2 / least)) == 13
     assert third.startswith("budget 8: full training needs more than 8 for the same mean, saved +0 % [")
     assert heldout.comparison(OWN + FULL, "full").caption is None
     assert heldout.comparison(OWN, "own").caption is None

@@ -106,7 +106,9 @@ def tiny(monkeypatch) -> TaskDistribution:
 
 
 def run(out: Path, algo: str, *more: str) -> int:
-    arguments = ["--tasks", "tiny", "--algo", algo, "--minutes", "0.000001", "--members", "4", "--processes", "1"]
+    arguments = ["--tasks", "tiny", "--algo", algo, "--members", "4", "--processes", "1"]
+    if "--steps" not in more:
+        arguments += ["--minutes", "0.000001"]
     return learn.main([*arguments, "--pool", "4", "--evaluate-every", "1", "--out", str(out), *more])
 
 
@@ -251,6 +253,22 @@ def test_it_ends_with_its_time(planted, tmp_path):
     assert evaluations(tmp_path / "tiny-a2c-0") == lines
 
 
+def test_steps_and_minutes_end_it_whichever_comes_first(planted, tmp_path):
+    Planted.planted = [0.5] * 10_000
+    assert run(tmp_path, "ppo", "--steps", "64", "--minutes", "30") == 0
+    assert [line["steps"] for line in evaluations(tmp_path / "tiny-ppo-0")] == [32, 64]
+    assert run(tmp_path, "a2c", "--steps", "64", "--minutes", "0.000001") == 0
+    assert [line["steps"] for line in evaluations(tmp_path / "tiny-a2c-0")] == [0]
+
+
+def test_it_takes_ten_minutes_unless_told_otherwise(tiny, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(learn.Learning, "run", lambda self: seen.append(self._given.minutes))
+    for more in ([], ["--steps", "5"], ["--steps", "5", "--minutes", "3"]):
+        assert learn.main(["--tasks", "tiny", "--out", str(tmp_path), *more]) == 0
+    assert seen == [10.0, None, 3.0]
+
+
 def test_it_goes_on_after_it_was_interrupted(planted, tmp_path, monkeypatch, capsys):
     evaluate_once, build, seeds = learn.Learning._evaluate, learn.build, []
 
@@ -376,7 +394,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(tiny, tmp_path):
         (["--minutes", "nan"], ["--minutes is nan"]),
         (["--minutes", "-1", "--steps", "5"], ["--minutes is -1.0"]),
         (["--steps", "0"], ["--steps is 0"]),
-        (["--minutes", "None"], ["--minutes or --steps"]),
+        (["--tasks", "nowhere.toml"], ["nowhere.toml"]),
         (["--seed", "-1"], ["--seed is -1"]),
     ],
 )
@@ -411,6 +429,53 @@ def test_a_folder_of_another_run_is_left_alone(tiny, tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == before
 
 
+def test_a_folder_of_other_tasks_of_the_same_name_is_left_alone(tiny, tmp_path, capsys, monkeypatch):
+    assert run(tmp_path, "ppo", "--steps", "32") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "tiny-ppo-0").rglob("*") if path.is_file()}
+    monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", {**TINY_TASKS, "seed": 1})
+    capsys.readouterr()
+    assert run(tmp_path, "ppo", "--steps", "64") == 2
+    assert "holds a run from when the tasks 'tiny' were others" in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "tiny-ppo-0").rglob("*") if path.is_file()} == before
+
+
+def test_tasks_of_a_file(tiny, tmp_path):
+    """A TOML file with the same arguments gives the same policy."""
+    path = tmp_path / "own.toml"
+    lines = [f"{name} = {json.dumps(value)}" for name, value in TINY_TASKS.items() if name != "values"]
+    lines += ["[values]", *(f"{name} = {json.dumps(list(values))}" for name, values in TINY_TASKS["values"].items())]
+    path.write_text("\n".join(lines))
+    assert run(tmp_path, "ppo", "--steps", "32", "--tasks", str(path)) == run(tmp_path, "ppo", "--steps", "32") == 0
+    own, named = (Network.load(tmp_path / f"{name}-ppo-0" / "policy.safetensors") for name in ("own", "tiny"))
+    for ours, theirs in zip(own.layers, named.layers, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_hardly_varies_is_not_read(tiny, tmp_path):
+    """`log_classes` is 0 in all of these tasks; whatever it is elsewhere, the policy answers the same."""
+    assert run(tmp_path, "ppo", "--steps", "64") == 0
+    network = Network.load(tmp_path / "tiny-ppo-0" / "policy.safetensors")
+    seen = summaries(200)
+    scale = np.array(start_of(tmp_path / "tiny-ppo-0")["scale"])
+    assert np.isinf(scale[SUMMARY.index("log_classes")])
+    assert np.isfinite(scale[SUMMARY.index("val_accuracy")])
+    for name, differs in (("log_classes", False), ("val_accuracy", True)):
+        other = seen.copy()
+        other[:, SUMMARY.index(name)] = -1.0
+        assert (network(other) != network(seen)).any() == differs
+
+
+def test_tensorboard_shows_the_mean_return(tiny, tmp_path):
+    assert run(tmp_path, "ppo", "--steps", "128") == 0
+    events = EventAccumulator(str(tmp_path / "tiny-ppo-0" / "tensorboard"))
+    events.Reload()
+    returns = [event.value for event in events.Scalars("rollout/ep_rew_mean")]
+    assert returns
+    assert all(abs(value) <= learn.CLIP for value in returns)
+    assert any(returns)
+
+
 SCRIPT = """
 import runpy, sys
 from prune_env import tasks
@@ -428,7 +493,7 @@ def test_the_command_with_processes_of_its_own(tmp_path, monkeypatch):
     """As a user runs it; its policy and its zip then play as `train.evaluate` lets agents play."""
     script = tmp_path / "learn_tiny.py"
     script.write_text(SCRIPT.replace("{TINY_TASKS}", repr(TINY_TASKS)))
-    arguments = ["--tasks", "tiny", "--members", "3", "--processes", "1", "--pool", "4", "--minutes", "0.001"]
+    arguments = ["--tasks", "tiny", "--members", "3", "--processes", "1", "--pool", "4"]
     command = [sys.executable, str(script), *arguments, "--steps", "100", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)

@@ -169,6 +169,30 @@ def test_what_is_no_policy_of_ours_says_so(tmp_path, policy):
         Network.load(tmp_path / "nowhere.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden": "gelu"}, "hidden is 'gelu'; it must be tanh or relu"),
+        ({"output": "none"}, "output is 'none'; it must be clip or tanh"),
+        ({"layers": []}, "0 layers end in 43 numbers; they must end in 8"),
+        ({"layers": [(np.zeros((8, 42)), np.zeros(8))]}, r"layer 0 has weights \(8, 42\) .* its inputs are 43"),
+        ({"layers": [(np.zeros((8, 43)), np.zeros(7))]}, r"layer 0 has weights \(8, 43\) and biases \(7,\)"),
+        ({"layers": [(np.zeros((5, 43)), np.zeros(5)), (np.zeros((8, 6)), np.zeros(8))]}, "layer 1 .* inputs are 5"),
+        ({"layers": [(np.zeros((7, 43)), np.zeros(7))]}, "1 layers end in 7 numbers; they must end in 8"),
+        ({"layers": [(np.full((8, 43), np.nan), np.zeros(8))]}, "layer 0 has weights that are not finite"),
+        ({"layers": [(np.zeros((8, 43)), np.full(8, np.inf))]}, "layer 0 has weights that are not finite"),
+    ],
+)
+def test_networks_that_are_no_policies_are_refused_when_they_are_loaded(change, words, tmp_path):
+    path = tmp_path / "own.safetensors"
+    sound: dict[str, Any] = {"layers": [(np.zeros((8, 43)), np.zeros(8))], "hidden": "tanh", "output": "clip"}
+    Network(**sound, card={}).save(path)
+    assert Network.load(path)(np.zeros(43)).tolist() == [0.0] * 8
+    Network(**{**sound, **change}, card={}).save(path)
+    with pytest.raises(ValueError, match=words):
+        Network.load(path)
+
+
 @pytest.mark.parametrize(("name", "word"), [("SUMMARY", "inputs"), ("RULE", "outputs")])
 def test_other_numbers_than_today_are_refused(policy, monkeypatch, name, word):
     own = getattr(encoding, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +43,26 @@ TASKS = TaskDistribution(
 
 def pairs_of(count: int, seed: int = 0) -> list[Pair]:
     return draw_pairs(TASKS.training, count, np.random.default_rng(seed))
+
+
+def test_a_distribution_of_a_file(tmp_path):
+    path = tmp_path / "own.toml"
+    values = "\n".join(f"{name} = {json.dumps(values)}" for name, values in TASKS.values.items())
+    path.write_text(f"validations = 1\nheld_outs = 1\n[values]\n{values}\n")
+    found = practice.distribution(str(path))
+    assert (found.held_out, found.validation, found.training) == (TASKS.held_out, TASKS.validation, TASKS.training)
+    for text, words in (
+        ("values = ", "own.toml is no distribution of tasks"),
+        ("values = 3", "own.toml is no distribution of tasks"),
+        ("held_outs = 1", "own.toml is no distribution of tasks: .*values"),
+        ("more = 1\n[values]\nmodel = ['mlp']", "own.toml is no distribution of tasks: .*more"),
+        ("[values]\ndepth = [1, 2]", "own.toml is no distribution of tasks: tasks have no 'depth'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            practice.distribution(str(path))
+    with pytest.raises(FileNotFoundError):
+        practice.distribution(str(tmp_path / "missing.toml"))
 
 
 class Steps:

@@ -41,18 +41,21 @@ def apart_from_budget(tasks) -> set[tuple]:
 @pytest.mark.parametrize("tasks", [DIGITS, SMALL], ids=["digits", "small"])
 def test_parts_are_the_grid_cut_in_three(tasks):
     parts = tasks.held_out, tasks.validation, tasks.training
-    count = len(tasks.budgets)
-    assert [len(part) for part in parts[:2]] == [tasks.held_outs * count, tasks.validations * count]
+    budgets = tasks.held_out_budgets, tasks.budgets, tasks.budgets
+    assert len(parts[0]) == tasks.held_outs * len(budgets[0])
+    assert len(parts[1]) == tasks.validations * len(budgets[1])
     everything = set(itertools.chain(*parts))
-    assert len(everything) == sum(map(len, parts)) == np.prod([len(values) for values in tasks.values.values()])
+    assert len(everything) == sum(map(len, parts))
+    own = len(tasks.held_out) if tasks.held_out_values else 0
+    assert len(everything) - own == np.prod([len(values) for values in tasks.values.values()])
     for chosen in itertools.product(*tasks.values.values()):
         assert Task(**dict(zip(tasks.values, chosen, strict=True))) in everything
     # also apart from the budgets, all of which a task is in one part with
     for one, other in itertools.combinations(parts, 2):
         assert not apart_from_budget(one) & apart_from_budget(other)
-    for part in map(set, parts):
+    for part, of_part in zip(map(set, parts), budgets, strict=True):
         for task in part:
-            assert {replace(task, budget=budget) for budget in tasks.budgets} <= part
+            assert {replace(task, budget=budget) for budget in of_part} <= part
 
 
 def test_the_cut_is_a_permutation_of_the_seed_in_which_shares_of_wrong_labels_take_turns():
@@ -126,6 +129,19 @@ def test_draws_read_no_other_generator():
         ({"values": {"budget": tuple(range(1, 99))}}, "1 tasks, budgets apart: too few for 8"),
         ({"values": VALUES, "validations": -1, "held_outs": 2}, "validations=-1"),
         ({"values": VALUES, "validations": 1, "held_outs": -2}, "held_outs=-2"),
+        ({"values": VALUES, "validations": 2, "held_outs": 2, "held_out_values": {"depth": (1,)}}, "have no 'depth'"),
+        (
+            {"values": VALUES, "validations": 2, "held_outs": 2, "held_out_values": {"model": ("mlp:5", "mlp:9")}},
+            "held_out_values=.*: in one field none may be among",
+        ),
+        (
+            {"values": VALUES, "validations": 2, "held_outs": 2, "held_out_values": {"task_seed": (0, 1)}},
+            "held_out_values=.*: in one field none may be among",  # all have the default 0
+        ),
+        (
+            {"values": VALUES, "validations": 2, "held_outs": 9, "held_out_values": {"task_seed": (1,)}},
+            "8 tasks, budgets apart: too few for 2 .* and 9 to",
+        ),
     ],
 )
 def test_what_cannot_be_cut_is_named(change, match):
@@ -137,6 +153,43 @@ def test_the_smallest_cut():
     tasks = TaskDistribution(VALUES, validations=4, held_outs=3)
     assert [len(part) for part in (tasks.held_out, tasks.validation, tasks.training)] == [6, 8, 2]
     assert TaskDistribution({}, validations=0, held_outs=0).training == (Task(),)
+
+
+def test_held_out_tasks_with_values_of_their_own():
+    own = {"model": ("mlp:6",), "budget": (3.0, 5.0), "task_seed": (7, 8)}
+    tasks = TaskDistribution(VALUES, validations=2, held_outs=5, held_out_values=own)
+    assert (tasks.budgets, tasks.held_out_budgets) == (VALUES["budget"], (3.0, 5.0))
+    assert {task.task_seed for task in tasks.held_out} == {7, 8}
+    grid = {
+        replace(task, model="mlp:6", task_seed=seed, budget=budget)
+        for task in (*tasks.validation, *tasks.training)
+        for seed in (7, 8)
+        for budget in (3.0, 5.0)
+    }
+    assert set(tasks.held_out) <= grid
+    assert len(set(tasks.held_out)) == 10
+    # nothing of the grid of the others is lost
+    assert len({*tasks.validation, *tasks.training}) == np.prod([len(values) for values in VALUES.values()])
+    # what wrong labels there are takes turns
+    assert [task.label_noise for task in tasks.held_out[::2]] in ([0.0, 0.2] * 2 + [0.0], [0.2, 0.0] * 2 + [0.2])
+
+
+def test_no_held_out_digits_task_has_a_draw_a_student_or_a_budget_of_training():
+    for name in ("task_seed", "model", "budget"):
+        held_out, others = (
+            {getattr(task, name) for task in part} for part in (DIGITS.held_out, (*DIGITS.validation, *DIGITS.training))
+        )
+        assert held_out
+        assert not held_out & others
+    assert {task.lr_factor for task in DIGITS.held_out} == {1.0}
+
+
+def test_full_training_of_digits_tasks_has_rates_of_its_own_for_each_student_budget_and_noise(repository):
+    entries = json.loads((repository / "prune_env" / "recipes.json").read_text())["digits"]
+    for task in (*DIGITS.held_out, *DIGITS.validation, *DIGITS.training[:2000]):
+        entry = entries[task.model]
+        rates = entry["noisy"][f"{task.label_noise:g}"]["lr"] if task.label_noise else entry["lr"]
+        assert task.settings()["lr"] == pytest.approx(task.lr_factor * rates[f"{task.budget:g}"])
 
 
 def test_an_unknown_name_is_answered_with_those_there_are():
@@ -158,7 +211,7 @@ def test_every_task_can_be_built(name):
     largest = 0
     for alike in of_data.values():  # tasks of one data setting, of which the one of the smallest budget is built
         least = min(task.budget for task in alike)
-        task = [task for task in alike if task.budget == least][rng.integers(3)]
+        task = rng.choice([task for task in alike if task.budget == least])  # pyright: ignore[reportArgumentType]
         env = PruneEnv(**task.settings())
         assert task.train_size in (None, len(env.train_data))
         assert env.budget * len(env.train_data) >= env.recipe.batch_size
@@ -449,6 +502,7 @@ def test_a_distribution_by_name_by_arguments_or_as_it_is():
         (SMALL, {"budget": 3.0, "price": 1.0, "lr": 0.1}, ValueError, "^budget, lr cannot be given beside tasks"),
         ({"values": {"depth": (1, 2)}}, {}, ValueError, "tasks have no 'depth'"),
         (SMALL, {"momentum": 2.0}, ValueError, "momentum is 2.0"),
+        (SMALL, {"dataset": "cifar10"}, ValueError, "the tasks are of digits, not of cifar10"),
     ],
 )
 def test_tasks_that_cannot_be_are_named(make, tasks, settings, error, match):

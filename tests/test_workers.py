@@ -245,4 +245,6 @@ def test_one_that_is_killed_before_it_was_told_what_to_do_costs_nothing(monkeypa
 
     monkeypatch.setattr(CONTEXT.Process, "start", start)
     records, failures = _sorted_out(_runs("full", "random", "full"))
-    assert len(records) == 3 and not failures and len(asked) == 2
+    assert len(records) == 3
+    assert not failures
+    assert len(asked) == 2

@@ -22,10 +22,9 @@ from rich.table import Table
 from agents.learned import SHIPPED, Network
 from prune_env import files
 from prune_env.encoding import RULE, SMALLEST_KEEP, SUMMARY
-from prune_env.tasks import TaskDistribution
 from train import statistics, table
 from train.figures import COLOURS, png
-from train.practice import Pair, Players, play
+from train.practice import Pair, Players, distribution, play
 
 BINS = 10  # of the budget, in the figure
 
@@ -37,7 +36,7 @@ class Arguments:
     policy: tyro.conf.Positional[Path] = SHIPPED
     """A safetensors file of `train.learn`."""
     tasks: str = "digits"
-    """Distribution whose validation tasks are played."""
+    """Distribution, or a TOML file of one, whose validation tasks are played."""
     seeds: int = 3
     """Of each task."""
     processes: int = os.cpu_count() or 1
@@ -139,7 +138,7 @@ def main(args: list[str] | None = None) -> int:
         for name in ("seeds", "processes"):
             if getattr(given, name) < 1:
                 raise ValueError(f"{name} is {getattr(given, name)}; it must be at least 1")
-        tasks, network = TaskDistribution.named(given.tasks), Network.load(given.policy)
+        tasks, network = distribution(given.tasks), Network.load(given.policy)
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,10 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from prune_env import files
-from prune_env.tasks import Task, TaskDistribution
+from prune_env.tasks import Task
 from train import results, statistics, summary
 from train import table as tables
 from train.plan import TASK
+from train.practice import distribution
 from train.results import Record
 
 ID = {
@@ -45,14 +46,14 @@ class Tasks:
     """List the tasks of a distribution: budgets apart, those held out, for validation and for training."""
 
     name: tyro.conf.Positional[str]
-    """Of the distribution; see prune_env/tasks.py."""
+    """Of the distribution; see prune_env/tasks.py, or a TOML file with its arguments."""
 
     def run(self) -> None:
-        distribution = TaskDistribution.named(self.name)
-        print(f"each at the budgets {', '.join(f'{budget:g}' for budget in distribution.budgets)}")
+        tasks_of = distribution(self.name)
         for part in ("held_out", "validation", "training"):
-            tasks = without_budgets(getattr(distribution, part))
-            print(f"{part}: {len(tasks)}")
+            budgets = tasks_of.held_out_budgets if part == "held_out" else tasks_of.budgets
+            tasks = without_budgets(getattr(tasks_of, part))
+            print(f"{part}: {len(tasks)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
             for task in tasks:
                 print(f"  {title(task)}")
 
@@ -69,20 +70,20 @@ class Sweep:
     """Paired seeds of each task."""
 
     def run(self) -> None:
-        distribution = TaskDistribution.named(self.name)
+        tasks_of = distribution(self.name)
         if not self.agents:
             raise ValueError("agents needs at least one value")
         lines = [
             f"# The held-out tasks of {self.name!r}; made by `python -m train.heldout sweep {self.name}`.",
             f"seeds = {self.seeds}",
-            f"budgets = {json.dumps(list(distribution.budgets))}",
+            f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
             "keep = [0.5]",
             f"agents = {json.dumps(list(self.agents), indent=2)}",
         ]
-        for task in without_budgets(distribution.held_out):
+        for task in without_budgets(tasks_of.held_out):
             rates = {
                 json.dumps(f"{budget:g}"): replace(task, budget=budget).settings()["lr"]
-                for budget in distribution.budgets
+                for budget in tasks_of.held_out_budgets
             }
             values = {
                 name: value for name, value in asdict(task).items() if name in (*TASK, "model") and value is not None

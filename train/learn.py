@@ -31,7 +31,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
 from agents.learned import Network
@@ -42,7 +42,7 @@ from prune_env.tasks import TaskDistribution
 from train import checkpoints, engines, provenance, search
 from train.checkpoints import Keeper
 from train.engines import Unavailable
-from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
+from train.practice import FULL, Pair, Players, Practice, distribution, draw_pairs, make_env, play
 from train.process import Taken, locked
 from train.shards import Died, Shards
 from train.vec_env import SB3VecEnv
@@ -54,6 +54,7 @@ SEARCH_SHARE = 0.4  # of the time, after which that search ends at the latest
 # arguments that cannot change when a run goes on: they decide what is drawn
 OF = ("tasks", "algo", "seed", "pool", "members", "processes", "evaluate_every")
 PROBES = 64  # runs in which the scale of summaries is measured
+SMALLEST_SCALE = 0.02  # deviation of a summary that is read
 LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a policy has nowhere to go
 
 # gamma and lambda 1: the episode is judged as a whole, at its end. Found on the training tasks.
@@ -76,17 +77,17 @@ class Arguments:
     rewarded at its end, by its validation accuracy over that of full training and of that rule on the same task and
     seed. Held-out tasks are never touched. OUT/NAME gets policy.safetensors (for `--agents learned:PATH`),
     evaluations.jsonl, TensorBoard's events, the algorithm's own model.zip, and what is needed to go on: the same
-    command again does, from the last evaluation. With --steps a run that was killed ends as one that was not.
+    command again does, from the last evaluation. With --steps alone a run that was killed ends as one that was not.
     """
 
     tasks: str = "digits"
-    """Distribution of tasks; see prune_env/tasks.py."""
+    """Distribution of tasks: a name, see prune_env/tasks.py, or a TOML file with its arguments."""
     algo: Literal["ppo", "a2c", "sac", "ars", "recurrent_ppo"] = "ppo"
     """Of Stable-Baselines3, the last two of sb3-contrib."""
-    minutes: float | None = 10.0
-    """Time for all of it."""
+    minutes: float | None = None
+    """Time for all of it; 10 without --steps."""
     steps: int | None = None
-    """Steps of students (epochs of theirs) to train for, instead of a time."""
+    """Steps of students (epochs of theirs) to train for; with --minutes, what comes first ends it."""
     members: int = 96
     """Students in training at once."""
     processes: int = min(96, os.cpu_count() or 1)
@@ -112,6 +113,7 @@ class Start:
     """What is known before a policy is trained; kept, so that a run that was stopped goes on with the same."""
 
     of: dict[str, Any]  # the arguments OF
+    grid: str  # the tasks that their name stands for
     rule: list[float]  # (R,) the best fixed one
     searched: int  # episodes that it took
     shift: list[float]  # (D,) mean of summaries, and their deviation
@@ -273,6 +275,11 @@ class Learning(BaseCallback):
         """At work so far, over all sittings; what a kill undid is not counted."""
         return self._kept["state"]["seconds"] + time.perf_counter() - self._begun
 
+    @property
+    def _limit(self) -> float:
+        """Seconds for all of it."""
+        return 60.0 * (self._given.minutes or math.inf)
+
     def _clock(self) -> None:
         """Enter the time so far into what is kept."""
         self._kept["state"]["seconds"] = self._seconds
@@ -283,6 +290,9 @@ class Learning(BaseCallback):
         with closing(self._players), closing(self._keeper):
             self._keeper.begin()
             for kept in self._keeper.states():
+                if kept["start"].get("grid") != _grid(self._tasks):
+                    said = f"the tasks {self._given.tasks!r} were others, or were not noted"
+                    raise Another(f"{self._folder} holds a run from when {said}; choose another --name")
                 if (of := kept["start"]["of"]) != _of(self._given):
                     said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in of.items())
                     raise Another(f"{self._folder} holds a run with {said}; go on with these, or choose another --name")
@@ -317,7 +327,7 @@ class Learning(BaseCallback):
         """
         given, steps = self._given, self._kept["state"]["steps"]
         seed = int(np.random.default_rng([given.seed, 3, steps]).integers(2**31))
-        model = build(given.algo, self._env, self._start, seed)
+        model = build(given.algo, VecMonitor(self._env), self._start, seed)  # its mean returns go to TensorBoard
         if self._kept["model"] is not None:
             load_model_state(model, unpack(self._kept["model"]), steps)
         model.set_logger(logger)
@@ -336,10 +346,10 @@ class Learning(BaseCallback):
         given, players = self._given, self._players
         self._console.print(f"full training on {len(self._pairs)} pairs of task and seed, for comparison")
         baseline = players.play(self._pairs, FULL)
-        until = self._seconds + SEARCH_SHARE * 60.0 * (given.minutes or 0.0)
+        until = self._seconds + SEARCH_SHARE * self._limit
 
         def go_on(generations: int) -> bool:
-            return generations < GENERATIONS and (given.steps is not None or self._seconds < until)
+            return generations < GENERATIONS and self._seconds < until
 
         rng = np.random.default_rng([given.seed, 2])
         rule, searched = search.fixed_rule(players, self._tasks, rng, go_on)
@@ -350,6 +360,7 @@ class Learning(BaseCallback):
         shift, scale = _moments(self._tasks, rule, rng)
         return Start(
             of=_of(given),
+            grid=_grid(self._tasks),
             rule=rule.tolist(),
             searched=searched,
             shift=shift.tolist(),
@@ -360,8 +371,7 @@ class Learning(BaseCallback):
         )
 
     def _over(self, steps: int) -> bool:
-        given = self._given
-        return steps >= given.steps if given.steps is not None else self._seconds >= 60.0 * (given.minutes or 0.0)
+        return steps >= (self._given.steps or math.inf) or self._seconds >= self._limit
 
     def _on_step(self) -> bool:
         self._keeper.note(self.num_timesteps + self._env.num_envs)  # the step that follows
@@ -392,8 +402,7 @@ class Learning(BaseCallback):
         self._write()
         self.logger.record("validation/points_over_full", points)
         self.logger.dump(self.num_timesteps)
-        minutes = None if self._given.steps is not None else self._given.minutes
-        left = "" if minutes is None else f"; {max(0.0, minutes - self._seconds / 60):.1f} left"
+        left = "" if math.isinf(self._limit) else f"; {max(0.0, self._limit - self._seconds) / 60:.1f} left"
         self._console.print(
             f"{self._seconds / 60:5.1f} minutes, {state['steps']:,} steps, {state['episodes']:,} episodes: validation "
             f"{_over_full(accuracy, self._start.full)}, best {state['best']:+.2f}{left}"
@@ -430,15 +439,17 @@ def _of(given: Arguments) -> dict[str, Any]:
     return {name: getattr(given, name) for name in OF}
 
 
+def _grid(tasks: TaskDistribution) -> str:
+    return json.dumps(asdict(tasks), sort_keys=True)
+
+
 def check(given: Arguments) -> TaskDistribution:
     """The tasks. Raises ValueError for arguments that are wrong."""
-    tasks = TaskDistribution.named(given.tasks)
+    tasks = distribution(given.tasks)
     if min(given.members, given.processes, given.pool) < 1 or given.members < given.processes:
         raise ValueError("--processes and --pool must be at least 1, and --members no fewer than --processes")
     if given.evaluate_every < 1:
         raise ValueError(f"--evaluate-every is {given.evaluate_every}; it must be at least 1 step")
-    if given.minutes is None and given.steps is None:
-        raise ValueError("--minutes or --steps must say how long to train")
     if given.address is not None and given.engine != "ray":
         raise ValueError(f"--address needs --engine ray; the engine is {given.engine}")
     if given.engine == "ray":
@@ -460,11 +471,15 @@ def _zipped(model: BaseAlgorithm) -> bytes:
 
 def folder_of(given: Arguments) -> Path:
     """Where all that a run leaves behind lies."""
-    return given.out / (given.name or f"{given.tasks}-{given.algo}-{given.seed}")
+    return given.out / (given.name or f"{Path(given.tasks).stem}-{given.algo}-{given.seed}")
 
 
 def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
-    """Mean and deviation (D,) of summaries under rules around this one."""
+    """Mean and deviation (D,) of summaries under rules around this one.
+
+    Where they hardly vary the deviation is infinite, so that the policy does not read them: their weights would stay
+    as they were drawn, and turn what other tasks have there into noise.
+    """
     seen: list[NDArray] = []
 
     def around(summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
@@ -473,7 +488,8 @@ def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -
 
     play(draw_pairs(tasks.training, PROBES, rng), around, tasks)
     every = np.concatenate(seen)
-    return every.mean(axis=0), np.maximum(every.std(axis=0), 0.05)
+    scale = every.std(axis=0)
+    return every.mean(axis=0), np.where(scale < SMALLEST_SCALE, np.inf, np.maximum(scale, 0.05))
 
 
 def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:
@@ -497,9 +513,11 @@ def _cluster(given: Arguments) -> Iterator[None]:
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
+    if given.minutes is None and given.steps is None:
+        given = replace(given, minutes=10.0)
     try:
         tasks = check(given)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     folder = folder_of(given)

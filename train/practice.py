@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,28 @@ from numpy.typing import NDArray
 from prune_env.encoding import RULE
 from prune_env.tasks import Task, TaskDistribution
 from prune_env.wrappers import vector_summary
-from train import process
+from train import process, toml
 
 Pair = tuple[Task, int]  # what is trained on, and the seed of the run
 # Numbers (K, R) from summaries (K, D) and which runs (K,) have just begun
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
 
 FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE])
+
+
+def distribution(name: str) -> TaskDistribution:
+    """The one of this name, or that whose arguments a TOML file of this path has.
+
+    Raises:
+        ValueError: there is none, or the file is not one of such arguments.
+        OSError: the file cannot be read.
+    """
+    if not name.endswith(".toml"):
+        return TaskDistribution.named(name)
+    try:
+        return TaskDistribution(**toml.read(Path(name))[0])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no distribution of tasks: {error}") from error
 
 
 def draw_pairs(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Pair]:

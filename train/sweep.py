@@ -15,15 +15,10 @@ from rich.console import Group
 from rich.text import Text
 
 from prune_env import files
-from train import table
+from train import table, toml
 from train.plan import SETTINGS, Block
 from train.results import Record
 from train.runner import Running, carry_out
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 
 @dataclass(kw_only=True)
@@ -60,11 +55,7 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> tuple[list[Block], st
         ValueError: the file is no TOML, or an entry is missing, unknown or of another type.
         OSError: it cannot be read.
     """
-    try:
-        text = path.read_bytes().decode()
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    document, text = toml.read(path)
     tasks = document.pop("tasks", {})
     blocks = document.pop("blocks", [{}])
     if not isinstance(tasks, dict) or not tasks or not all(isinstance(task, dict) for task in tasks.values()):

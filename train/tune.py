@@ -50,6 +50,8 @@ class Args:
     """Training images; all without."""
     label_noise: float | None = None
     """Share of the training labels that are wrong; the rates then go into a sweep file's task."""
+    val_rest: bool = False
+    """Validate on what --train-size leaves out, too."""
     image_size: int | None = None
     """Side of the images; the id's default without."""
     root: str | None = None
@@ -121,8 +123,6 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
         and run.recipe.model not in json.loads(RECIPES.read_text())[args.save]
     ):
         raise ValueError("--save with --label-noise: tune for clean labels first")
-    if args.save is not None and ":" in run.recipe.model:
-        raise ValueError(f"--save with model {run.recipe.model!r}: recipes are stored for names without a colon")
     return run.recipe
 
 
@@ -142,7 +142,7 @@ def tune(args: Args, fixed: dict[str, Any]) -> dict[tuple[float, float], list[fl
 
 def main(args: Args) -> int:
     """Run the program; return its exit status, 2 for wrong arguments."""
-    given = ("model", "batch_size", "train_size", "label_noise", "image_size", "root")
+    given = ("model", "batch_size", "train_size", "label_noise", "val_rest", "image_size", "root")
     fixed = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
     try:
         recipe = check(args, fixed)
