@@ -203,6 +203,8 @@ def test_who_lacks_a_cell_is_left_out_and_what_others_have_more_is_ignored():
     lacking = [{**line, "agent": "lacking"} for line in FULL[:-1]]
     rows = cells(heldout.comparison(more + OWN + lacking + FULL, "own"))
     assert set(rows) == {"own", "more", "full"}
+    caption = str(heldout.comparison(more + OWN + lacking + FULL, "own").caption)
+    assert caption.splitlines()[0] == "left out, since some of these runs are missing: lacking"
     assert rows["more"] == rows["full"] == cells(heldout.comparison(OWN + FULL, "own"))["full"]
     assert set(cells(heldout.comparison(OWN + lacking + FULL, "lacking"))) == {"own", "lacking", "full"}
 

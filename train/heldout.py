@@ -163,7 +163,10 @@ def without_budgets(tasks: Sequence[Task]) -> list[Task]:
 
 
 def comparison(records: Sequence[Record], agent: str) -> Table:
-    """Accuracy, area and differences of `agent` to every agent that ran everything that it ran."""
+    """Accuracy, area and differences of `agent` to every agent that ran everything that it ran.
+
+    Below it stands who ran a part of that only, and what full training needs for the same accuracy.
+    """
     accuracy: dict[str, dict[tuple[str, float, int], float]] = defaultdict(dict)
     for record in records:
         cell = record["task"], record["budget"], record["seed"]
@@ -177,9 +180,10 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
     table.add_column("agent", overflow="fold")
     for name in ("accuracy %", "difference", "area's difference", "better,\ntasks x budgets"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows = []
+    rows, lacking = [], []
     for other, theirs in accuracy.items():
         if not set(theirs) >= set(own):
+            lacking += [other] if set(theirs) & set(own) else []
             continue
         differences = [[own[cell] - theirs[cell] for cell in cells] for cells in strata.values()]
         mean = float(np.mean([np.mean([theirs[cell] for cell in cells]) for cells in strata.values()]))
@@ -188,14 +192,16 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         rows.append((mean, other, told if other != agent else ()))
     for mean, other, told in sorted(rows, reverse=True):
         table.add_row(Text(other), f"{mean:.2f}", *told)  # square brackets in a spec are not rich's markup
+    below = [f"left out, since some of these runs are missing: {', '.join(lacking)}"] if lacking else []
     if agent != summary.FULL and summary.FULL in accuracy:
-        table.caption = _saved(own, accuracy[summary.FULL], agent, len(tasks))
+        below += _saved(own, accuracy[summary.FULL], agent, len(tasks))
+    table.caption = Text("\n".join(below)) if below else None
     return table
 
 
 def _saved(
     own: Mapping[tuple[str, float, int], float], full: Mapping[tuple[str, float, int], float], agent: str, tasks: int
-) -> str:
+) -> list[str]:
     """How much longer full training needs for the accuracy of `agent`, both as means over that many tasks."""
     means: list[Record] = []
     for name, accuracy in ((agent, own), (summary.FULL, full)):
@@ -215,7 +221,7 @@ def _saved(
         needed = f"{sign[saving.bound]}{saving.full_budget:.3g}"
         between = f"saved {100 * saving.saved:+.0f} % [{100 * low:+.0f}, {100 * high:+.0f}]"
         lines.append(f"budget {saving.budget:g}: full training needs {needed} for the same mean, {between}")
-    return "\n".join(lines)
+    return lines
 
 
 def _spread(strata: Sequence[Sequence[float]]) -> str:

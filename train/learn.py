@@ -311,6 +311,7 @@ class Learning(BaseCallback):
                 logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
                 while self._train(logger):
                     pass
+            self._renew()
             self._keeper.end()
 
     def _shards(self) -> Shards:
@@ -415,6 +416,17 @@ class Learning(BaseCallback):
         lines = "".join(json.dumps(line) + "\n" for line in self._kept["evaluations"])
         files.replace(self._folder / "evaluations.jsonl", lines.encode())
 
+    def _renew(self) -> None:
+        """Let the card tell the waste up to the end: it is of the evaluation that was the best."""
+        path = self._folder / "policy.safetensors"
+        if path.exists():
+            network = Network.load(path)
+            replace(network, card={**network.card, "waste": self._waste()}).save(path)
+
+    def _waste(self) -> dict[str, int]:
+        """What kills undid; of the search, which notes no steps, that it was interrupted."""
+        return {"interruptions": self._keeper.interruptions, "steps": self._keeper.wasted}
+
     def _card(self, accuracy: NDArray) -> dict[str, Any]:
         """Where this policy comes from, and what it does on the validation tasks."""
         elsewhere = ("out", "name", "engine", "address")  # on which nothing depends
@@ -422,7 +434,7 @@ class Learning(BaseCallback):
         return {
             "arguments": given,
             "training": {**self._kept["state"], "searched": self._start.searched, "pool": len(self._pairs)},
-            "waste": {"interruptions": self._keeper.interruptions, "steps": self._keeper.wasted},
+            "waste": self._waste(),
             "machines": self._keeper.machines,
             "tasks": asdict(self._tasks),
             "validation": {
