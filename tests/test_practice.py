@@ -65,6 +65,15 @@ def test_a_distribution_of_a_file(tmp_path):
         practice.distribution(str(tmp_path / "missing.toml"))
 
 
+def test_the_file_in_the_docs_makes_tasks(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text((ROOT / "docs" / "learning.md").read_text().split("```toml\n")[1].split("```")[0])
+    tasks = practice.distribution(str(path))
+    counts = [len(part) for part in (tasks.held_out, tasks.validation, tasks.training)]
+    assert counts == [8, 8, 16]  # of 2 x 2 x 4 tasks at two budgets
+    assert {(task.dataset, task.root) for task in tasks.training} == {("imagefolder", "photos")}
+
+
 class Steps:
     """Acts by what it sees and by how many steps a run has had: it goes wrong where it is not told who begins."""
 
