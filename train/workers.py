@@ -206,16 +206,19 @@ def alone(key: str, run: Run, terms: Terms) -> Record | Failure:
 def attempt(key: str, run: Run, companion: Companion, terms: Terms) -> Record | Failure:
     """Do one run with its agent in the companion; whatever is raised becomes a `Failure`, but for SystemExit."""
     folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
+    keeper = Keeper(folder, terms.checkpoint_seconds, key)
     try:
         env, closed = environment(run)
         with nullcontext() if folder is None else _once_free(folder):
             companion.begin(run.agent, run.seed, [*closed, *terms.closed()])
-            record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
+            record = play(run, env, companion, keeper)
         if record["key"] != key:
             raise RuntimeError(CHANGED)
     except AgentDied as error:
         return Failure(key, run, DIED, error.traceback)
     except AgentError as error:
+        if keeper.refuse(error):
+            return attempt(key, run, companion, terms)
         return Failure(key, run, str(error), error.traceback, final=True)
     except SystemExit:  # a scheduler ends this process in its own way, and the run goes on in another
         raise
