@@ -386,6 +386,14 @@ def test_tiny_imagenet_errors(tmp_path):
     annotations.write_text("")
     with pytest.raises(ValueError, match="is empty"):
         load_test("tiny_imagenet", root=tmp_path)
+    lines = good.splitlines(keepends=True)
+    for size, left in ((len(good) - len(lines[8]), 1), (len("".join(lines[:6])), 3), (len("".join(lines[:6])) - 4, 3)):
+        annotations.write_text(good[:size])
+        with pytest.raises(ValueError, match=rf"names no class of {left} image\(s\) .*val_{9 - left}.JPEG"):
+            load_test("tiny_imagenet", root=tmp_path)
+    annotations.write_text(good)
+    (folder / "val" / "images" / ".val_9.JPEG").touch()
+    assert len(load_test("tiny_imagenet", root=tmp_path)) == 9
 
     shutil.rmtree(folder / "train" / "n01")
     with pytest.raises(FileNotFoundError, match=r"names the class n01, but .*train/n01/images does not exist"):
@@ -680,8 +688,8 @@ def test_changed_annotations_are_read_again(tmp_path):
     trees.tiny_imagenet(tmp_path, per_class=2)
     load_test("tiny_imagenet", root=tmp_path)
     path = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
-    path.write_text("val_1.JPEG\tn03\t0\t0\t1\t1\n")
-    assert load_test("tiny_imagenet", root=tmp_path).labels.tolist() == [2]
+    path.write_text(path.read_text().replace("val_1.JPEG\tn01", "val_1.JPEG\tn03"))
+    assert load_test("tiny_imagenet", root=tmp_path).labels.tolist() == [0, 2, 2, 0, 1, 2]
 
 
 def test_two_roots_do_not_share_a_cache(tmp_path, decoded):
