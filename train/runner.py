@@ -241,7 +241,11 @@ class _Bar:
         task = self._progress.tasks[0]
         line = f"{run.task}, {run.agent}, budget {budget:g}, seed {run.seed}: {outcome}"
         if not self._console.is_terminal:
-            self._console.print(f"{task.completed:g}/{task.total:g} {line}; {left}", markup=False, soft_wrap=True)
+            self._print(f"{task.completed:g}/{task.total:g} {line}; {left}")
         elif outcome.startswith("failed") and run.agent not in self._failed:
             self._failed.add(run.agent)
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        """Without highlighting: of a long word, as an agent's error can be, it takes quadratic time."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

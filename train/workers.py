@@ -31,6 +31,7 @@ from train.results import Record
 CHANGED = "the agent's code or the data changed while the evaluation ran"
 GRACE = 5.0  # seconds that idle processes get for their exit: an agent may have files open
 DIED = "the process died: out of memory, or ended by the agent"
+TRACEBACK = 20_000  # characters kept of one
 OTHERS_END = 120.0  # seconds for another process at a run: an engine that was killed ends its own, not all at once
 
 
@@ -57,6 +58,12 @@ class Failure:
     error: str  # one line: type and message of what was raised, or what became of the process
     traceback: str
     final: bool = False  # it is the agent's: going on from a checkpoint would end there again
+
+    def __post_init__(self) -> None:
+        if len(self.traceback) > TRACEBACK:  # it ends with the agent's message, which can be of any length
+            object.__setattr__(
+                self, "traceback", f"{self.traceback[:TRACEBACK]}... ({len(self.traceback):,} characters)"
+            )
 
 
 def outcomes(runs: Mapping[str, Run], workers: int, terms: Terms) -> Generator[Record | Failure, None, None]:
