@@ -401,13 +401,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     assert (waste(record), said) == ((1, 0.5), [])
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 10, b"x" * 28, b"x" * 100])
-def test_a_damaged_journal_counts_one_interruption(content: bytes, tmp_path: Path, straight: Record):
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 10, b"x" * 28, b"x" * 100])
+def test_a_damaged_journal_counts_one_interruption(content: bytes | None, tmp_path: Path, straight: Record):
     killed(run_of(), tmp_path / "run", "batch", 10)
-    (tmp_path / "run" / "journal").write_bytes(content)
-    record = finished(run_of(), tmp_path / "run")
+    journal = tmp_path / "run" / "journal"
+    journal.unlink() if content is None else journal.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{journal} is damaged, or gone: what former attempts have wasted"):
+        record = finished(run_of(), tmp_path / "run")
     assert numbers(record) == numbers(straight)
-    assert waste(record) == (1 if content else 0, 0.0)
+    assert waste(record) == (1, 0.0)
 
 
 def test_leftovers_and_foreign_files_are_not_read(tmp_path: Path, straight: Record):

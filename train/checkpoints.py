@@ -84,17 +84,17 @@ class Keeper:
 
     def resume(self, used: int) -> None:
         """The run goes on from here, `used` units of the ledger in: what the attempt before did beyond is waste."""
-        self._tried = None
+        begun, self._tried = self._tried is not None, None
         if self._journal is None:
             return
         data = self._journal.read(JOURNAL.size + 4)
-        if data:
+        if data or begun:  # without a checkpoint there may have been no attempt, and nothing is in a new journal
             self.interruptions = 1
             if len(data) == JOURNAL.size + 4 and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"):
                 interruptions, wasted, most = JOURNAL.unpack(data[:-4])
                 self.interruptions, self.wasted = interruptions + (most != ENDED), wasted + max(0, most - used)
             else:
-                lost = f"{self._journal.name} is damaged: what former attempts have wasted is not known"
+                lost = f"{self._journal.name} is damaged, or gone: what former attempts have wasted is not known"
                 warnings.warn(lost, stacklevel=2)
         self.note(used)
 
