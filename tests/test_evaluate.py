@@ -432,6 +432,30 @@ def test_curves_agree_with_the_records(done: Done):
         assert events.Scalars("test_accuracy")[0].value == pytest.approx(outcome["test_accuracy"])
 
 
+def test_every_run_has_a_folder_of_its_own_for_its_curves(tmp_path: Path):
+    def named(agent: str) -> str:
+        return curves.run_name({"agent": agent, "budget": 1.5, "seed": 0})
+
+    assert named("random:keep=0.5") == "random-keep=0.5-b1.5-s0"
+    long = "learned:" + "/folder" * 50
+    specs = [
+        "full",
+        "learned:a/b",
+        "learned:a+b",
+        "learned:/a/b",
+        "learned:ä",
+        "learned:ö",
+        long,
+        f"{long}/b",
+        "ö" * 300,
+    ]
+    names = [named(spec) for spec in specs]
+    assert len(set(names)) == len(specs)
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert len(list(tmp_path.iterdir())) == len(specs)
+
+
 def test_diagnostics_of_a_known_rule(done: Done):
     """The first half of the samples, three times: budget 1.5 over half the data."""
     train, val = data.load("digits", train_size=100)
