@@ -361,6 +361,32 @@ def test_images_of_a_format_that_is_not_read_are_named(tmp_path, ending):
             load("imagefolder", root=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.png.part", "A.JPG.crdownload", "deep/a.jpeg.tmp"])
+def test_images_that_are_half_written_are_named(tmp_path, name):
+    trees.imagefolder(tmp_path, per_class=3)
+    folder = tmp_path / "test" / "dog"
+    (folder / "deep").mkdir()
+    (folder / name).write_bytes(b"half")
+    with pytest.raises(
+        ValueError, match=rf"^1 image\(s\) in {folder} end in none of .*, the first is {folder / name}:"
+    ):
+        load_test("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "A.JPG", "a.gif", "a.png.part"])
+def test_images_beside_the_folders_of_classes_are_named(tmp_path, name):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    for place in ("train/.a.png", "test/.a.png", "train/notes.txt", "a.png"):
+        (tmp_path / place).write_bytes(b"hidden, no image, or of no split")
+    assert_holds("imagefolder", tmp_path, splits)
+    for split, read_split in (("train", load), ("test", load_test)):
+        (tmp_path / split / name).write_bytes(b"lost")
+        words = rf"^1 image\(s\) in {tmp_path / split} lie in no folder of a class, the first is .*{split}/{name}:"
+        with pytest.raises(ValueError, match=words):
+            read_split("imagefolder", root=tmp_path)
+        (tmp_path / split / name).unlink()
+
+
 def test_a_truncated_image_is_named(tmp_path):
     trees.write_png(tmp_path / "a.png", trees.random_images(1, 32, 0)[0])
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
