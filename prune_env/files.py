@@ -240,12 +240,12 @@ def _written_beside(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)  # it is still there only when something above failed
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Let the names in `folder` outlast a power cut, where folders can be opened."""
     if os.name == "posix":
         with suppress(OSError):  # some file systems cannot, and the file is in its place already

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -32,7 +33,7 @@ GROUPS = {
     "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
     "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-CONTENT = "content 1"  # digest and sums of images that take long to read, and the version of their file
+CONTENT = "content 2"  # digest, sums and checksums of images that take long to read, and the version of their file
 PASS = 2**22  # bytes of images read at a time for these
 
 Holder = Callable[[np.ndarray, np.ndarray], tuple[Tensor | Images, str]]  # rows, labels: images, digest of both
@@ -160,7 +161,9 @@ def holder(
     def elsewhere(rows: np.ndarray, labels: np.ndarray) -> tuple[Images, str]:
         kept = Images(rows, known.shape[1:], reader)
         key = hashlib.sha256(state.encode() + rows.tobytes() + labels.tobytes()).hexdigest()[:16]
-        digest, kept.sums = _content(kept, labels, cache.place(root, f"{name}-{key}", "content"))
+        digest, kept.sums, checksums = _content(kept, labels, cache.place(root, f"{name}-{key}", "content"))
+        if not isinstance(reader, Threads):
+            reader.expect(rows, checksums)
         return kept, digest
 
     return elsewhere
@@ -202,24 +205,27 @@ def _in_memory(
     return kept, content.hexdigest()
 
 
-def _content(images: Images, labels: np.ndarray, path: Path) -> tuple[str, Tensor]:
-    """sha256 over images and labels, and channel sums: from `path`, else by a pass over the images."""
+def _content(images: Images, labels: np.ndarray, path: Path) -> tuple[str, Tensor, np.ndarray]:
+    """sha256 over images and labels, channel sums, CRC-32 of each image: from `path`, else by a pass over them."""
     try:
         known = json.loads(unseal(path, CONTENT))
-        return known["digest"], torch.tensor(known["sums"])
+        return known["digest"], torch.tensor(known["sums"]), np.array(known["checksums"], np.uint32)
     except DamagedFile as error:
         warnings.warn(f"the cache is built anew: {error}", stacklevel=5)
     except OSError:
         pass  # absent, or unreadable: if it cannot be written either, that is what the warning is for
     digest, sums = hashlib.sha256(), torch.zeros(2, images.shape[1], dtype=torch.int64)
+    checksums: list[int] = []
     parts = torch.arange(len(labels)).split(max(1, PASS // math.prod(images.shape[1:])))
     for block in images.batches(parts, torch.device("cpu")):
         digest.update(block.numpy().data)
         sums += channel_sums(block)
+        checksums += [zlib.crc32(image.data) for image in block.numpy()]
     digest.update(labels.data)
     try:
         cache.clean(path)
-        seal(path, CONTENT, json.dumps({"digest": digest.hexdigest(), "sums": sums.tolist()}).encode())
+        known = {"digest": digest.hexdigest(), "sums": sums.tolist(), "checksums": checksums}
+        seal(path, CONTENT, json.dumps(known).encode())
     except OSError as error:
         warnings.warn(f"the images are read through again next time: cannot write {path}: {error}", stacklevel=5)
-    return digest.hexdigest(), sums
+    return digest.hexdigest(), sums, np.array(checksums, np.uint32)

@@ -586,7 +586,7 @@ def one_by_one(
     """In place of a pool of processes, each of which would take seconds to start: the runs, in this process."""
     assert terms.folder is not None
     for key, run in runs.items():
-        yield play(run, run.make_env(), keeper=Keeper(folder_of(terms.folder, key), terms.checkpoint_seconds))
+        yield play(run, run.make_env(), keeper=Keeper(folder_of(terms.folder, key), terms.checkpoint_seconds, key))
 
 
 def told(program: Callable[[list[str]], int], *arguments: str) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from prune_env.plain import pack, unpack
 from prune_env.trainer import Trainer
 from tests import trees
 from tests.processes import fork, wait
-from train import checkpoints, companion, episode, provenance, results
+from train import checkpoints, companion, episode, provenance, results, workers
 from train.checkpoints import KIND, Keeper, folder_of
 from train.episode import Run, play
 from train.results import Record
@@ -223,7 +224,7 @@ POINTS: dict[str, tuple[Any, str]] = {
 }
 
 
-def killed(run: Run, home: Path, point: str, many: int, every: float = 0.0) -> None:
+def killed(run: Run, home: Path, point: str, many: int, every: float = 0.0, of: str = "") -> None:
     """Go on with `run` in a process that is killed by SIGKILL at the call number `many` there."""
 
     def work() -> None:
@@ -231,7 +232,7 @@ def killed(run: Run, home: Path, point: str, many: int, every: float = 0.0) -> N
         env = run.make_env()
         owner, name = POINTS[point]
         setattr(owner, name, at_call(many, die, getattr(owner, name)))
-        play(run, env, keeper=Keeper(home, every))
+        play(run, env, keeper=Keeper(home, every, of))
 
     assert wait(fork(work)) == -signal.SIGKILL, (point, many)
 
@@ -400,13 +401,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     assert (waste(record), said) == ((1, 0.5), [])
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 10, b"x" * 28, b"x" * 100])
-def test_a_damaged_journal_counts_one_interruption(content: bytes, tmp_path: Path, straight: Record):
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 10, b"x" * 28, b"x" * 100])
+def test_a_damaged_journal_counts_one_interruption(content: bytes | None, tmp_path: Path, straight: Record):
     killed(run_of(), tmp_path / "run", "batch", 10)
-    (tmp_path / "run" / "journal").write_bytes(content)
-    record = finished(run_of(), tmp_path / "run")
+    journal = tmp_path / "run" / "journal"
+    journal.unlink() if content is None else journal.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{journal} is damaged, or gone: what former attempts have wasted"):
+        record = finished(run_of(), tmp_path / "run")
     assert numbers(record) == numbers(straight)
-    assert waste(record) == (1 if content else 0, 0.0)
+    assert waste(record) == (1, 0.0)
 
 
 def test_leftovers_and_foreign_files_are_not_read(tmp_path: Path, straight: Record):
@@ -437,6 +440,65 @@ def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path):
     with pytest.warns(UserWarning, match=r"a run with budget=4.0; this one has 3.0"):
         record = finished(other, tmp_path / "run")
     assert numbers(record) == numbers(play(other, other.make_env()))
+
+
+def test_a_checkpoint_of_another_agent_is_passed_over(tmp_path: Path, straight: Record):
+    """Its data, recipe, budget and seed are those of this run: only what it is sealed with tells them apart."""
+    killed(run_of("random:keep=0.9"), tmp_path / "other", "statistics", 3, of="other")
+    killed(run_of(), tmp_path / "run", "statistics", 6, of="run")  # in the sixth step: 4 and 5 are kept
+    lent = tmp_path / "run" / "000000006"
+    kept(tmp_path / "other")[-1].rename(lent)
+    with pytest.warns(UserWarning, match=f"a checkpoint is passed over: {lent} is of another run"):
+        record = play(run_of(), run_of().make_env(), keeper=Keeper(tmp_path / "run", of="run"))
+    assert numbers(record) == numbers(straight)
+    assert waste(record) == (1, 0.5)
+
+
+FORGETFUL = """
+from pathlib import Path
+
+from agents import make
+
+class Agent:
+    def __init__(self):
+        self.inner, self.decisions = make("random:keep=0.5"), 0
+
+    def __call__(self, observation, rng):
+        self.decisions += 1
+        return self.inner(observation, rng)
+
+    def state_dict(self):
+        return {"decisions": self.decisions}
+
+    def load_state_dict(self, state):
+        if str(state["decisions"]) in Path(__file__).with_name("forgotten").read_text().split():
+            raise LookupError("no idea")
+        self.decisions = state["decisions"]
+"""
+
+
+@pytest.mark.parametrize(("forgotten", "lost"), [("5", 1.0), ("4 5", 3.0)])
+def test_a_checkpoint_that_the_agent_cannot_go_on_from_does_not_end_the_run(
+    forgotten: str, lost: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: Record
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "forgetful.py").write_text(FORGETFUL)
+    (tmp_path / "forgotten").write_text("")
+    monkeypatch.delitem(sys.modules, "forgetful", raising=False)  # that of the other case
+    run, results_folder = run_of("forgetful:Agent"), tmp_path / "results"
+    key = run.key(run.make_env())
+    killed(run, folder_of(results_folder, key), "statistics", 6, of=key)
+    (tmp_path / "forgotten").write_text(forgotten)
+    with (
+        closing(companion.Companion(60.0)) as its,
+        pytest.warns(UserWarning, match="a checkpoint is passed over") as caught,
+    ):
+        record = workers.attempt(key, run, its, workers.Terms(folder=results_folder, checkpoint_seconds=1e9))
+    assert isinstance(record, dict), record
+    assert record["curve"] == straight["curve"]
+    assert waste(record) == (1, lost)
+    said = [str(warning.message) for warning in caught]
+    assert [line.split(": ")[-2:] for line in said] == [["LookupError", "no idea"]] * len(forgotten.split())
 
 
 def test_forgetting(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Agents in a process of their own: whatever one does there costs its own run, with a line that says what was wrong."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -13,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from prune_env import datasets
 from prune_env.datasets import cache
 from tests import trees
 from tests.processes import alive, until
-from train import companion, workers
+from train import companion, runner, workers
 from train.companion import AgentDied, AgentError, Companion, closed_to_agents, line_of
 from train.episode import Run, play
 from train.results import Record
@@ -411,6 +413,33 @@ def test_a_line_for_any_error():
     assert line_of(Odd()).endswith("Odd: <exception str() failed>")
     assert line_of(SyntaxError("a", ("f", 1, 1, "x y", 1, 2))).count("\n") == 0
     assert line_of(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert line_of(KeyError("a" * 10**6)) == f"KeyError: '{'a' * (companion.LINE - 11)}... (1,000,012 characters)"
+
+
+def test_long_errors_are_cut_and_printed_at_once(home: Path):
+    with closing(Companion(60.0)) as player:
+        code = "def agent(observation, rng):\n    raise ValueError('x' * 3_000_000)\n"
+        failure = attempt(write(home, "shouts", code), player)
+    assert isinstance(failure, Failure)
+    assert failure.error == f"ValueError: {'x' * (companion.LINE - 12)}... (3,000,012 characters)"
+    assert failure.traceback.startswith("Traceback (most recent call last)")
+    assert len(failure.traceback) < 1.01 * workers.TRACEBACK
+    told = io.StringIO()
+    with runner._Bar({failure.key: failure.run}, Console(file=told)) as bar:
+        begun = time.monotonic()
+        bar.advance(failure.run, "x" * 40_000)  # which took twelve seconds
+        assert time.monotonic() - begun < 4
+    assert "x" * 40_000 in told.getvalue()
+
+
+def test_an_answer_that_is_too_large_is_not_taken(home: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = write(home, "fills", "agent = full\n")
+    with closing(Companion(60.0)) as player:
+        assert isinstance(attempt(spec, player), dict)
+        monkeypatch.setattr(companion, "LARGEST", 1000)  # an action of a hundred samples has more
+        failure = attempt(spec, player)
+    assert isinstance(failure, Failure)
+    assert failure.error == workers.DIED
 
 
 def test_who_cannot_start_has_died_and_the_next_one_starts(monkeypatch: pytest.MonkeyPatch):

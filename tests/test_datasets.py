@@ -361,6 +361,32 @@ def test_images_of_a_format_that_is_not_read_are_named(tmp_path, ending):
             load("imagefolder", root=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.png.part", "A.JPG.crdownload", "deep/a.jpeg.tmp"])
+def test_images_that_are_half_written_are_named(tmp_path, name):
+    trees.imagefolder(tmp_path, per_class=3)
+    folder = tmp_path / "test" / "dog"
+    (folder / "deep").mkdir()
+    (folder / name).write_bytes(b"half")
+    with pytest.raises(
+        ValueError, match=rf"^1 image\(s\) in {folder} end in none of .*, the first is {folder / name}:"
+    ):
+        load_test("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "A.JPG", "a.gif", "a.png.part"])
+def test_images_beside_the_folders_of_classes_are_named(tmp_path, name):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    for place in ("train/.a.png", "test/.a.png", "train/notes.txt", "a.png"):
+        (tmp_path / place).write_bytes(b"hidden, no image, or of no split")
+    assert_holds("imagefolder", tmp_path, splits)
+    for split, read_split in (("train", load), ("test", load_test)):
+        (tmp_path / split / name).write_bytes(b"lost")
+        words = rf"^1 image\(s\) in {tmp_path / split} lie in no folder of a class, the first is .*{split}/{name}:"
+        with pytest.raises(ValueError, match=words):
+            read_split("imagefolder", root=tmp_path)
+        (tmp_path / split / name).unlink()
+
+
 def test_a_truncated_image_is_named(tmp_path):
     trees.write_png(tmp_path / "a.png", trees.random_images(1, 32, 0)[0])
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
@@ -386,6 +412,14 @@ def test_tiny_imagenet_errors(tmp_path):
     annotations.write_text("")
     with pytest.raises(ValueError, match="is empty"):
         load_test("tiny_imagenet", root=tmp_path)
+    lines = good.splitlines(keepends=True)
+    for size, left in ((len(good) - len(lines[8]), 1), (len("".join(lines[:6])), 3), (len("".join(lines[:6])) - 4, 3)):
+        annotations.write_text(good[:size])
+        with pytest.raises(ValueError, match=rf"names no class of {left} image\(s\) .*val_{9 - left}.JPEG"):
+            load_test("tiny_imagenet", root=tmp_path)
+    annotations.write_text(good)
+    (folder / "val" / "images" / ".val_9.JPEG").touch()
+    assert len(load_test("tiny_imagenet", root=tmp_path)) == 9
 
     shutil.rmtree(folder / "train" / "n01")
     with pytest.raises(FileNotFoundError, match=r"names the class n01, but .*train/n01/images does not exist"):
@@ -680,8 +714,8 @@ def test_changed_annotations_are_read_again(tmp_path):
     trees.tiny_imagenet(tmp_path, per_class=2)
     load_test("tiny_imagenet", root=tmp_path)
     path = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
-    path.write_text("val_1.JPEG\tn03\t0\t0\t1\t1\n")
-    assert load_test("tiny_imagenet", root=tmp_path).labels.tolist() == [2]
+    path.write_text(path.read_text().replace("val_1.JPEG\tn01", "val_1.JPEG\tn03"))
+    assert load_test("tiny_imagenet", root=tmp_path).labels.tolist() == [0, 2, 2, 0, 1, 2]
 
 
 def test_two_roots_do_not_share_a_cache(tmp_path, decoded):

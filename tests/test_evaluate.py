@@ -23,6 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import agents
 import prune_env
 from prune_env import data, files
+from tests import trees
 from tests.processes import fork, wait
 from train import checkpoints, curves, engines, evaluate, process, provenance, results, table, workers
 from train.diagnostics import class_visits, gini
@@ -431,6 +432,30 @@ def test_curves_agree_with_the_records(done: Done):
         assert events.Scalars("test_accuracy")[0].value == pytest.approx(outcome["test_accuracy"])
 
 
+def test_every_run_has_a_folder_of_its_own_for_its_curves(tmp_path: Path):
+    def named(agent: str) -> str:
+        return curves.run_name({"agent": agent, "budget": 1.5, "seed": 0})
+
+    assert named("random:keep=0.5") == "random-keep=0.5-b1.5-s0"
+    long = "learned:" + "/folder" * 50
+    specs = [
+        "full",
+        "learned:a/b",
+        "learned:a+b",
+        "learned:/a/b",
+        "learned:ä",
+        "learned:ö",
+        long,
+        f"{long}/b",
+        "ö" * 300,
+    ]
+    names = [named(spec) for spec in specs]
+    assert len(set(names)) == len(specs)
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert len(list(tmp_path.iterdir())) == len(specs)
+
+
 def test_diagnostics_of_a_known_rule(done: Done):
     """The first half of the samples, three times: budget 1.5 over half the data."""
     train, val = data.load("digits", train_size=100)
@@ -474,7 +499,44 @@ def test_the_test_split_is_opened_once_a_run_after_its_end(monkeypatch: pytest.M
 def test_nothing_else_opens_the_test_split():
     sources = [path for folder in ("prune_env", "agents", "train") for path in (ROOT / folder).rglob("*.py")]
     callers = {path.relative_to(ROOT).as_posix() for path in sources if "load_test" in path.read_text()}
-    assert callers == {"prune_env/data.py", "train/episode.py"}
+    assert callers == {"prune_env/data.py", "train/episode.py", "train/plan.py"}
+    planned = (ROOT / "train" / "plan.py").read_text()
+    assert planned.count("test.") == planned.count("test.digest") == 1  # all that the plan takes of it
+
+
+def _of_folder(root: Path, *more: str) -> list[str]:
+    """Arguments of `train.evaluate` on image files."""
+    small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "1"]
+    return [*small, "--root", str(root), "--out", str(root), "--name", "it", "--agents", "full", *more]
+
+
+def test_runs_on_another_test_split_are_set_aside_and_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trees.imagefolder(tmp_path)
+    dogs = tmp_path / "test" / "dog"
+    dogs.rename(tmp_path / "late")
+    assert evaluate.main(_of_folder(tmp_path)) == 0
+    (before,) = _records(tmp_path / "it")
+    (tmp_path / "late").rename(dogs)
+    capsys.readouterr()
+    assert evaluate.main(_of_folder(tmp_path, "random")) == 0
+    error = capsys.readouterr().err
+    assert "warning: the test split is another than that of 1 run(s) in" in error
+    assert "2 runs, 0 of them done before" in error
+    digests = {record["agent"]: record["provenance"]["data"]["test"] for record in _records(tmp_path / "it")}
+    assert digests == dict.fromkeys(["full", "random:keep=0.5"], data.load_test("imagefolder", root=tmp_path).digest)
+    (aside,) = [json.loads(line) for line in (tmp_path / "it" / "results.jsonl.outdated").read_text().splitlines()]
+    assert aside == before
+    assert before["provenance"]["data"]["test"] not in digests.values()
+
+
+def test_a_damaged_test_image_is_named_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trees.imagefolder(tmp_path)
+    image = tmp_path / "test" / "dog" / "00019.png"
+    image.write_bytes(image.read_bytes()[:-500])
+    for kind in ("auto", "mapped", "files"):
+        assert evaluate.main([*_of_folder(tmp_path), "--images", kind]) == 2
+        assert f"error: cannot decode the image {image}" in capsys.readouterr().err
+        assert not (tmp_path / "it").exists()
 
 
 def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

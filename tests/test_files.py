@@ -361,6 +361,16 @@ def test_a_line_that_does_not_fit_leaves_the_results_as_they_were(tmp_path, room
     assert list(results.read(path)[0]) == ["a", "b"]
 
 
+def test_the_name_of_new_results_is_synced_too(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))
+    path = tmp_path / "results.jsonl"
+    for key in "ab":
+        results.append(path, {"key": key})
+    file, folder = path.stat().st_ino, tmp_path.stat().st_ino
+    assert synced == [file, folder, file]
+
+
 def test_an_error_when_a_line_is_synced_leaves_the_results_as_they_were(tmp_path, monkeypatch):
     path = tmp_path / "results.jsonl"
     results.append(path, {"key": "a"})

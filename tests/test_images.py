@@ -17,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from prune_env import PruneEnv, files, residence, select
 from prune_env.data import Data, load, load_test
@@ -370,6 +371,37 @@ def test_what_is_known_of_the_images_is_made_anew_when_it_is_damaged(tree, cache
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert facts() == good
+
+
+@pytest.mark.parametrize("at", ["one", "many"])
+def test_an_image_that_changed_unseen_since_its_digest_was_taken_is_named(tmp_path, at):
+    """A bit flips on the disk, and the file has its time and its size still; BMP has no checksum."""
+    trees.imagefolder(tmp_path, per_class=10, size=8)
+    for path in tmp_path.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+
+    def train() -> Data:
+        return load("imagefolder", root=tmp_path, image_size=8, images="files")[0]
+
+    def parts(data: Data) -> list[torch.Tensor]:
+        return [torch.arange(len(data))] if at == "one" else list(torch.arange(len(data)).split(5))
+
+    first = train()
+    good = [images for images, _ in first.batches(parts(first))]
+    changed = sorted((tmp_path / "train").rglob("*.bmp"))[int(first.source[7])]
+    content, times = changed.read_bytes(), os.stat(changed)
+    changed.write_bytes(changed_at(content, len(content) - 9))
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    for data in (first, train()):
+        assert data.digest == first.digest
+        with pytest.raises(DamagedFile, match=f"the image {changed} is another than when the digest"):
+            list(data.batches(parts(data)))
+    changed.write_bytes(content)
+    os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    data = train()
+    for (images, _), expected in zip(data.batches(parts(data)), good, strict=True):
+        assert torch.equal(images, expected)
 
 
 @pytest.fixture

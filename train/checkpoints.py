@@ -17,7 +17,7 @@ from prune_env.plain import pack, unpack
 from train import provenance
 
 FOLDER = "checkpoints"  # in the folder of results
-KIND = "checkpoint 2"
+KIND = "checkpoint 3"
 KEPT = 2  # generations: should the last be damaged there is one before
 ENDED = -1  # in place of the units
 JOURNAL = struct.Struct("<qqq")  # interruptions, units wasted before, most units that this attempt can have used
@@ -31,10 +31,12 @@ class Keeper:
     Args:
         folder: of the run, see `folder_of`.
         every: seconds from one checkpoint to the next, taken at the end of a step.
+        of: the key of the run: a checkpoint that has another is not its own, wherever it lies.
     """
 
-    def __init__(self, folder: Path | None = None, every: float = 0.0):
-        self._folder, self._every = folder, every
+    def __init__(self, folder: Path | None = None, every: float = 0.0, of: str = ""):
+        self._folder, self._every, self._of = folder, every, of
+        self._tried: Path | None = None  # the checkpoint that the run is about to go on from
         self._asked = time.monotonic()
         self.interruptions = 0
         self.wasted = 0  # units of the ledger, charged in attempts that were killed and done again
@@ -51,7 +53,7 @@ class Keeper:
         self._journal = open(self._folder / "journal", "r+b", buffering=0)  # noqa: SIM115  (until `close`)
 
     def states(self) -> Iterator[Any]:
-        """What was saved, newest first; a file that is damaged costs a warning.
+        """What was saved, newest first; a file that is damaged, or of another run, costs a warning.
 
         The last one that was asked for is where the run goes on; if none was good, it begins anew.
         """
@@ -59,25 +61,40 @@ class Keeper:
         for path in self._paths():
             try:
                 kept = unpack(files.unseal(path, KIND))
+                if kept["of"] != self._of:
+                    raise ValueError(f"{path} is of another run")
             except (ValueError, OSError) as error:  # damaged, of another format, or not packed by this version
                 warnings.warn(f"a checkpoint is passed over: {error}", stacklevel=2)
                 continue
             self.machines = list(dict.fromkeys([*kept["machines"], *here]))
+            self._tried = path
             yield kept["state"]
-        self.machines = here
+        self.machines, self._tried = here, None
+
+    def refuse(self, why: Exception) -> bool:
+        """Remove the checkpoint that the run could not go on from, with a warning; whether there was one.
+
+        The next attempt has the one before, or begins anew.
+        """
+        if self._tried is None:
+            return False
+        warnings.warn(f"a checkpoint is passed over: {self._tried}: {why}", stacklevel=2)
+        self._tried.unlink()
+        return True
 
     def resume(self, used: int) -> None:
         """The run goes on from here, `used` units of the ledger in: what the attempt before did beyond is waste."""
+        begun, self._tried = self._tried is not None, None
         if self._journal is None:
             return
         data = self._journal.read(JOURNAL.size + 4)
-        if data:
+        if data or begun:  # without a checkpoint there may have been no attempt, and nothing is in a new journal
             self.interruptions = 1
             if len(data) == JOURNAL.size + 4 and zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little"):
                 interruptions, wasted, most = JOURNAL.unpack(data[:-4])
                 self.interruptions, self.wasted = interruptions + (most != ENDED), wasted + max(0, most - used)
             else:
-                lost = f"{self._journal.name} is damaged: what former attempts have wasted is not known"
+                lost = f"{self._journal.name} is damaged, or gone: what former attempts have wasted is not known"
                 warnings.warn(lost, stacklevel=2)
         self.note(used)
 
@@ -102,7 +119,7 @@ class Keeper:
         assert self._folder is not None
         path = self._folder / f"{step:09d}"
         try:
-            files.seal(path, KIND, pack({"machines": self.machines, "state": state}))
+            files.seal(path, KIND, pack({"of": self._of, "machines": self.machines, "state": state}))
         except OSError as error:
             warnings.warn(f"no checkpoint: cannot write {path}: {error}", stacklevel=2)
             return

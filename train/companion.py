@@ -39,6 +39,8 @@ CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import ag
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 GRACE = 1.0  # seconds more, where the process has begun to answer in time
 YEAR = 3.2e7  # seconds
+LINE = 1000  # characters of an error's line, of which an agent can make any number
+LARGEST = 2**32  # bytes of an answer: a memory can be large, but not all that the host has
 DIGEST = re.compile("[0-9a-f]{64}")
 POLL = 0.25  # seconds between looks whether the process is alive
 DOING = {
@@ -271,7 +273,7 @@ class Companion:
                 if end is not None and time.monotonic() >= end:
                     self.close()
                     raise AgentError(f"the agent took more than {timeout:g} s {doing}; --agent-timeout allows longer")
-            answer = unpack(self._connection.recv_bytes())
+            answer = unpack(self._connection.recv_bytes(LARGEST))
         except (EOFError, OSError) as error:
             self._process.join(0.5)  # it is about to be dead: its own exit code tells more than that of our kill
             code = self._process.exitcode  # of a signal its negative number, None before our kill
@@ -357,4 +359,4 @@ def line_of(error: BaseException) -> str:
     line = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
     if isinstance(error, ValueError) and "read-only" in line:
         line += "; an agent must not change its observation: copy what it works on"
-    return line
+    return line if len(line) <= LINE else f"{line[:LINE]}... ({len(line):,} characters)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 import shutil
@@ -17,6 +18,7 @@ from train.episode import CURVE
 from train.results import Record
 
 SCALARS = tuple(name for name in CURVE if name != "spent")
+NAME = 100  # characters of an agent's spec in a folder's name, which may have 255 bytes
 PER_UNIT = 1000  # TensorBoard's steps are whole numbers: thousandths of a full-epoch equivalent
 
 
@@ -54,6 +56,9 @@ def write_events(folder: Path, records: Sequence[Record]) -> None:
 
 
 def run_name(record: Record) -> str:
-    """A folder's name for a run."""
-    agent = re.sub(r"[^\w.=,-]+", "-", record["agent"])
+    """A folder's name for a run, with a digest of the agent's spec where only that tells it from others."""
+    spec = record["agent"]
+    agent = re.sub(r"[^\w.=,-]+", "-", spec, flags=re.ASCII)[:NAME]
+    if agent != spec.replace(":", "-"):
+        agent += f"-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
     return f"{agent}-b{record['budget']:g}-s{record['seed']}"

@@ -260,7 +260,7 @@ class Learning(BaseCallback):
             on_ray = engines.module("ray_learn", "ray")
             self._kind, players = on_ray.Shards, on_ray.Players
         self._players = players(tasks, given.processes)
-        self._keeper = Keeper(folder / checkpoints.FOLDER)
+        self._keeper = Keeper(folder / checkpoints.FOLDER, of="learn")
         self._kept: dict[str, Any] = {
             "state": {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf},
             "start": None,  # a `Start`, as a dict

@@ -133,8 +133,8 @@ class Told(Keeper):
 class Shared(Keeper):
     """The checkpoints of a run, on rank 0: where the run goes on, the others do."""
 
-    def __init__(self, folder: Path | None, every: float, line: Line):
-        super().__init__(folder, every)
+    def __init__(self, folder: Path | None, every: float, of: str, line: Line):
+        super().__init__(folder, every, of)
         self._line = line
 
     def states(self) -> Iterator[Any]:

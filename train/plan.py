@@ -10,7 +10,7 @@ from typing import Any, cast
 import gymnasium as gym
 
 import agents
-from prune_env import PruneEnv, datasets
+from prune_env import PruneEnv, data
 from prune_env.recipes import nearest
 from train.companion import AgentDied, AgentError, Companion
 from train.episode import OF_MACHINE, Run
@@ -63,6 +63,7 @@ class Plan:
     runs: dict[str, Run]  # by key, in the order of the blocks, and in each by budget, agent and seed
     device: str  # type of that which they train on
     failures: dict[str, Failure]  # by key, of runs whose agents cannot be imported
+    tests: dict[str, str]  # by key, the digest of the test split that the run will open
 
 
 def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None) -> Plan:
@@ -82,6 +83,8 @@ def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None)
     runs: dict[str, Run] = {}
     failures: dict[str, Failure] = {}
     failed: dict[str, AgentError] = {}
+    tests: dict[str, str] = {}
+    splits: dict[tuple[str, int | None], str] = {}  # digest of the test split, by data set and size of images
     device = "cpu"
     for block in blocks:
         for name in ("agents", "budgets", "keep"):
@@ -95,9 +98,14 @@ def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None)
         if "dataset" not in spec.kwargs:
             raise ValueError(f"environment {block.env!r} is not one of prune_env's")
 
-        # Runs open the test split at their end: that it is missing should not be found out then.
-        size = block.settings.get("image_size")
-        datasets.find(spec.kwargs["dataset"], "test", place.root, place.download, size)
+        # Runs open the test split at their end: that it is missing, or damaged, should not be found out then.
+        dataset, size = split = spec.kwargs["dataset"], block.settings.get("image_size")
+        if split not in splits:
+            test = data.load_test(
+                dataset, root=place.root, download=place.download, image_size=size, images=place.images
+            )
+            splits[split] = test.digest
+            del test  # its memory, before that of the next
         digests = _digests(block, place, terms, failed)
         of_machine = {name: getattr(place, name) for name in OF_MACHINE if getattr(place, name) not in (None, "auto")}
         given = {**block.settings, **of_machine}
@@ -110,12 +118,13 @@ def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None)
                 run = Run(block.env, settings, agent, seed, block.task)
                 key = run.key(env, digest if isinstance(digest, str) else UNKNOWN)
                 runs.setdefault(key, run)
+                tests[key] = splits[split]
                 if isinstance(digest, AgentError):
                     error = DIED if isinstance(digest, AgentDied) else str(digest)
                     failures[key] = Failure(key, run, error, digest.traceback)
             device = cast(PruneEnv, env.unwrapped).train_data.device.type
             env.close()
-    return Plan(runs, device, failures)
+    return Plan(runs, device, failures, tests)
 
 
 def _digests(block: Block, place: Place, terms: Terms, failed: dict[str, AgentError]) -> dict[str, str | AgentError]:

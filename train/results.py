@@ -64,6 +64,8 @@ def append(path: Path, record: Record) -> None:
             while written < len(line):  # a disk that is nearly full takes a part
                 written += file.write(line[written:]) or 0
             os.fsync(file.fileno())
+            if not before:  # the file is new: its name too must outlast a power cut, as checkpoints go after this
+                files.sync_folder(path.parent)
         except OSError:
             file.truncate(before)
             raise

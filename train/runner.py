@@ -148,7 +148,8 @@ def _run_missing(
 ) -> tuple[list[Record], list[Failure]]:
     """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed.
 
-    results.jsonl may also hold runs of former plans.
+    results.jsonl may also hold runs of former plans. Those of this one that were judged on another test split are no
+    part of it: keys do not tell that split, and tables compare agents on one.
     """
     path, failed = folder / "results.jsonl", folder / "failures.jsonl"
     done, unreadable = results.read(path)
@@ -158,6 +159,17 @@ def _run_missing(
             f"{path.name}.damaged beside it, and those runs are done again"
         )
         console.print(dropped, markup=False, soft_wrap=True)
+    outdated = [key for key in plan.runs if key in done and _test_of(done[key]) != plan.tests[key]]
+    if outdated:
+        aside = path.with_name(path.name + ".outdated")
+        for key in outdated:
+            results.append(aside, done.pop(key))
+        results.write(path, done.values())
+        changed = (
+            f"warning: the test split is another than that of {len(outdated)} run(s) in {path}; they are moved to "
+            f"{aside.name} beside it, and done again"
+        )
+        console.print(changed, markup=False, soft_wrap=True)
     there = {key: run for key, run in plan.runs.items() if key in done}
     if any(done[key]["task"] != run.task for key, run in there.items()):  # tasks were given other names since
         done |= {key: done[key] | {"task": run.task} for key, run in there.items()}
@@ -193,6 +205,11 @@ def _run_missing(
     return [done[key] for key in plan.runs if key in done], failures
 
 
+def _test_of(record: Record) -> str:
+    """Digest of the test split that the run was judged on."""
+    return record["provenance"]["data"]["test"]
+
+
 class _Bar:
     """Progress with the time left, by compute done; lines where no terminal shows a bar."""
 
@@ -224,7 +241,11 @@ class _Bar:
         task = self._progress.tasks[0]
         line = f"{run.task}, {run.agent}, budget {budget:g}, seed {run.seed}: {outcome}"
         if not self._console.is_terminal:
-            self._console.print(f"{task.completed:g}/{task.total:g} {line}; {left}", markup=False, soft_wrap=True)
+            self._print(f"{task.completed:g}/{task.total:g} {line}; {left}")
         elif outcome.startswith("failed") and run.agent not in self._failed:
             self._failed.add(run.agent)
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        """Without highlighting: of a long word, as an agent's error can be, it takes quadratic time."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -31,6 +31,7 @@ from train.results import Record
 CHANGED = "the agent's code or the data changed while the evaluation ran"
 GRACE = 5.0  # seconds that idle processes get for their exit: an agent may have files open
 DIED = "the process died: out of memory, or ended by the agent"
+TRACEBACK = 20_000  # characters kept of one
 OTHERS_END = 120.0  # seconds for another process at a run: an engine that was killed ends its own, not all at once
 
 
@@ -57,6 +58,12 @@ class Failure:
     error: str  # one line: type and message of what was raised, or what became of the process
     traceback: str
     final: bool = False  # it is the agent's: going on from a checkpoint would end there again
+
+    def __post_init__(self) -> None:
+        if len(self.traceback) > TRACEBACK:  # it ends with the agent's message, which can be of any length
+            object.__setattr__(
+                self, "traceback", f"{self.traceback[:TRACEBACK]}... ({len(self.traceback):,} characters)"
+            )
 
 
 def outcomes(runs: Mapping[str, Run], workers: int, terms: Terms) -> Generator[Record | Failure, None, None]:
@@ -206,16 +213,19 @@ def alone(key: str, run: Run, terms: Terms) -> Record | Failure:
 def attempt(key: str, run: Run, companion: Companion, terms: Terms) -> Record | Failure:
     """Do one run with its agent in the companion; whatever is raised becomes a `Failure`, but for SystemExit."""
     folder = None if terms.folder is None else checkpoints.folder_of(terms.folder, key)
+    keeper = Keeper(folder, terms.checkpoint_seconds, key)
     try:
         env, closed = environment(run)
         with nullcontext() if folder is None else _once_free(folder):
             companion.begin(run.agent, run.seed, [*closed, *terms.closed()])
-            record = play(run, env, companion, Keeper(folder, terms.checkpoint_seconds))
+            record = play(run, env, companion, keeper)
         if record["key"] != key:
             raise RuntimeError(CHANGED)
     except AgentDied as error:
         return Failure(key, run, DIED, error.traceback)
     except AgentError as error:
+        if keeper.refuse(error):
+            return attempt(key, run, companion, terms)
         return Failure(key, run, str(error), error.traceback, final=True)
     except SystemExit:  # a scheduler ends this process in its own way, and the run goes on in another
         raise

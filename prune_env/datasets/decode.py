@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional
 from prune_env.datasets.source import Listing, Samples, Split
 
 BLOCK = 64  # images a thread takes at a time
+UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp")  # what programs add to a name as they write it
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -28,9 +29,10 @@ def class_folders(folder: Path) -> list[str]:
 def image_files(folder: Path) -> list[Path]:
     """Sorted image files below `folder`: those with torchvision's endings, hidden files and folders ignored.
 
-    Raises ValueError if there are none, or for images of other formats that Pillow knows (.gif, .jfif, ...), OSError
-    for a folder that cannot be entered and a link that leads nowhere: all these would be missing without a word. They
-    are not read either, as the samples would then depend on what Pillow's release knows. Any other file may lie there.
+    Raises ValueError if there are none, for images of other formats that Pillow knows (.gif, .jfif, ...) and for those
+    that somebody has not finished writing (.png.part, ...), OSError for a folder that cannot be entered and a link that
+    leads nowhere: all these would be missing without a word. They are not read either, as the samples would then depend
+    on what Pillow's release knows. Any other file may lie there.
     """
     found: list[Path] = []
     unread: list[Path] = []
@@ -47,12 +49,12 @@ def image_files(folder: Path) -> list[Path]:
                 found.append(path)
                 continue
             _check_link(path)
-            if path.suffix.lower() in _unread_endings():
+            if path.suffix.lower() in _unread_endings() or _is_unfinished(path):
                 unread.append(path)
     if unread:
         raise ValueError(
             f"{len(unread)} image(s) in {folder} end in none of {', '.join(IMG_EXTENSIONS)}, the first is "
-            f"{min(unread)}: convert or rename them (a .jfif is a .jpg), or take them away"
+            f"{min(unread)}: convert, rename (a .jfif is a .jpg) or finish them, or take them away"
         )
     if not found:
         raise ValueError(f"no images in {folder}: it needs at least one file that ends in {', '.join(IMG_EXTENSIONS)}")
@@ -66,6 +68,22 @@ def _unread_endings() -> frozenset[str]:
     stubs = {kind for kind, (opens, _) in Image.OPEN.items() if getattr(opens, "__base__", None) is StubImageFile}
     opened = {*Image.OPEN, "MPO"} - stubs  # MPO is opened as JPEG; stubs (HDF5, ...) are known and not decoded
     return frozenset(ending for ending, kind in endings.items() if kind in opened) - {*IMG_EXTENSIONS}
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.suffix.lower() in UNFINISHED and path.stem.lower().endswith(IMG_EXTENSIONS)
+
+
+def check_beside(folder: Path) -> None:
+    """Raises ValueError for images in `folder` itself, which has folders of classes: no class has them."""
+    endings = (*IMG_EXTENSIONS, *_unread_endings())
+    shown = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()]
+    beside = [path for path in shown if path.name.lower().endswith(endings) or _is_unfinished(path)]
+    if beside:
+        raise ValueError(
+            f"{len(beside)} image(s) in {folder} lie in no folder of a class, the first is {min(beside)}: move them "
+            "into one, or take them away"
+        )
 
 
 def _raise(error: OSError) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_env.datasets.decode import class_folders, image_files, split_of
+from prune_env.datasets.decode import check_beside, class_folders, image_files, split_of
 from prune_env.datasets.source import Listing, Source, Split, missing
 
 LAYOUT = "train/<class>/*.jpg (or .png, ...; deeper folders are fine) and test/<class>/ or val/<class>/"
@@ -15,8 +15,8 @@ def find(root: Path, split: str, size: int) -> Split:
 
     `test` goes before `val` if it has class folders; without them it has no labels.
 
-    Raises ValueError for a tree without classes, a class without images or with some of a format that is not
-    read, or a test class that train lacks.
+    Raises ValueError for a tree without classes, images beside them, a class without images or with some that are
+    not read, or a test class that train lacks.
     """
     classes = tuple(class_folders(_existing(root / "train")))
     if not classes:
@@ -31,6 +31,7 @@ def find(root: Path, split: str, size: int) -> Split:
             raise ValueError(f"{folder} holds classes that {root / 'train'} lacks: {', '.join(unknown)}")
         if not present:
             raise ValueError(f"{folder} holds no class folders; expected below root: {LAYOUT}")
+    check_beside(folder)
     per_class = [image_files(folder / name) for name in present]
     paths = [path for files in per_class for path in files]
     labels = np.repeat([classes.index(name) for name in present], [len(files) for files in per_class])

@@ -21,7 +21,8 @@ def find(root: Path, split: str, size: int) -> Split:
     """The official validation images are the test split, as the official test images have no labels.
 
     A label is the position in wnids.txt. Images of training are those in the folders; where a class has its official
-    list, <wnid>_boxes.txt, all that it names must be there.
+    list, <wnid>_boxes.txt, all that it names must be there. Test images are those that val_annotations.txt names, which
+    must be all that there are: a list that was cut off at the end of a line looks like a whole one.
 
     Raises ValueError for a tree that contradicts itself, FileNotFoundError for an image that a list names.
     """
@@ -87,6 +88,11 @@ def _test(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path],
         labels.append(label_of[wnid])
     if not paths:
         raise ValueError(f"{annotations} is empty: it must name the images of the test split")
+    if unnamed := sorted(set(image_files(folder / "val" / "images")) - set(paths)):
+        raise ValueError(
+            f"{annotations} names no class of {len(unnamed)} image(s) beside it, the first is {unnamed[0]}: remove "
+            f"{folder} and pass download=True to have it whole, or take these images away"
+        )
     return [annotations], paths, np.array(labels, np.int64)
 
 

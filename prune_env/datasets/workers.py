@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from prune_env.datasets import cache
 from prune_env.datasets.decode import decode, square
+from prune_env.files import DamagedFile
 from prune_env.parent import end_with_parent
 
+UNKNOWN = -1  # in place of a checksum
 PIECE = 32  # images that a worker decodes at a time: several share a batch, so that the first one comes soon
 
 
@@ -32,11 +36,17 @@ class Workers:
         self._paths = paths
         self._size = size
         self._count = count
+        self._checksums = np.full(len(paths), UNKNOWN)
         self._idle: list[tuple[DataLoader, list]] = []  # with what it is to decode; several where passes overlap
+
+    def expect(self, rows: np.ndarray, checksums: np.ndarray) -> None:
+        """From now on the images of these rows must have these, CRC-32 of their pixels: the digest is of such ones."""
+        self._checksums[rows] = checksums
 
     def __call__(self, parts: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
         if len(parts) == 1:  # not worth the start of processes
-            yield torch.from_numpy(decode([self._paths[row] for row in parts[0]], self._size)).to(device)
+            images = torch.from_numpy(decode([self._paths[row] for row in parts[0]], self._size))
+            yield self._checked(parts[0], _with_checksums(images)).to(device)
             return
         loader, asked = self._idle.pop() if self._idle else self._start(device)
         pieces = [[rows[i : i + PIECE] for i in range(0, len(rows), PIECE)] for rows in parts]
@@ -45,13 +55,27 @@ class Workers:
         none = torch.empty((0, 3, self._size, self._size), dtype=torch.uint8, device=device)
         try:
             for part in pieces:
-                images = [_good(next(decoded)).to(device, non_blocking=True) for _ in part]
+                images = [self._checked(rows, next(decoded)).to(device, non_blocking=True) for rows in part]
                 served += 1
                 yield torch.cat([none, *images])
         finally:
             if served == len(parts):
                 self._idle.append((loader, asked))
             del loader, decoded  # lest the traceback of an error keep the processes alive
+
+    def _checked(self, rows: np.ndarray, decoded: tuple[Tensor, list[int]] | Exception) -> Tensor:
+        """The images that came of the files of rows; raises what was raised, DamagedFile if one is not as expected."""
+        if isinstance(decoded, Exception):
+            raise decoded
+        images, checksums = decoded
+        expected = self._checksums[rows]
+        changed = (expected != UNKNOWN) & (expected != np.array(checksums))
+        if changed.any():
+            raise DamagedFile(
+                f"the image {self._paths[int(rows[changed.argmax()])]} is another than when the digest of the task was "
+                f"taken: restore it, or remove {cache.folder()}/*.content and start again"
+            )
+        return images
 
     def _start(self, device: torch.device) -> tuple[DataLoader, list]:
         asked: list[list[str]] = []
@@ -77,10 +101,10 @@ class Decoder(Dataset):
     def __init__(self, size: int):
         self.size = size
 
-    def __getitems__(self, paths: list[str]) -> Tensor | Exception:
-        """(k, 3, size, size) uint8; or what was raised, which PyTorch would wrap in its own words."""
+    def __getitems__(self, paths: list[str]) -> tuple[Tensor, list[int]] | Exception:
+        """(k, 3, size, size) uint8, and CRC-32 of each; or what was raised: PyTorch would wrap it in its own words."""
         try:
-            return torch.from_numpy(np.stack([square(Path(path), self.size) for path in paths]))
+            return _with_checksums(torch.from_numpy(np.stack([square(Path(path), self.size) for path in paths])))
         except Exception as error:
             return error
 
@@ -94,7 +118,6 @@ def _as_it_is(decoded: Any) -> Any:
     return decoded
 
 
-def _good(decoded: Tensor | Exception) -> Tensor:
-    if isinstance(decoded, Exception):
-        raise decoded
-    return decoded
+def _with_checksums(images: Tensor) -> tuple[Tensor, list[int]]:
+    images = images.contiguous()
+    return images, [zlib.crc32(image.data) for image in images.numpy()]

@@ -67,16 +67,20 @@ def _in_turn(runs: Mapping[str, Run], terms: Terms) -> Generator[Record | Failur
     with closing(Companion(terms.agent_timeout)) as companion:
         for key, run in runs.items():
             folder = checkpoints.folder_of(terms.folder, key)
+            keeper = Shared(folder, terms.checkpoint_seconds, key, line)
             line.tell("run", run)
             try:
                 env, closed = environment(run)
                 line.meet()
                 companion.begin(run.agent, run.seed, [*closed, *terms.closed()])
                 line.tell("begin", None)
-                record = play(run, env, Leader(companion, line), Shared(folder, terms.checkpoint_seconds, line))
+                record = play(run, env, Leader(companion, line), keeper)
             except AgentError as error:
                 line.tell("drop")
                 died = isinstance(error, AgentDied)
+                if not died and keeper.refuse(error):
+                    yield from _in_turn({key: run}, terms)
+                    continue
                 yield Failure(key, run, DIED if died else str(error), error.traceback, final=not died)
             except OSError as error:  # not of the results, which only the program writes
                 raise RuntimeError(str(error)) from error
