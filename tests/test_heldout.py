@@ -179,7 +179,7 @@ def test_what_is_saved_is_read_off_the_mean_over_tasks_by_hand():
     assert second.startswith(f"budget 2: full training needs {least:.3g} for the same mean, saved +13 % [")
     assert round(100 * (1 - 1 / needed)) == 5
     assert round(100 * (1 - 2 / least)) == 13
-    assert third.startswith("budget 8: full training needs more than 8 for the same mean, saved +0 % [")
+    assert third.startswith("budget 8: full training needs more than 8 for the same mean, saved at least +0 %")
     assert heldout.comparison(OWN + FULL, "full").caption is None
     assert heldout.comparison(OWN, "own").caption is None
 

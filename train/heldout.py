@@ -214,13 +214,16 @@ def _saved(
             for (budget, seed), values in of_tasks.items()
             if len(values) == tasks
         ]
-    sign = {"at_least": "more than ", "at_most": "less than ", None: ""}
+    needs = {"at_least": ("more than ", "at least "), "at_most": ("less than ", "at most "), None: ("", "")}
     lines = []
     for saving in summary.savings(means):
+        budget, share = needs[saving.bound]
         low, high = saving.interval or (saving.saved, saving.saved)
-        needed = f"{sign[saving.bound]}{saving.full_budget:.3g}"
-        between = f"saved {100 * saving.saved:+.0f} % [{100 * low:+.0f}, {100 * high:+.0f}]"
-        lines.append(f"budget {saving.budget:g}: full training needs {needed} for the same mean, {between}")
+        between = f" [{100 * low:+.0f}, {100 * high:+.0f}]" if saving.bound is None else ""
+        lines.append(
+            f"budget {saving.budget:g}: full training needs {budget}{saving.full_budget:.3g} for the same mean, saved "
+            f"{share}{100 * saving.saved:+.0f} %{between}"
+        )
     return lines
 
 
