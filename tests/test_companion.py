@@ -401,6 +401,62 @@ def test_memory_that_is_kept_in_a_module_does_not_reach_the_next_run(home: Path)
     assert first == second
 
 
+RESETS = """
+steps = 0
+
+class agent:
+    def reset(self):
+        global steps
+        steps = 0
+
+    def __call__(self, observation, rng):
+        global steps
+        steps += 1
+        action = full(observation, rng)
+        action["weight"][steps:] = 0
+        return action
+"""
+FORGETS = """
+class agent:
+    def __init__(self):
+        self.steps = 0
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        pass
+
+    def __call__(self, observation, rng):
+        self.steps += 1
+        return full(observation, rng)
+"""
+
+
+def test_a_memory_is_tried_where_the_agent_that_plays_is_not(home: Path):
+    """What making and resetting another one does to its module is not the agent's, and so no number depends on it."""
+    observation = {"loss": np.zeros(9, np.float32)}
+    with closing(Companion(60.0)) as player:
+        player.begin(write(home, "resets", RESETS), 0, [])
+        for step in range(1, 5):
+            assert np.count_nonzero(player.act(observation)["weight"]) == step
+            assert player.memory() is not None
+
+
+def test_a_memory_that_a_new_agent_does_not_take_is_none(home: Path):
+    observation = {"loss": np.zeros(9, np.float32)}
+    why = "Opaque: a new agent that is told this memory does not have it then"
+    with closing(Companion(60.0)) as player:
+        for _ in range(2):  # it is said in each run, once
+            player.begin(write(home, "forgets", FORGETS), 0, [])
+            assert player.memory() is not None
+            player.act(observation)
+            with pytest.warns(UserWarning, match=f"^no checkpoints of runs with agent 'forgets:agent': {why}") as told:
+                assert player.memory() is player.memory() is None
+            assert len(told) == 1
+            assert player.act(observation)["weight"].tolist() == [1] * 9  # and the run goes on
+
+
 def test_a_line_for_any_error():
     class Odd(Exception):
         def __str__(self):

@@ -525,20 +525,6 @@ class Switches:
         if self.steps == 2:
             self.rule = HARD
         return top(self.rule(observation["loss"]))
-
-class Forgets:
-    def __init__(self):
-        self.steps = 0
-
-    def state_dict(self):
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state):
-        pass
-
-    def __call__(self, observation, rng):
-        self.steps += 1
-        return top(observation["loss"])
 """
 
 
@@ -547,7 +533,6 @@ class Forgets:
     [
         ("Alias", None),
         ("Switches", "the agent.rule is a function, or a class, that its module does not have by its name"),
-        ("Forgets", "a new agent that is told this memory does not have it then"),
     ],
 )
 def test_a_seat_goes_on_bit_for_bit_or_says_that_it_cannot(
