@@ -416,7 +416,8 @@ class agent:
         action["weight"][steps:] = 0
         return action
 """
-FORGETS = """
+FORGETS = {
+    "forgets": """
 class agent:
     def __init__(self):
         self.steps = 0
@@ -430,7 +431,16 @@ class agent:
     def __call__(self, observation, rng):
         self.steps += 1
         return full(observation, rng)
-"""
+""",
+    "counts": """
+class agent:
+    steps = 0
+
+    def __call__(self, observation, rng):
+        agent.steps += 1
+        return full(observation, rng)
+""",
+}
 
 
 def test_a_memory_is_tried_where_the_agent_that_plays_is_not(home: Path):
@@ -443,15 +453,16 @@ def test_a_memory_is_tried_where_the_agent_that_plays_is_not(home: Path):
             assert player.memory() is not None
 
 
-def test_a_memory_that_a_new_agent_does_not_take_is_none(home: Path):
+@pytest.mark.parametrize("name", FORGETS)
+def test_a_memory_that_a_new_agent_does_not_take_is_none(home: Path, name: str):
     observation = {"loss": np.zeros(9, np.float32)}
     why = "Opaque: a new agent that is told this memory does not have it then"
     with closing(Companion(60.0)) as player:
         for _ in range(2):  # it is said in each run, once
-            player.begin(write(home, "forgets", FORGETS), 0, [])
+            player.begin(write(home, name, FORGETS[name]), 0, [])
             assert player.memory() is not None
             player.act(observation)
-            with pytest.warns(UserWarning, match=f"^no checkpoints of runs with agent 'forgets:agent': {why}") as told:
+            with pytest.warns(UserWarning, match=f"^no checkpoints of runs with agent '{name}:agent': {why}") as told:
                 assert player.memory() is player.memory() is None
             assert len(told) == 1
             assert player.act(observation)["weight"].tolist() == [1] * 9  # and the run goes on
