@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from prune_env import datasets
 from prune_env.datasets import cache
 from tests import trees
-from tests.processes import alive, until
+from tests.processes import alive, fork, kill, until
 from train import companion, workers
 from train.companion import AgentDied, AgentError, Companion, closed_to_agents, line_of
 from train.episode import Run, play
@@ -506,6 +506,34 @@ def test_a_companion_that_is_gone_says_so():
             player.act({"loss": np.zeros(3, np.float32)})
         player.begin("full", 0, [])  # and there is another
         assert player.act({"loss": np.zeros(3, np.float32)})["weight"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("end", ["closed", "late", "asker killed"])
+def test_what_an_agent_has_forked_ends_with_its_process(home: Path, end: str):
+    code = "def agent(observation, rng):\n    child = os.fork()\n    if not child:\n        time.sleep(100)\n"
+    code += "    (HOME / 'child').write_text(str(child))\n    time.sleep(float(observation['loss'][0]))\n"
+    spec = write(home, f"forks_{end[:4]}", code + "    return full(observation, rng)\n")
+
+    def ask(player: Companion, seconds: float) -> None:
+        player.begin(spec, 0, [])
+        player.act({"loss": np.full(3, seconds, np.float32)})
+
+    def wait_to_be_killed() -> None:
+        companion.FORKS = False  # there is one of those already, and it is not this process's child
+        ask(Companion(60.0), 0)
+        (home / "asked").touch()
+        time.sleep(100)
+
+    if end == "asker killed":
+        asker = fork(wait_to_be_killed)
+        until((home / "asked").exists)
+        kill(asker)
+    else:
+        late = pytest.raises(AgentError, match="more than 2 s") if end == "late" else nullcontext()
+        with closing(Companion(2.0)) as player, late:
+            ask(player, 100 if end == "late" else 0)
+    child = int((home / "child").read_text())
+    until(lambda: not alive(child), seconds=10)
 
 
 HOLDS = """

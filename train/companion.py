@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import sys
 import threading
 import time
@@ -223,12 +224,19 @@ class Companion:
         self._ask("recall", memory)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and those that its agent has forked."""
         if self._connection is not None:
-            self._process.kill()
+            self._kill()
             self._process.join()
             self._connection.close()
             self._connection = None
+
+    def _kill(self) -> None:
+        assert self._process.pid is not None
+        if hasattr(os, "killpg"):
+            with suppress(OSError):  # nobody is left in the group, or the process has not come to make it
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
 
     def _start(self) -> None:
         """Have a new process."""
@@ -248,7 +256,7 @@ class Companion:
     def _ask(self, *message: Any) -> Any:
         assert self._connection is not None
         # sending and receiving wait for ever if the process does not go on, and only its end frees them
-        late = threading.Timer(self._timeout + GRACE, self._process.kill)
+        late = threading.Timer(self._timeout + GRACE, self._kill)
         late.daemon = True
         late.start()
         try:
