@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from enum import Enum
+from functools import cached_property
 from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -26,8 +27,9 @@ def capture(agent: Any, rng: np.random.Generator | None = None) -> Any:
     """All that `agent` remembers: None, numbers, strings, arrays, and lists, tuples and dicts of these.
 
     That is what its attributes hold, and those of the objects in them, generators of numpy included; or, if it has
-    both `state_dict()` and `load_state_dict(state)`, what the first returns. A function remembers nothing: what one
-    keeps in its module, or a method in defaults of its arguments, is not seen.
+    both `state_dict()` and `load_state_dict(state)`, what the first returns. What the classes of these objects have is
+    there to be compared with that of a new agent, and not restored. A function remembers nothing: what one keeps in
+    its module, or a method in defaults of its arguments, is not seen.
 
     Args:
         agent: the object.
@@ -106,14 +108,18 @@ class _Capture:
         bare = kind is SimpleNamespace or (hasattr(value, "__dict__") and kind.__basicsize__ == _Bare.__basicsize__)
         if not bare or kind.__itemsize__ or isinstance(value, Enum):
             raise Opaque(f"{where} is a {name}")
+        in_class = []  # a name there can stand for another value later: then that is not what a new agent's class has
         for shared in kind.__mro__[:-1]:
             for key, one in vars(shared).items():
-                pythons = key.startswith("__") or key == "_abc_impl"
-                if not pythons and not _constant(one):
+                if (key.startswith("__") and key != "__call__") or key == "_abc_impl":  # Python's own
+                    continue
+                if not _constant(one):
                     raise Opaque(
                         f"{where} could remember something in {shared.__qualname__}.{key}, which its class has"
                     )
-        return ["object", name, {key: self.of(one, f"{where}.{key}") for key, one in vars(value).items()}]
+                in_class.append(f"{key}={_written(one)}")
+        attributes = {key: self.of(one, f"{where}.{key}") for key, one in vars(value).items()}
+        return ["object", name, attributes, in_class]
 
     def _see(self, value: Any, where: str) -> None:
         if id(value) in self._seen:
@@ -146,12 +152,30 @@ def _found(function: Any) -> bool:
 
 
 def _constant(value: Any) -> bool:
-    """Whether what a class has cannot be changed: plain values, and what belongs to classes, such as methods."""
+    """Whether what a class has cannot be changed: plain values, and methods that have no variables of their own."""
     if type(value) in (tuple, frozenset):
         return all(map(_constant, value))
+    if isinstance(value, property):
+        return all(map(_constant, (value.fget, value.fset, value.fdel)))
+    if isinstance(value, staticmethod | classmethod):
+        return _constant(value.__func__)
+    if isinstance(value, cached_property):
+        return _constant(value.func)
+    if isinstance(value, FunctionType):  # `super()` makes `__class__` a variable, Python's marks begin with "__"
+        return set(value.__code__.co_freevars) <= {"__class__"} and all(key.startswith("__") for key in vars(value))
     if isinstance(value, BuiltinFunctionType):
         return not _keeps(value)
-    return type(value) in PLAIN or isinstance(value, np.number | np.bool_ | type) or hasattr(type(value), "__get__")
+    return type(value) in PLAIN or isinstance(value, (np.number, np.bool_, *FUNCTIONS))
+
+
+def _written(value: Any) -> str:
+    """What `_constant` knows, in words that are the same in every process."""
+    if type(value) in (tuple, frozenset):
+        words = [_written(one) for one in value]
+        return f"{type(value).__name__}({', '.join(words if type(value) is tuple else sorted(words))})"
+    if hasattr(type(value), "__get__"):  # its address is another each time
+        return getattr(value, "__qualname__", "")
+    return repr(value)
 
 
 def _methods(value: Any) -> tuple[Callable[..., Any], Callable[..., Any]] | None:

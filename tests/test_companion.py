@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from rich.console import Console
 from prune_env import datasets
 from prune_env.datasets import cache
 from tests import trees
-from tests.processes import alive, until
+from tests.processes import alive, fork, kill, until
 from train import companion, runner, workers
 from train.companion import AgentDied, AgentError, Companion, closed_to_agents, line_of
 from train.episode import Run, play
@@ -403,6 +403,73 @@ def test_memory_that_is_kept_in_a_module_does_not_reach_the_next_run(home: Path)
     assert first == second
 
 
+RESETS = """
+steps = 0
+
+class agent:
+    def reset(self):
+        global steps
+        steps = 0
+
+    def __call__(self, observation, rng):
+        global steps
+        steps += 1
+        action = full(observation, rng)
+        action["weight"][steps:] = 0
+        return action
+"""
+FORGETS = {
+    "forgets": """
+class agent:
+    def __init__(self):
+        self.steps = 0
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        pass
+
+    def __call__(self, observation, rng):
+        self.steps += 1
+        return full(observation, rng)
+""",
+    "counts": """
+class agent:
+    steps = 0
+
+    def __call__(self, observation, rng):
+        agent.steps += 1
+        return full(observation, rng)
+""",
+}
+
+
+def test_a_memory_is_tried_where_the_agent_that_plays_is_not(home: Path):
+    """What making and resetting another one does to its module is not the agent's, and so no number depends on it."""
+    observation = {"loss": np.zeros(9, np.float32)}
+    with closing(Companion(60.0)) as player:
+        player.begin(write(home, "resets", RESETS), 0, [])
+        for step in range(1, 5):
+            assert np.count_nonzero(player.act(observation)["weight"]) == step
+            assert player.memory() is not None
+
+
+@pytest.mark.parametrize("name", FORGETS)
+def test_a_memory_that_a_new_agent_does_not_take_is_none(home: Path, name: str):
+    observation = {"loss": np.zeros(9, np.float32)}
+    why = "Opaque: a new agent that is told this memory does not have it then"
+    with closing(Companion(60.0)) as player:
+        for _ in range(2):  # it is said in each run, once
+            player.begin(write(home, name, FORGETS[name]), 0, [])
+            assert player.memory() is not None
+            player.act(observation)
+            with pytest.warns(UserWarning, match=f"^no checkpoints of runs with agent '{name}:agent': {why}") as told:
+                assert player.memory() is player.memory() is None
+            assert len(told) == 1
+            assert player.act(observation)["weight"].tolist() == [1] * 9  # and the run goes on
+
+
 def test_a_line_for_any_error():
     class Odd(Exception):
         def __str__(self):
@@ -468,6 +535,34 @@ def test_a_companion_that_is_gone_says_so():
             player.act({"loss": np.zeros(3, np.float32)})
         player.begin("full", 0, [])  # and there is another
         assert player.act({"loss": np.zeros(3, np.float32)})["weight"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("end", ["closed", "late", "asker killed"])
+def test_what_an_agent_has_forked_ends_with_its_process(home: Path, end: str):
+    code = "def agent(observation, rng):\n    child = os.fork()\n    if not child:\n        time.sleep(100)\n"
+    code += "    (HOME / 'child').write_text(str(child))\n    time.sleep(float(observation['loss'][0]))\n"
+    spec = write(home, f"forks_{end[:4]}", code + "    return full(observation, rng)\n")
+
+    def ask(player: Companion, seconds: float) -> None:
+        player.begin(spec, 0, [])
+        player.act({"loss": np.full(3, seconds, np.float32)})
+
+    def wait_to_be_killed() -> None:
+        companion.FORKS = False  # there is one of those already, and it is not this process's child
+        ask(Companion(60.0), 0)
+        (home / "asked").touch()
+        time.sleep(100)
+
+    if end == "asker killed":
+        asker = fork(wait_to_be_killed)
+        until((home / "asked").exists)
+        kill(asker)
+    else:
+        late = pytest.raises(AgentError, match="more than 2 s") if end == "late" else nullcontext()
+        with closing(Companion(2.0)) as player, late:
+            ask(player, 100 if end == "late" else 0)
+    child = int((home / "child").read_text())
+    until(lambda: not alive(child), seconds=10)
 
 
 HOLDS = """

@@ -1,12 +1,16 @@
 """An agent's memory as plain values: one that goes on from it decides as if nothing had happened."""
 
+import io
+import os
 import random
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property, partial
+from functools import cache, cached_property, partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -451,11 +455,75 @@ def test_generators_that_share_their_numbers_are_refused():
         object(),
         Told(),
         [].append,
+        # functions, for methods are that
+        closure(),
+        remembers,
+        cache(len),
+        property(closure()),
+        property(None, None, cache(print)),
+        staticmethod(closure()),
+        classmethod(closure()),
+        cached_property(closure()),
+        partialmethod(closure()),
+        Told().state_dict,
+        (closure(),),
     ],
 )
 def test_what_a_class_has_and_could_change_is_refused(one: Any):
     with pytest.raises(Opaque, match=r"^the agent could remember something in Has\._one, which its class has"):
         capture(type("Has", (), {"_one": one})())
+
+
+def test_a_call_that_could_remember_something_is_refused():
+    """Of what Python gives its meaning by its name, this is what runs at each decision."""
+    with pytest.raises(Opaque, match=r"^the agent could remember something in Has\.__call__, which its class has"):
+        capture(type("Has", (), {"__call__": closure()})())
+
+
+def harmless(observation: Any) -> Any:
+    return observation
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (0, 1),
+        (1, True),
+        (0.1, np.nextafter(0.1, 1.0).item()),
+        (np.float32(1), np.float64(1)),
+        ((1, (2, 3)), (1, (3, 2))),
+        (frozenset({"a", "b"}), frozenset({"a", "c"})),
+        (Slots, SomeSlots),
+        (len, max),
+        (harmless, make),
+        (np.argsort, np.sort),
+    ],
+)
+def test_a_class_whose_names_stand_for_other_values_is_another(one: Any, other: Any):
+    """An agent that counts in its class has another count than a new one."""
+    base = type("Base", (), {"x": one})
+    kind = type("Kind", (base,), {})
+    agent, before = kind(), pack(capture(kind()))
+    assert pack(capture(agent)) == before
+    setattr(base, "x", other)  # noqa: B010
+    assert pack(capture(agent)) != before
+    setattr(base, "x", one)  # noqa: B010
+    assert pack(capture(agent)) == before
+    setattr(kind, "x", one)  # noqa: B010  (as `cls.x = ...` does)
+    assert pack(capture(agent)) != before
+
+
+def test_what_a_class_has_is_told_alike_by_every_process():
+    """No address in it, and no order of hashes."""
+    code = "class Has:\n    names = frozenset('abcdefgh')\n    kind, builtin = dict, (len, print)\n"
+    code += "    def act(self): ...\n    also = act, classmethod(act), property(act)\n    once = property(act)\n"
+    code += "from agents.state import capture\nprint(capture(Has()), end='')\n"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    there = subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[1])
+    here = io.StringIO()
+    with redirect_stdout(here):
+        exec(code, {"__name__": "__main__"})
+    assert there.decode() == here.getvalue() != ""
 
 
 class Abstract(ABC):
@@ -466,12 +534,15 @@ class Abstract(ABC):
 class Constants(Abstract):
     """What cannot change, or belongs to classes."""
 
-    a, b, c, d = 1, (2.5, "x", (None, b"y")), frozenset({1, 2}), np.float32(0.1)
-    kind, function, builtin = dict, make, len
+    a, b, c, d = 1, (2.5, "x", (None, b"y")), frozenset({"a", "b", "c", "d"}), np.float32(0.1)
+    kind, function, builtin, numpys = dict, make, len, np.argsort
     inner = Told
 
     def what(self) -> int:
         return 1
+
+    def __call__(self) -> int:
+        return super().__hash__()  # has `__class__`
 
     @property
     def twice(self) -> int:
@@ -525,20 +596,6 @@ class Switches:
         if self.steps == 2:
             self.rule = HARD
         return top(self.rule(observation["loss"]))
-
-class Forgets:
-    def __init__(self):
-        self.steps = 0
-
-    def state_dict(self):
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state):
-        pass
-
-    def __call__(self, observation, rng):
-        self.steps += 1
-        return top(observation["loss"])
 """
 
 
@@ -547,7 +604,6 @@ class Forgets:
     [
         ("Alias", None),
         ("Switches", "the agent.rule is a function, or a class, that its module does not have by its name"),
-        ("Forgets", "a new agent that is told this memory does not have it then"),
     ],
 )
 def test_a_seat_goes_on_bit_for_bit_or_says_that_it_cannot(

@@ -10,13 +10,14 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import sys
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,14 +102,10 @@ class Seat:
     def __init__(self, spec: str, seed: int):
         self._spec = spec
         self._told = False  # that its memory cannot be told
-        self._agent = self._make()
+        self._agent = agents.make(spec)
+        switches.reset(self._agent)
         self._rng = np.random.default_rng([seed, AGENT_STREAM])
         self.digest = agents.source_digest(spec)
-
-    def _make(self) -> agents.Agent:
-        agent = agents.make(self._spec)
-        switches.reset(agent)
-        return agent
 
     def act(self, observation: Observation) -> Action:
         """As `Player`. Raises what the agent or `selection.check` does, RuntimeError if a global generator moved."""
@@ -120,34 +117,24 @@ class Seat:
         return selection.check(action, len(observation["loss"]))
 
     def memory(self) -> bytes | None:
-        """As `Player`; it has been tried whether a new agent can recall it."""
+        """As `Player`; whether a new agent can recall it is tried by `Companion.memory`."""
         try:
-            told = _memory(self._agent, self._rng)
-            twin, rng = self._make(), np.random.default_rng()
-            _recall(twin, rng, told)
-            if _memory(twin, rng) != told:
-                raise state.Opaque("a new agent that is told this memory does not have it then")
-            return told
+            return pack([state.capture(self._agent, self._rng), state.capture(self._rng)])
         except Exception as error:  # of the agent's own code too: it can do without, and the run goes on
             if not self._told:
                 self._told = True
-                why = f"{type(error).__name__}: {error}"
-                warnings.warn(f"no checkpoints of runs with agent {self._spec!r}: {why}", stacklevel=2)
+                _no_checkpoints(self._spec, f"{type(error).__name__}: {error}")
             return None
 
     def recall(self, memory: bytes) -> None:
         """As `Player`."""
-        _recall(self._agent, self._rng, memory)
+        of_agent, of_rng = unpack(memory)
+        state.restore(self._agent, of_agent, self._rng)
+        state.restore(self._rng, of_rng)
 
 
-def _memory(agent: agents.Agent, rng: np.random.Generator) -> bytes:
-    return pack([state.capture(agent, rng), state.capture(rng)])
-
-
-def _recall(agent: agents.Agent, rng: np.random.Generator, told: bytes) -> None:
-    of_agent, of_rng = unpack(told)
-    state.restore(agent, of_agent, rng)
-    state.restore(rng, of_rng)
+def _no_checkpoints(spec: str, why: str) -> None:
+    warnings.warn(f"no checkpoints of runs with agent {spec!r}: {why}", stacklevel=3)
 
 
 class Companion:
@@ -160,6 +147,8 @@ class Companion:
     def __init__(self, timeout: float):
         self._timeout = timeout
         self._connection: Connection | None = None
+        self._begun: tuple[str, int, Sequence[str]] = ("", 0, ())  # what the run began with
+        self._lost = False  # a new agent could not recall a memory of this run
         self.digest = ""
         if FORKS:
             from multiprocessing.forkserver import ensure_running
@@ -178,6 +167,7 @@ class Companion:
             AgentError: from here to the end, whatever the agent raises; AgentDied if its process is gone.
         """
         self._start()
+        self._begun, self._lost = (spec, seed, closed), False
         self.digest = self._digest(self._ask("begin", spec, seed, list(closed)))
 
     def look(self, spec: str, keep: float, closed: Sequence[str]) -> tuple[str, str]:
@@ -211,20 +201,44 @@ class Companion:
         return self._ask("act", dict(observation))
 
     def memory(self) -> bytes | None:
-        """As `Player`."""
-        return self._ask("memory")
+        """As `Player`; it has been tried whether a new agent can recall it.
+
+        In a process of its own, as after a kill: what making or resetting an agent does to its class or its module
+        must not reach the one that plays.
+        """
+        told = None if self._lost else self._ask("memory")
+        if told is None:
+            return None
+        try:
+            with closing(Companion(self._timeout)) as twin:
+                twin.begin(*self._begun)
+                twin.recall(told)
+                if twin._ask("memory") != told:
+                    raise AgentError("Opaque: a new agent that is told this memory does not have it then")
+        except AgentError as error:
+            self._lost = True
+            _no_checkpoints(self._begun[0], str(error))
+            return None
+        return told
 
     def recall(self, memory: bytes) -> None:
         """As `Player`."""
         self._ask("recall", memory)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and those that its agent has forked."""
         if self._connection is not None:
-            self._process.kill()
+            self._kill()
             self._process.join()
             self._connection.close()
             self._connection = None
+
+    def _kill(self) -> None:
+        assert self._process.pid is not None
+        if hasattr(os, "killpg"):
+            with suppress(OSError):  # nobody is left in the group, or the process has not come to make it
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
 
     def _start(self) -> None:
         """Have a new process."""
@@ -244,7 +258,7 @@ class Companion:
     def _ask(self, *message: Any) -> Any:
         assert self._connection is not None
         # sending and receiving wait for ever if the process does not go on, and only its end frees them
-        late = threading.Timer(self._timeout + GRACE, self._process.kill)
+        late = threading.Timer(self._timeout + GRACE, self._kill)
         late.daemon = True
         late.start()
         try:
