@@ -1,4 +1,4 @@
-"""Episodes for learning: pairs of task and seed, judged by the accuracy that full training reaches on the same."""
+"""Episodes for learning: pairs of task and seed, judged by the accuracy that others reach on the same."""
 
 from __future__ import annotations
 
@@ -118,15 +118,15 @@ class Players:
 
 
 class Practice(VectorWrapper):
-    """Episodes of pairs drawn from a pool; an episode's only reward comes at its end, in points over full training.
+    """Episodes of pairs drawn from a pool; an episode's only reward comes at its end, in points over a baseline.
 
-    Full training of the same task and seed is the baseline that leaves the least noise: what is left differs by
+    What others reach on the same task and seed is the baseline that leaves the least noise: what is left differs by
     the policy's choices.
 
     Args:
         env: from `make_env`.
         pairs: the pool.
-        baseline: (P,) accuracy of full training on each, from `play`.
+        baseline: (P,) accuracy to compare with on each, from `play`.
         rng: draws the pairs.
         clip: bound of the reward, in points: one wreck must not outweigh all other episodes.
     """
