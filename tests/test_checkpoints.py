@@ -215,7 +215,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "decision": (companion.Seat, "act"),  # between a checkpoint and the step that follows
     "batch": (Trainer, "_settle_norms"),  # two batches a step, so in mid-epoch
     "statistics": (Trainer, "conclude"),  # trained, validated, and not yet entered
-    "recording": (episode.diagnostics.Diary, "record"),  # the step is done
+    "recording": (Keeper, "due"),  # the step is done, and recorded
     "saving": (files, "seal"),  # the step is done, and no checkpoint of it begun
     "written": (os, "fsync"),  # in the middle of writing a checkpoint
     "renaming": (os, "replace"),  # written, and not in its place

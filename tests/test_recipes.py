@@ -66,12 +66,27 @@ def test_the_rate_of_the_nearest_budget_is_taken(dataset):
     for family, entry in TABLE[dataset].items():
         rates = {float(budget): lr for budget, lr in entry["lr"].items()}
         for budget in (0.01, 1.0, 3.3, 7.0, 10.0, 11.9, 15.0, 47.0, 100.0, 1e4):
-            chosen = tuned(dataset, f"{family}:1-2-3", budget)
+            chosen = tuned(dataset, family if ":" in family else f"{family}:1-2-3", budget)
             distance = {at: max(at / budget, budget / at) for at in rates}
             nearest = {rates[at] for at in rates if distance[at] <= min(distance.values()) * (1 + 1e-9)}
             assert chosen["lr"] in nearest
             fixed = {name: entry[name] for name in ("batch_size", "weight_decay")}
             assert chosen == {**fixed, "lr": chosen["lr"]}
+
+
+def test_what_was_tuned_for_just_this_network_goes_before_its_family(tmp_path, monkeypatch):
+    plain = {"batch_size": 7, "weight_decay": 0.25, "lr": {"2": 0.3}, "command": "somehow"}
+    own = {**plain, "lr": {"2": 0.5}, "noisy": {"0.2": {"lr": {"2": 0.1}, "command": "somehow"}}}
+    (tmp_path / "recipes.json").write_text(json.dumps({"digits": {"mlp": plain, "mlp:9": own}, "*": {"mlp": plain}}))
+    monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: tmp_path))
+    for dataset, model, noise, lr in (
+        ("digits", "mlp:9", 0.0, 0.5),
+        ("digits", "mlp:9", 0.3, 0.1),
+        ("digits", "mlp:8", 0.3, 0.3),
+        ("digits", "mlp", 0.0, 0.3),
+        ("others", "mlp:9", 0.0, 0.3),
+    ):
+        assert tuned(dataset, model, 4.0, noise)["lr"] == lr
 
 
 @pytest.mark.parametrize(

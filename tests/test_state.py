@@ -515,7 +515,7 @@ def test_a_class_whose_names_stand_for_other_values_is_another(one: Any, other: 
 
 def test_what_a_class_has_is_told_alike_by_every_process():
     """No address in it, and no order of hashes."""
-    code = "class Has:\n    names = frozenset('abcdefgh')\n    kind, builtin = dict, (len, print)\n"
+    code = "class Has:\n    names = frozenset('abcdefgh')\n    kind, builtin = dict, (len, abs)\n"
     code += "    def act(self): ...\n    also = act, classmethod(act), property(act)\n    once = property(act)\n"
     code += "from agents.state import capture\nprint(capture(Has()), end='')\n"
     environment = {**os.environ, "PYTHONHASHSEED": "1"}

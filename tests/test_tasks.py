@@ -242,7 +242,7 @@ def test_settings_give_what_they_say():
         if not task.duplicates:  # which change the shares a little
             assert counts.max() / counts.min() == pytest.approx(task.imbalance, rel=0.25)
         assert (env.budget, env.recipe.model) == (task.budget, task.model)
-        rate = tuned("digits", "mlp", task.budget, task.label_noise)["lr"]
+        rate = tuned("digits", task.model, task.budget, task.label_noise)["lr"]
         assert env.recipe.lr == pytest.approx(rate * task.lr_factor)
         assert len(env.val_data) == 1300 - n
 

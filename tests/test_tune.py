@@ -128,7 +128,6 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         ({"seeds": 0}, "--seeds"),
         ({"workers": 0}, "--workers"),
         ({"save": "digit"}, "--save is 'digit'"),
-        ({"save": "digits", "model": "mlp:16"}, "'mlp:16'"),
         ({"save": "tiny_imagenet", "label_noise": 0.2}, "clean labels first"),
         ({"label_noise": 2.0}, "label_noise=2.0"),
         ({"model": "perceptron"}, "perceptron"),
