@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from prune_env import datasets
@@ -256,6 +257,12 @@ OTHER_NAMES = {
     "os.open('cat/00000.png', os.O_RDONLY, dir_fd=os.open(test, os.O_RDONLY))": "test/cat/00000.png",
     "os.symlink(test, HOME / 'link'); os.open('link/cat/00000.png', 0, dir_fd=os.open(HOME, 0))": "test/cat/00000.png",
     "open(HOME / 'other.zip')": "../other.zip",  # a hard link that was there
+    "os.remove(test / 'cat' / '00000.png')": "test/cat/00000.png",
+    "os.remove('00000.png', dir_fd=os.open(test / 'cat', os.O_RDONLY))": "test/cat",
+    "os.truncate(test / 'cat' / '00000.png', 3)": "test/cat/00000.png",
+    "os.rmdir(test / 'cat')": "test/cat",
+    "os.chmod(test / 'cat' / '00000.png', 0)": "test/cat/00000.png",
+    "os.utime(test / 'cat' / '00000.png', (1, 1))": "test/cat/00000.png",
 }
 
 
@@ -274,6 +281,7 @@ def test_what_is_closed_is_closed_by_any_name(home: Path):
             with pytest.raises(AgentError) as refused:
                 player.act(observation)
             assert str(refused.value).startswith(f"{OPEN}{(root / path).resolve()}: "), code
+    assert len(Image.open(root / "test" / "cat" / "00000.png").getbands()) == 3  # all is there, and whole
 
 
 def test_what_is_closed(tmp_path: Path):
@@ -535,6 +543,14 @@ def test_a_companion_that_is_gone_says_so():
             player.act({"loss": np.zeros(3, np.float32)})
         player.begin("full", 0, [])  # and there is another
         assert player.act({"loss": np.zeros(3, np.float32)})["weight"].tolist() == [1, 1, 1]
+
+
+def test_an_agent_may_take_for_ever(home: Path, capfd: pytest.CaptureFixture[str]):
+    code = "def agent(observation, rng):\n    time.sleep(0.2)\n    return {'weight': np.ones(3, np.float32)}"
+    with closing(Companion(float("inf"))) as player:
+        player.begin(write(home, "sleeps", code), 0, [])
+        assert player.act({"loss": np.zeros(3, np.float32)})["weight"].tolist() == [1, 1, 1]
+    assert "OverflowError" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("end", ["closed", "late", "asker killed"])

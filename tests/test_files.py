@@ -361,6 +361,18 @@ def test_a_line_that_does_not_fit_leaves_the_results_as_they_were(tmp_path, room
     assert list(results.read(path)[0]) == ["a", "b"]
 
 
+def test_a_line_after_a_torn_one_is_whole(tmp_path):
+    path = tmp_path / "results.jsonl"
+    for key in "ab":
+        results.append(path, {"key": key})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    results.append(path, {"key": "c"})
+    assert path.read_bytes().startswith(whole[:-5] + b"\n")
+    found, damaged = results.read(path)
+    assert (list(found), damaged) == (["a", "c"], 1)
+
+
 def test_the_name_of_new_results_is_synced_too(tmp_path, monkeypatch):
     synced, fsync = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.fstat(file).st_ino), fsync(file)))

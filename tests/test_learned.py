@@ -100,7 +100,9 @@ def test_what_is_saved_is_loaded(tmp_path):
 def test_weights_are_saved_however_they_lie_in_memory(tmp_path):
     weight, bias = network().layers[0]
     wide = np.repeat(weight.astype(np.float64), 2, axis=1)[:, ::2]
-    ours = Network([(np.asfortranarray(weight), bias[::-1]), (wide[:5, :8].T, np.arange(16.0)[::2])], "tanh", "clip", {})
+    ours = Network(
+        [(np.asfortranarray(weight), bias[::-1]), (wide[:5, :8].T, np.arange(16.0)[::2])], "tanh", "clip", {}
+    )
     ours.save(tmp_path / "policy.safetensors")
     for mine, theirs in zip(ours.layers, Network.load(tmp_path / "policy.safetensors").layers, strict=True):
         np.testing.assert_array_equal(mine[0], theirs[0])

@@ -39,7 +39,7 @@ CONTEXT = multiprocessing.get_context("forkserver") if FORKS else multiprocessin
 CONTEXT.set_forkserver_preload(["train.runner"])  # which the programs import again in every process
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 GRACE = 1.0  # seconds more, where the process has begun to answer in time
-YEAR = 3.2e7  # seconds
+YEAR = 3.2e7  # seconds; timers do not take much more
 LINE = 1000  # characters of an error's line, of which an agent can make any number
 LARGEST = 2**32  # bytes of an answer: a memory can be large, but not all that the host has
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -258,7 +258,7 @@ class Companion:
     def _ask(self, *message: Any) -> Any:
         assert self._connection is not None
         # sending and receiving wait for ever if the process does not go on, and only its end frees them
-        late = threading.Timer(self._timeout + GRACE, self._kill)
+        late = threading.Timer(min(self._timeout + GRACE, YEAR), self._kill)
         late.daemon = True
         late.start()
         try:

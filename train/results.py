@@ -57,8 +57,12 @@ def append(path: Path, record: Record) -> None:
         OSError: the disk is full, or the file must not be written.
     """
     line = files.seal_line(KIND, record)
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "a+b", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
+        if before:
+            file.seek(before - 1)
+            if file.read(1) != b"\n":  # a torn line, which is lost; this one must not be
+                line = b"\n" + line
         try:
             written = 0
             while written < len(line):  # a disk that is nearly full takes a part
