@@ -546,7 +546,7 @@ def test_a_companion_that_is_gone_says_so():
 
 
 def test_an_agent_may_take_for_ever(home: Path, capfd: pytest.CaptureFixture[str]):
-    code = "def agent(observation, rng):\n    time.sleep(0.2)\n    return {'weight': np.ones(3, np.float32)}"
+    code = "def agent(observation, rng):\n    time.sleep(0.2)\n    return full(observation, rng)"
     with closing(Companion(float("inf"))) as player:
         player.begin(write(home, "sleeps", code), 0, [])
         assert player.act({"loss": np.zeros(3, np.float32)})["weight"].tolist() == [1, 1, 1]
