@@ -429,14 +429,20 @@ def test_a_folder_of_another_run_is_left_alone(tiny, tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_of_other_tasks_of_the_same_name_is_left_alone(tiny, tmp_path, capsys, monkeypatch):
+def test_a_folder_of_other_tasks_or_code_is_left_alone(tiny, tmp_path, capsys, monkeypatch):
     assert run(tmp_path, "ppo", "--steps", "32") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "tiny-ppo-0").rglob("*") if path.is_file()}
-    monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", {**TINY_TASKS, "seed": 1})
     capsys.readouterr()
-    assert run(tmp_path, "ppo", "--steps", "64") == 2
-    assert "holds a run from when the tasks 'tiny' were others" in (error := capsys.readouterr().err)
-    assert error.count("\n") == 1
+    for change in (
+        lambda patch: patch.setitem(distributions.DISTRIBUTIONS, "tiny", {**TINY_TASKS, "seed": 1}),
+        lambda patch: patch.setattr(learn.provenance, "decisive_digest", lambda: "another"),
+    ):
+        with monkeypatch.context() as patch:
+            change(patch)
+            assert run(tmp_path, "ppo", "--steps", "64") == 2
+        said = "holds a run from when the tasks 'tiny', or the code that trains students, were others"
+        assert said in (error := capsys.readouterr().err)
+        assert error.count("\n") == 1
     assert {path: path.read_bytes() for path in (tmp_path / "tiny-ppo-0").rglob("*") if path.is_file()} == before
 
 
@@ -556,7 +562,7 @@ def begin(**change) -> learn.Start:
     rng = np.random.default_rng(3)
     given: dict[str, Any] = {
         "of": {},
-        "grid": "",
+        "conditions": "",
         "rule": [0.3, 0.3, 0.0, *[0.3] * (R - 3)],
         "searched": 0,
         "shift": rng.uniform(-0.5, 0.5, D).tolist(),

@@ -113,7 +113,7 @@ class Start:
     """What is known before a policy is trained; kept, so that a run that was stopped goes on with the same."""
 
     of: dict[str, Any]  # the arguments OF
-    grid: str  # the tasks that their name stands for
+    conditions: str  # the tasks that their name stands for, and the code that trains students
     rule: list[float]  # (R,) the best fixed one
     searched: int  # episodes that it took
     shift: list[float]  # (D,) mean of summaries, and their deviation
@@ -290,8 +290,8 @@ class Learning(BaseCallback):
         with closing(self._players), closing(self._keeper):
             self._keeper.begin()
             for kept in self._keeper.states():
-                if kept["start"].get("grid") != _grid(self._tasks):
-                    said = f"the tasks {self._given.tasks!r} were others, or were not noted"
+                if kept["start"].get("conditions") != _conditions(self._tasks):
+                    said = f"the tasks {self._given.tasks!r}, or the code that trains students, were others"
                     raise Another(f"{self._folder} holds a run from when {said}; choose another --name")
                 if (of := kept["start"]["of"]) != _of(self._given):
                     said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in of.items())
@@ -361,7 +361,7 @@ class Learning(BaseCallback):
         shift, scale = _moments(self._tasks, rule, rng)
         return Start(
             of=_of(given),
-            grid=_grid(self._tasks),
+            conditions=_conditions(self._tasks),
             rule=rule.tolist(),
             searched=searched,
             shift=shift.tolist(),
@@ -451,8 +451,8 @@ def _of(given: Arguments) -> dict[str, Any]:
     return {name: getattr(given, name) for name in OF}
 
 
-def _grid(tasks: TaskDistribution) -> str:
-    return json.dumps(asdict(tasks), sort_keys=True)
+def _conditions(tasks: TaskDistribution) -> str:
+    return json.dumps({"tasks": asdict(tasks), "code": provenance.decisive_digest()}, sort_keys=True)
 
 
 def check(given: Arguments) -> TaskDistribution:
