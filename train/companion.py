@@ -149,6 +149,7 @@ class Companion:
         self._connection: Connection | None = None
         self._begun: tuple[str, int, Sequence[str]] = ("", 0, ())  # what the run began with
         self._lost = False  # a new agent could not recall a memory of this run
+        self._memories = 0  # of this run
         self.digest = ""
         if FORKS:
             from multiprocessing.forkserver import ensure_running
@@ -167,7 +168,7 @@ class Companion:
             AgentError: from here to the end, whatever the agent raises; AgentDied if its process is gone.
         """
         self._start()
-        self._begun, self._lost = (spec, seed, closed), False
+        self._begun, self._lost, self._memories = (spec, seed, closed), False, 0
         self.digest = self._digest(self._ask("begin", spec, seed, list(closed)))
 
     def look(self, spec: str, keep: float, closed: Sequence[str]) -> tuple[str, str]:
@@ -201,20 +202,21 @@ class Companion:
         return self._ask("act", dict(observation))
 
     def memory(self) -> bytes | None:
-        """As `Player`; it has been tried whether a new agent can recall it.
+        """As `Player`; of a run's first, second, fourth, eighth ... it is tried whether a new agent can recall it.
 
         In a process of its own, as after a kill: what making or resetting an agent does to its class or its module
-        must not reach the one that plays.
+        must not reach the one that plays. One that was not tried is when it is recalled.
         """
         told = None if self._lost else self._ask("memory")
         if told is None:
             return None
+        self._memories += 1
+        if self._memories & (self._memories - 1):
+            return told
         try:
             with closing(Companion(self._timeout)) as twin:
                 twin.begin(*self._begun)
                 twin.recall(told)
-                if twin._ask("memory") != told:
-                    raise AgentError("Opaque: a new agent that is told this memory does not have it then")
         except AgentError as error:
             self._lost = True
             _no_checkpoints(self._begun[0], str(error))
@@ -222,8 +224,10 @@ class Companion:
         return told
 
     def recall(self, memory: bytes) -> None:
-        """As `Player`."""
+        """As `Player`. Raises AgentError if the agent does not have this memory then."""
         self._ask("recall", memory)
+        if self._ask("memory") != memory:
+            raise AgentError("Opaque: a new agent that is told this memory does not have it then")
 
     def close(self) -> None:
         """End the process, and those that its agent has forked."""
