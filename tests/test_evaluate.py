@@ -274,6 +274,7 @@ def _wait(until: Callable[[], bool], seconds: float = 60.0) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
     (tmp_path / "asleep.py").write_text(
         "import os, pathlib, time\n\n"
@@ -510,6 +511,7 @@ def _of_folder(root: Path, *more: str) -> list[str]:
     return [*small, "--root", str(root), "--out", str(root), "--name", "it", "--agents", "full", *more]
 
 
+@pytest.mark.slow
 def test_runs_on_another_test_split_are_set_aside_and_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     trees.imagefolder(tmp_path)
     dogs = tmp_path / "test" / "dog"
