@@ -101,6 +101,11 @@ def unseal_line(kind: str, line: bytes) -> Any:
     return json.loads(body)
 
 
+def row_checksums(rows: np.ndarray) -> list[int]:
+    """CRC-32 of each row of an array (n, ...) that lies whole in memory."""
+    return [zlib.crc32(row.data) for row in rows]
+
+
 def save_rows(path: str | Path, state: str, blocks: Iterable[np.ndarray]) -> None:
     """Write the rows of uint8 arrays (k, ...), atomically, with a checksum each; one block is in memory at a time.
 
@@ -111,7 +116,7 @@ def save_rows(path: str | Path, state: str, blocks: Iterable[np.ndarray]) -> Non
         checksums: list[int] = []
         for block in blocks:
             file.write(block.data)
-            checksums += [zlib.crc32(row.data) for row in block]
+            checksums += row_checksums(block)
         trailer = np.array(checksums, "<u4").tobytes()
         file.write(trailer)
         file.seek(0)

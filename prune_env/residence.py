@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import warnings
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 from prune_env import datasets
 from prune_env.checks import text
 from prune_env.datasets import cache
-from prune_env.files import DamagedFile, seal, unseal
+from prune_env.files import DamagedFile, row_checksums, seal, unseal
 from prune_env.images import Images, Threads, channel_sums
 
 KINDS = ("device", "host", "mapped", "files")
@@ -220,7 +219,7 @@ def _content(images: Images, labels: np.ndarray, path: Path) -> tuple[str, Tenso
     for block in images.batches(parts, torch.device("cpu")):
         digest.update(block.numpy().data)
         sums += channel_sums(block)
-        checksums += [zlib.crc32(image.data) for image in block.numpy()]
+        checksums += row_checksums(block.numpy())
     digest.update(labels.data)
     try:
         cache.clean(path)

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from prune_env.datasets import cache
 from prune_env.datasets.decode import decode, square
-from prune_env.files import DamagedFile
+from prune_env.files import DamagedFile, row_checksums
 from prune_env.parent import end_with_parent
 
 UNKNOWN = -1  # in place of a checksum
@@ -120,4 +119,4 @@ def _as_it_is(decoded: Any) -> Any:
 
 def _with_checksums(images: Tensor) -> tuple[Tensor, list[int]]:
     images = images.contiguous()
-    return images, [zlib.crc32(image.data) for image in images.numpy()]
+    return images, row_checksums(images.numpy())
