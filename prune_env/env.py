@@ -17,6 +17,7 @@ from prune_env import data, models, render, selection, stats
 from prune_env.checks import real, text
 from prune_env.compute import Ledger
 from prune_env.recipes import Recipe, tuned
+from prune_env.together import run_epochs
 from prune_env.trainer import EpochResult, Trainer
 
 DEFAULT_MODEL = {"digits": "mlp", "imagenet": "torchvision:resnet50"}  # every other source: convnet
@@ -222,7 +223,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
             TypeError, ValueError: the action is not valid, see `selection.check`; nothing has changed then.
         """
-        return self.conclude(self.running.run_epoch(self.choose(action)))
+        trainer, chosen = self.running, self.choose(action)
+        return self.conclude(*run_epochs([trainer], [chosen]))
 
     @property
     def running(self) -> Trainer:
