@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+import warnings
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -265,9 +265,15 @@ def test_options_reach_all_members_once():
         venv.set_options({"shift": 50})
     assert_same(ours, theirs, 3)
     assert ours.reset()["at"].max() < 40
-    ours.set_options([{"shift": 1}, {"shift": 2}, {}])
+    each = [{"shift": 100}, {"shift": 200}, {}, {"shift": 200}]
+    ours, theirs = sync(walk, AutoresetMode.NEXT_STEP, members=4), DummyVecEnv([walk] * 4)
+    for venv in (ours, theirs):
+        venv.set_options(each)  # pyright: ignore[reportArgumentType]
+    assert_same(ours, theirs, 30)
+    batch = SB3VecEnv(gym.make_vec("CartPole-v1", 3))
+    batch.set_options([{"low": 0.01, "high": 0.02}, {"low": 0.03, "high": 0.04}, {}])
     with pytest.raises(ValueError, match="the same for all 3 members"):
-        ours.reset()
+        batch.reset()
 
 
 def test_members_attributes_and_methods():
@@ -289,10 +295,23 @@ def test_members_attributes_and_methods():
     assert venv.env_is_wrapped(TimeLimit) == [True] * 3
     assert venv.env_is_wrapped(TimeAwareObservation, [0, 2]) == [False] * 2
     assert sync(timed, AutoresetMode.NEXT_STEP).env_is_wrapped(TimeAwareObservation) == [True] * 3
-    with pytest.raises(NotImplementedError, match="all its members at once"):
-        venv.set_attr("colour", 1, indices=0)
-    with pytest.raises(NotImplementedError, match="all its members at once"):
-        venv.env_method("painted", 1, indices=[0, 1])
+    venv.set_attr("colour", 1, indices=[0, -1])
+    assert venv.get_attr("colour") == [1, 6, 1]
+    assert venv.env_method("painted", 2, indices=[1, 2]) == [6, 1]
+    assert venv.get_attr("colour") == [1, 2, 2]
+
+
+def test_students_answer_one_by_one():
+    venv = SB3VecEnv(gym.make_vec("prune_env:prune_env/DigitsSummary-v0", 3, train_size=60, budget=[1.0, 2.0, 3.0]))
+    assert venv.get_attr("budget") == [1.0, 2.0, 3.0]
+    assert venv.get_attr("num_envs") == [3, 3, 3]  # of the batch: members have none
+    venv.set_options([{"task": {"train_size": 50}}, {"task": {"train_size": 40}}, {}])
+    venv.seed(0)
+    venv.reset()
+    assert [len(env.train_data) for env in venv.get_attr("unwrapped")] == [50, 40, 60]
+    venv.set_attr("price", 0.5, indices=1)
+    assert venv.get_attr("price") == [0.0, 0.5, 0.0]
+    assert [state["finished"] for state in venv.env_method("state_dict", indices=[0, 2])] == [False, False]
 
 
 def test_a_batch_answers_for_its_members():
@@ -303,6 +322,10 @@ def test_a_batch_answers_for_its_members():
     assert venv.env_method("close_extras") == [None] * 3
     venv.set_attr("colour", 4)
     assert venv.get_attr("colour") == [4, 4, 4]
+    with pytest.raises(NotImplementedError, match="all its members at once"):
+        venv.set_attr("colour", 1, indices=0)
+    with pytest.raises(NotImplementedError, match="all its members at once"):
+        venv.env_method("halves", indices=[0, 1])
     assert not venv.has_attr("no_such")
     assert venv.env_is_wrapped(TimeLimit) == [False] * 3
     venv.close()
@@ -364,9 +387,46 @@ def test_refuses_what_would_go_wrong_silently():
     workers.close()
 
 
-def test_refuses_a_batch_that_resets_more_than_it_should():
-    venv = SB3VecEnv(gym.make_vec("CartPole-v1", 3, vectorization_mode="vector_entry_point"))
+def test_a_batch_that_ignores_masks_begins_episodes_with_a_step_that_only_resets():
+    """Gymnasium's own batches of CartPole: all that their members do is what the batch does by itself."""
+    venv = SB3VecEnv(gym.make_vec("CartPole-v1", 3))
+    plain = gym.make_vec("CartPole-v1", 3)
     venv.seed(0)
-    venv.reset()
-    with pytest.raises(RuntimeError, match=r"ignores options\[.reset_mask.\]"):
-        deque(venv.step(np.array([0, 1, 0])) for _ in range(50))
+    np.testing.assert_array_equal(venv.reset(), plain.reset(seed=0)[0])
+    rng, ended, known = np.random.default_rng(0), np.zeros(3, bool), True
+    for _ in range(200):
+        actions = rng.integers(2, size=3)
+        began = ended
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            obs, rewards, dones, infos = venv.step(actions)
+        seen, theirs, terminated, truncated, _ = plain.step(actions)
+        ended = terminated | truncated
+        np.testing.assert_array_equal(rewards, theirs)
+        assert not rewards[began & ~np.full(3, known)].any()
+        if known and ended.any():  # everybody was reset: those that had not ended are cut off
+            assert "vectorization_mode='sync'" in str(told[0].message)
+            assert dones.all()
+            assert [info["TimeLimit.truncated"] for info in infos] == (~terminated).tolist()
+            np.testing.assert_array_equal([info["terminal_observation"] for info in infos], seen)
+            fresh, _ = plain.reset()
+            np.testing.assert_array_equal(obs, fresh)
+            assert np.abs(fresh).max() <= 0.05
+            known, ended = False, np.zeros(3, bool)
+            continue
+        assert told == []
+        np.testing.assert_array_equal(obs, seen)
+        np.testing.assert_array_equal(dones, ended)
+        for i in np.flatnonzero(ended):
+            np.testing.assert_array_equal(infos[i]["terminal_observation"], seen[i])
+    assert not known
+
+
+def test_ppo_trains_as_the_docstring_has_it():
+    venv = VecMonitor(SB3VecEnv(gym.make_vec("CartPole-v1", 8)))
+    model = PPO("MlpPolicy", venv, n_steps=64, device="cpu", seed=0)
+    with pytest.warns(UserWarning, match="ignores options"):
+        model.learn(1_000)
+    assert model.num_timesteps == 1_024
+    assert model.ep_info_buffer
+    assert np.mean([episode["r"] for episode in model.ep_info_buffer]) > 10
