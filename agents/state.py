@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cached_property
-from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 PLAIN = (type(None), bool, int, float, str, bytes)
 FUNCTIONS = (FunctionType, BuiltinFunctionType, type, type(np.argsort))  # the last is numpy's own
+
+
+LIBRARIES = {*sys.stdlib_module_names, "numpy", "torch"}  # whose classes no agent remembers something in
+PYTHONS = {  # names that Python, or its library, gives a class
+    "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__", "__annotations__", "__hash__",
+    "__annotate__", "__annotate_func__", "__annotations_cache__", "__type_params__", "__parameters__", "__orig_bases__",
+    "__match_args__", "__dataclass_fields__", "__dataclass_params__", "__abstractmethods__", "_abc_impl",
+    "__static_attributes__", "__firstlineno__", "__protocol_attrs__", "__non_callable_proto_members__",
+}  # fmt: skip
 
 
 class _Bare:
@@ -77,7 +86,8 @@ class _Capture:
                 raise Opaque(f"{where} is a function with variables of its own")
             if not _found(value):  # all lambdas have one name: which of them it was could not be told
                 raise Opaque(f"{where} is a function, or a class, that its module does not have by its name")
-            return ["function", f"{value.__module__}.{value.__qualname__}"]
+            name = f"{value.__module__}.{value.__qualname__}"
+            return ["function", name, self._of_class(value, where)] if isinstance(value, type) else ["function", name]
         if kind is tuple:  # that it is in two places would not be noticed
             return ["tuple", [self.of(one, f"{where}[{i}]") for i, one in enumerate(value)]]
         if value is self._rng:
@@ -108,18 +118,19 @@ class _Capture:
         bare = kind is SimpleNamespace or (hasattr(value, "__dict__") and kind.__basicsize__ == _Bare.__basicsize__)
         if not bare or kind.__itemsize__ or isinstance(value, Enum):
             raise Opaque(f"{where} is a {name}")
-        in_class = []  # a name there can stand for another value later: then that is not what a new agent's class has
-        for shared in kind.__mro__[:-1]:
-            for key, one in vars(shared).items():
-                if (key.startswith("__") and key != "__call__") or key == "_abc_impl":  # Python's own
-                    continue
-                if not _constant(one):
-                    raise Opaque(
-                        f"{where} could remember something in {shared.__qualname__}.{key}, which its class has"
-                    )
-                in_class.append(f"{key}={_written(one)}")
+        in_class = self._of_class(kind, where)
         attributes = {key: self.of(one, f"{where}.{key}") for key, one in vars(value).items()}
         return ["object", name, attributes, in_class]
+
+    @staticmethod
+    def _of_class(kind: type, where: str) -> list[str]:
+        """What a class has: a name there can stand for another value later, which a new agent's class does not have."""
+        written = []
+        for shared, key, one in _own(kind):
+            if not _constant(one):
+                raise Opaque(f"{where} could remember something in {shared.__qualname__}.{key}, which its class has")
+            written.append(f"{key}={_written(one)}")
+        return written
 
     def _see(self, value: Any, where: str) -> None:
         if id(value) in self._seen:
@@ -151,10 +162,31 @@ def _found(function: Any) -> bool:
     return found is function
 
 
-def _constant(value: Any) -> bool:
-    """Whether what a class has cannot be changed: plain values, and methods that have no variables of their own."""
+def _own(kind: type) -> Iterator[tuple[type, str, Any]]:
+    """Class, name and value of what a class and those above it have, but for what Python put there, and libraries."""
+    for shared in kind.__mro__[:-1]:
+        if shared.__module__.partition(".")[0] in LIBRARIES:
+            continue
+        for key, one in vars(shared).items():
+            method = key.startswith("__") and key != "__call__" and isinstance(one, FunctionType)
+            if not (method and _bare(one)) and key not in PYTHONS:
+                yield shared, key, one
+
+
+def _bare(function: FunctionType) -> bool:
+    """Whether it has no attributes but Python's marks."""
+    return all(key.startswith("__") for key in vars(function))
+
+
+def _constant(value: Any, within: tuple[type, ...] = ()) -> bool:
+    """Whether what a class has cannot be changed: plain values, and methods that have no variables of their own.
+
+    A class is constant if all that it has is; `within` are the classes that it is looked for in.
+    """
     if type(value) in (tuple, frozenset):
-        return all(map(_constant, value))
+        return all(_constant(one, within) for one in value)
+    if isinstance(value, type):
+        return value in within or all(_constant(one, (*within, value)) for _, _, one in _own(value))
     if isinstance(value, property):
         return all(map(_constant, (value.fget, value.fset, value.fdel)))
     if isinstance(value, staticmethod | classmethod):
@@ -162,16 +194,20 @@ def _constant(value: Any) -> bool:
     if isinstance(value, cached_property):
         return _constant(value.func)
     if isinstance(value, FunctionType):  # `super()` makes `__class__` a variable, Python's marks begin with "__"
-        return set(value.__code__.co_freevars) <= {"__class__"} and all(key.startswith("__") for key in vars(value))
+        return set(value.__code__.co_freevars) <= {"__class__"} and _bare(value)
     if isinstance(value, BuiltinFunctionType):
         return not _keeps(value)
-    return type(value) in PLAIN or isinstance(value, (np.number, np.bool_, *FUNCTIONS))
+    return type(value) in PLAIN or isinstance(value, (np.number, np.bool_, MemberDescriptorType, *FUNCTIONS))
 
 
-def _written(value: Any) -> str:
+def _written(value: Any, within: tuple[type, ...] = ()) -> str:
     """What `_constant` knows, in words that are the same in every process."""
+    if isinstance(value, type):
+        own = () if value in within else _own(value)
+        words = [f"{key}={_written(one, (*within, value))}" for _, key, one in own]
+        return f"{value.__module__}.{value.__qualname__}({', '.join(words)})"
     if type(value) in (tuple, frozenset):
-        words = [_written(one) for one in value]
+        words = [_written(one, within) for one in value]
         return f"{type(value).__name__}({', '.join(words if type(value) is tuple else sorted(words))})"
     if hasattr(type(value), "__get__"):  # its address is another each time
         return getattr(value, "__qualname__", "")

@@ -467,6 +467,12 @@ def test_generators_that_share_their_numbers_are_refused():
         partialmethod(closure()),
         Told().state_dict,
         (closure(),),
+        # classes, for these have things in turn
+        type("Inner", (), {"losses": []}),
+        type("Inner", (type("Above", (), {"losses": []}),), {}),
+        type("Inner", (), {"deeper": type("Inmost", (), {"losses": []})}),
+        (type("Inner", (), {"__memory__": []}),),
+        staticmethod(type("Inner", (), {"losses": {}})),
     ],
 )
 def test_what_a_class_has_and_could_change_is_refused(one: Any):
@@ -478,6 +484,41 @@ def test_a_call_that_could_remember_something_is_refused():
     """Of what Python gives its meaning by its name, this is what runs at each decision."""
     with pytest.raises(Opaque, match=r"^the agent could remember something in Has\.__call__, which its class has"):
         capture(type("Has", (), {"__call__": closure()})())
+
+
+class Config:
+    losses: list[float] = []  # noqa: RUF012
+    limit = 3
+
+
+class Limits:
+    limit = 3
+    myself: Any = None
+
+
+Limits.myself = Limits
+
+
+@pytest.mark.parametrize("hold", [lambda kind: kind, lambda kind: [kind], lambda kind: {"a": (kind,)}])
+def test_a_class_in_an_attribute_is_looked_into(hold: Any, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(Opaque, match=r"could remember something in Config\.losses, which its class has"):
+        capture(SimpleNamespace(held=hold(Config)))
+    agent = SimpleNamespace(held=hold(Limits))
+    before = pack(capture(agent))
+    assert pack(capture(agent)) == before
+    monkeypatch.setattr(Limits, "limit", 4)
+    assert pack(capture(agent)) != before
+    restore(agent, unpack(before))
+    assert agent.held == hold(Limits)
+
+
+def test_an_attribute_of_a_constructor_could_be_changed():
+    def init(self) -> None:
+        init.count += 1  # pyright: ignore[reportFunctionMemberAccess]
+
+    init.count = 0  # pyright: ignore[reportFunctionMemberAccess]
+    with pytest.raises(Opaque, match=r"could remember something in Has\.__init__"):
+        capture(type("Has", (), {"__init__": init})())
 
 
 def harmless(observation: Any) -> Any:
