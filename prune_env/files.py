@@ -23,7 +23,7 @@ except ImportError:  # Windows
     fcntl = None
 
 ARRAYS = "arrays 1"  # what follows, and the version of its format
-ROWS = "rows 1"
+ROWS = "rows 2"
 CHUNK = 1 << 20  # bytes hashed at a time
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of what is in the writing, see _written_beside
 
@@ -112,7 +112,7 @@ def save_rows(path: str | Path, state: str, blocks: Iterable[np.ndarray]) -> Non
     `state` (64 characters, as of a sha256) says what they are of.
     """
     with _written_beside(Path(path)) as file:
-        file.write(_header(ROWS, "") + state.encode())  # the digest is filled in below
+        file.write(_header(ROWS, "") + _signed(state))  # the digest is filled in below
         checksums: list[int] = []
         for block in blocks:
             file.write(block.data)
@@ -129,18 +129,19 @@ def open_rows(path: str | Path, state: str, shape: tuple[int, ...]) -> "Rows | N
     The checksums are read and not the rows, of which there may be more than memory holds: each is checked when it is
     read. Raises DamagedFile, naming the path, for any other file.
     """
-    empty = _header(ROWS, "")
-    start = len(empty) + len(state)
+    empty, ours = _header(ROWS, ""), _signed(state)
+    start = len(empty) + len(ours)
     try:
         with open(path, "rb") as file:
-            header, theirs = file.read(len(empty)), file.read(len(state))
+            header, theirs = file.read(len(empty)), file.read(len(ours))
             file.seek(start + math.prod(shape))
             trailer = file.read()
     except FileNotFoundError:
         return None
-    if theirs != state.encode() and header.startswith(empty.rstrip()):
+    whole = theirs == _signed(theirs[: len(state)].decode(errors="replace"))
+    if theirs != ours and whole and header.startswith(empty.rstrip()):
         return None
-    if len(trailer) != 4 * shape[0] or header != _header(ROWS, _digest_of_rows(state, trailer)):
+    if theirs != ours or len(trailer) != 4 * shape[0] or header != _header(ROWS, _digest_of_rows(state, trailer)):
         raise DamagedFile(f"{path} is damaged: the checksums of its rows do not match the sha256 in its first line")
     return Rows(path, np.memmap(path, np.uint8, "r", start, shape), np.frombuffer(trailer, "<u4"))
 
@@ -167,6 +168,11 @@ class Rows:
         with open(self.path, "r+b") as file:
             file.seek(self.content.offset + row * content.nbytes)
             file.write(content.data)
+
+
+def _signed(state: str) -> bytes:
+    """What a file of rows is of, with a digest: else one that was damaged there would pass for one of another state."""
+    return state.encode() + hashlib.sha256(state.encode()).hexdigest().encode()
 
 
 def _digest_of_rows(state: str, checksums: bytes) -> str:

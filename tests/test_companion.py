@@ -261,6 +261,7 @@ OTHER_NAMES = {
     "os.remove('00000.png', dir_fd=os.open(test / 'cat', os.O_RDONLY))": "test/cat",
     "os.truncate(test / 'cat' / '00000.png', 3)": "test/cat/00000.png",
     "os.rmdir(test / 'cat')": "test/cat",
+    "os.makedirs(test / 'cat' / 'new' / 'folder')": "test/cat/new",
     "os.chmod(test / 'cat' / '00000.png', 0)": "test/cat/00000.png",
     "os.utime(test / 'cat' / '00000.png', (1, 1))": "test/cat/00000.png",
 }
@@ -463,6 +464,40 @@ def test_a_memory_is_tried_where_the_agent_that_plays_is_not(home: Path):
             assert player.memory() is not None
 
 
+def test_a_trial_that_is_killed_says_nothing_of_the_memory(home: Path):
+    code = """
+class agent:
+    def __init__(self):
+        (HOME / 'made').open('a').write('x')
+        if (HOME / 'made').stat().st_size == 3:
+            os._exit(3)
+
+    def __call__(self, observation, rng):
+        return prune_env.select(np.ones(9))
+"""
+    spec, observation = write(home, "dies_once", code), {"loss": np.zeros(9, np.float32)}
+    with closing(Companion(60.0)) as player:
+        player.begin(spec, 0, [])
+        made = (home / "made").stat().st_size
+        for step in range(4):
+            player.act(observation)
+            (home / "made").write_bytes(b"xx" if step == 0 else b"")  # the first trial is of the third that is made
+            assert player.memory() is not None
+        assert made == 1
+
+
+@pytest.mark.skipif(not companion.FORKS, reason="no process that others are forked from")
+def test_one_that_stops_what_agents_are_forked_from_is_ended(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(companion, "CONTEXT", multiprocessing.get_context("forkserver"))
+    code = "def agent(observation, rng):\n    os.kill(os.getppid(), signal.SIGSTOP)\n    time.sleep(600)\n"
+    spec = write(home, "stops", f"import signal\n{code}")
+    with closing(Companion(1.0)) as player:
+        for _ in range(2):
+            player.begin(spec, 0, [])
+            with pytest.raises(AgentError, match="the agent took more than 1 s"):
+                player.act({"loss": np.zeros(3, np.float32)})
+
+
 @pytest.mark.parametrize("name", FORGETS)
 def test_a_memory_that_a_new_agent_does_not_take_is_none(home: Path, name: str):
     observation = {"loss": np.zeros(9, np.float32)}
@@ -484,6 +519,7 @@ def test_a_line_for_any_error():
             raise ValueError
 
     assert line_of(KeyError("a")) == "KeyError: 'a'"
+    assert line_of(OSError("no b\udcff.png")) == "OSError: no b\\udcff.png"  # as a name of a file can be
     assert line_of(ValueError("a\n\tb")) == "ValueError: a b"
     assert line_of(Odd()).endswith("Odd: <exception str() failed>")
     assert line_of(SyntaxError("a", ("f", 1, 1, "x y", 1, 2))).count("\n") == 0

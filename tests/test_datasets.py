@@ -344,7 +344,7 @@ def test_imagefolder_errors(tmp_path):
         load("imagefolder", root=tmp_path)
 
 
-@pytest.mark.parametrize("ending", ["gif", "jfif", "JPE", "jp2", "mpo"])
+@pytest.mark.parametrize("ending", ["gif", "jfif", "JPE", "jp2", "mpo", "HEIC"])
 def test_images_of_a_format_that_is_not_read_are_named(tmp_path, ending):
     splits = trees.imagefolder(tmp_path, per_class=3)
     folder = tmp_path / "train" / "dog"
@@ -504,14 +504,15 @@ def test_one_changed_byte_of_a_jpeg_makes_another_task(tmp_path):
 
 def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path):
     splits = trees.imagefolder(tmp_path, per_class=3)
-    (tmp_path / "train" / "cat" / "x.jpg").mkdir()
     assert_holds("imagefolder", tmp_path, splits)
+    (tmp_path / "train" / "cat" / "x.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"train/cat/x\.jpg is an empty folder that is named like an image"):
+        read("imagefolder", "train", tmp_path, False, None)
     image = trees.random_images(1, 32, 9)[0]
     trees.write_png(tmp_path / "train" / "cat" / "x.jpg" / "a.png", image)
     np.testing.assert_array_equal(read("imagefolder", "train", tmp_path, False, None).images[3], image)
     for path in (tmp_path / "train" / "dog").iterdir():
         path.unlink()
-    (tmp_path / "train" / "dog" / "y.jpg").mkdir()
     with pytest.raises(ValueError, match=r"no images in .*train/dog"):
         load("imagefolder", root=tmp_path)
 

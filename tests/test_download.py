@@ -231,6 +231,13 @@ def test_a_web_page_in_place_of_the_file_is_called_that(tmp_path, server):
     assert os.listdir(tmp_path) == []
 
 
+def test_an_empty_file_is_called_that(tmp_path, server):
+    server.content = b""
+    with pytest.raises(ConnectionError, match=f"cannot fetch {server.url}: it sends an empty file. Without"):
+        download(server.url, tmp_path / "file", "0123")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_web_page_does_not_cost_what_was_fetched_before(tmp_path, server):
     server.limits = [100_000, 0]
     right = server.content

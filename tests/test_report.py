@@ -327,10 +327,13 @@ def test_a_file_that_is_being_written_is_left_alone(records: list[Record], tmp_p
     path = tmp_path / "results.jsonl"
     with path.open("a") as file:
         file.write('{"key": "torn')
+    (tmp_path / "failures.jsonl").write_text('{"key": "torn\n{"key": "torn')
     before = path.read_bytes()
     assert report.main([str(tmp_path)]) == 0
     assert path.read_bytes() == before
-    assert "could not be read: 1." in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Lines of results.jsonl that could not be read: 1." in page
+    assert "Lines of failures.jsonl that could not be read: 2." in page
     assert len(results.read(path)[0]) == len(some)
     assert path.read_bytes() != before  # who goes on writing repairs it
 

@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -217,6 +218,8 @@ class Companion:
             with closing(Companion(self._timeout)) as twin:
                 twin.begin(*self._begun)
                 twin.recall(told)
+        except AgentDied:  # that says nothing of the memory; who recalls it tries it
+            self._memories -= 1
         except AgentError as error:
             self._lost = True
             _no_checkpoints(self._begun[0], str(error))
@@ -233,6 +236,7 @@ class Companion:
         """End the process, and those that its agent has forked."""
         if self._connection is not None:
             self._kill()
+            _wake_server()
             self._process.join()
             self._connection.close()
             self._connection = None
@@ -249,6 +253,7 @@ class Companion:
         self.close()
         connection, other = CONTEXT.Pipe()
         process = CONTEXT.Process(target=_serve, args=(other, self._timeout))
+        _wake_server()
         try:
             process.start()
         except (EOFError, OSError) as error:  # what it is forked from was killed just now; next time there is another
@@ -309,6 +314,14 @@ class Companion:
         return answer["value"]
 
 
+def _wake_server() -> None:
+    """Let the process that others are forked from go on: an agent could have stopped it, and all would wait for it."""
+    pid = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+    if pid is not None:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def closed_to_agents(files: Sequence[Path]) -> list[str]:
     """Real paths that agents must not open, for the image files of a data set: their folders, caches, embedded images.
 
@@ -333,7 +346,7 @@ def _serve(connection: Connection, timeout: float) -> None:
     watch = Watch()
     sys.addaudithook(watch)
     seat: Seat | None = None
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, ConnectionError):
         connection.send_bytes(pack({"value": True}))
         while True:
             name, *arguments = unpack(connection.recv_bytes())
@@ -372,9 +385,14 @@ def _looked(spec: str, keep: float) -> dict[str, str]:
         return {"wrong": str(error)}
 
 
+def printable(text: str) -> str:
+    """Text that can be written as UTF-8: of names of files that are none, what is wrong is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def line_of(error: BaseException) -> str:
     """Type and message in one line; unlike str(error), this never raises itself."""
-    line = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
+    line = printable(" ".join("".join(traceback.format_exception_only(type(error), error)).split()))
     if isinstance(error, ValueError) and "read-only" in line:
         line += "; an agent must not change its observation: copy what it works on"
     return line if len(line) <= LINE else f"{line[:LINE]}... ({len(line):,} characters)"

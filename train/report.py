@@ -62,7 +62,7 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
         OSError: they cannot be read.
     """
     found, unreadable = results.read(folder / "results.jsonl", repair=False)
-    failed, _ = results.read(folder / "failures.jsonl", repair=False)
+    failed, unreadable_failures = results.read(folder / "failures.jsonl", repair=False)
     cells, planned = folder / "cells.json", len(found)
     source = ""
     if cells.exists():
@@ -96,7 +96,7 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
         *(section(task, gallery) for task in tasks),
         _together(records, len(tasks), gallery),
         _failures(failures),
-        _provenance(source, tasks, records, unreadable),
+        _provenance(source, tasks, records, unreadable, unreadable_failures),
     ]
     style = Path(__file__).with_name("report.css").read_text()
     page = f"""<!DOCTYPE html>
@@ -293,7 +293,9 @@ def _failures(failures: Sequence[Record]) -> Markup:
     return tag("section", *parts)
 
 
-def _provenance(source: str, tasks: Sequence[Task], records: Sequence[Record], unreadable: int) -> Markup:
+def _provenance(
+    source: str, tasks: Sequence[Task], records: Sequence[Record], unreadable: int, unreadable_failures: int
+) -> Markup:
     of_runs = [record["provenance"] for record in records]
     names = (
         "version",
@@ -313,8 +315,9 @@ def _provenance(source: str, tasks: Sequence[Task], records: Sequence[Record], u
     times = sorted(run["time"] for run in of_runs)
     lines.append(("runs ended", escaped(f"{times[0]} to {times[-1]}")))
     parts = [tag("h2", "Provenance", id="provenance"), _plain_table(lines, "Provenance")]
-    if unreadable:
-        parts.append(remark(f"Lines of results.jsonl that could not be read: {unreadable}."))
+    for name, lines in (("results.jsonl", unreadable), ("failures.jsonl", unreadable_failures)):
+        if lines:
+            parts.append(remark(f"Lines of {name} that could not be read: {lines}."))
     for task in tasks:
         parts += [tag("h3", task.name), _plain_table(_recipe(task), f"Recipe and data, {task.name}")]
     parts.append(_code(records))
@@ -384,7 +387,7 @@ def main(args: Sequence[str] | None = None) -> int:
         figures = arguments.folder / "figures"
         for name, png in images.items():
             files.replace(figures / name, png)
-        files.replace(arguments.folder / "report.html", page.encode())
+        files.replace(arguments.folder / "report.html", page.encode("utf-8", "backslashreplace"))
         for name in {path.name for path in figures.glob("*.png")} - images.keys():
             (figures / name).unlink()  # of a report that had other tasks
     except (ValueError, OSError) as error:

@@ -102,6 +102,9 @@ def _carry_out(
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted before the first run", file=sys.stderr)
+        return 130
     try:
         with locked(folder):
             files.sweep(folder)

@@ -9,12 +9,12 @@ from typing import Any
 
 # event -> how many of its arguments name files
 NAMES = {"open": 1, "os.link": 2, "os.symlink": 2, "os.rename": 2}
-NAMES |= dict.fromkeys(("os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime"), 1)
+NAMES |= dict.fromkeys(("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.chown", "os.utime"), 1)
 OPEN_FILES = "/proc/self/fd"
 
 
 class Watch:
-    """An audit hook that refuses to open closed files, to give them other names, to change and to remove them."""
+    """An audit hook that refuses to open closed files, to give them other names, to make, change and remove them."""
 
     def __init__(self) -> None:
         self._closed: list[str] = []

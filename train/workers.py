@@ -23,7 +23,7 @@ import torch
 from prune_env import datasets
 from train import checkpoints
 from train.checkpoints import Keeper
-from train.companion import POLL, AgentDied, AgentError, Companion, closed_to_agents, line_of
+from train.companion import POLL, AgentDied, AgentError, Companion, closed_to_agents, line_of, printable
 from train.episode import Run, play
 from train.process import CONTEXT, Taken, locked, start
 from train.results import Record
@@ -60,10 +60,10 @@ class Failure:
     final: bool = False  # it is the agent's: going on from a checkpoint would end there again
 
     def __post_init__(self) -> None:
-        if len(self.traceback) > TRACEBACK:  # it ends with the agent's message, which can be of any length
-            object.__setattr__(
-                self, "traceback", f"{self.traceback[:TRACEBACK]}... ({len(self.traceback):,} characters)"
-            )
+        told = printable(self.traceback)
+        if len(told) > TRACEBACK:  # it ends with the agent's message, which can be of any length
+            told = f"{told[:TRACEBACK]}... ({len(told):,} characters)"
+        object.__setattr__(self, "traceback", told)
 
 
 def outcomes(runs: Mapping[str, Run], workers: int, terms: Terms) -> Generator[Record | Failure, None, None]:
@@ -175,7 +175,7 @@ def _serve(connection: Connection, terms: Terms) -> None:
     """The life of a process: one job after the other until the parent closes `connection`."""
     start()
     companion = Companion(terms.agent_timeout)
-    with suppress(EOFError, BrokenPipeError), closing(companion):
+    with suppress(EOFError, ConnectionError), closing(companion):
         connection.send(None)
         while True:
             key, run = connection.recv()

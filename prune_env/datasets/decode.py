@@ -15,6 +15,7 @@ from torchvision.transforms.v2 import functional
 from prune_env.datasets.source import Listing, Samples, Split
 
 BLOCK = 64  # images a thread takes at a time
+FOREIGN = {".heic", ".heif", ".avif", ".jxl"}  # images that some releases of Pillow do not know
 UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp")  # what programs add to a name as they write it
 
 
@@ -43,6 +44,8 @@ def image_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         entered.add(real)
+        if not folders and not files and place.lower().endswith(IMG_EXTENSIONS):
+            raise ValueError(f"{place} is an empty folder that is named like an image: take it away, or rename it")
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (Path(place, name) for name in files if not name.startswith(".")):
             if path.name.lower().endswith(IMG_EXTENSIONS):
@@ -63,11 +66,12 @@ def image_files(folder: Path) -> list[Path]:
 
 @cache
 def _unread_endings() -> frozenset[str]:
-    """Endings of files that Pillow opens as images, and `image_files` does not list."""
+    """Endings of images that `image_files` does not list: those that Pillow opens, and FOREIGN."""
     endings = Image.registered_extensions()  # has all of Pillow's formats imported
     stubs = {kind for kind, (opens, _) in Image.OPEN.items() if getattr(opens, "__base__", None) is StubImageFile}
     opened = {*Image.OPEN, "MPO"} - stubs  # MPO is opened as JPEG; stubs (HDF5, ...) are known and not decoded
-    return frozenset(ending for ending, kind in endings.items() if kind in opened) - {*IMG_EXTENSIONS}
+    known = {ending for ending, kind in endings.items() if kind in opened}
+    return frozenset(known | FOREIGN) - {*IMG_EXTENSIONS}
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -141,6 +141,8 @@ def _pieces(url: str, start: int) -> Iterator[tuple[int, bytes, int | None]]:
                     raise ConnectionError("it sends a web page in place of the file; open it in a browser to see why")
                 yield at, piece, total
                 at += len(piece)
+            if at == 0:
+                raise ConnectionError("it sends an empty file")
             if total is not None and at < total:
                 raise ConnectionError(f"closed after {at} of {total} bytes")
     except HTTPError as error:
