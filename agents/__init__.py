@@ -18,7 +18,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from agents import learned, parts, rules, switches
 from agents.bandits import UCB, UCB1, EpsilonGreedy
@@ -223,8 +223,8 @@ def _split(spec: str) -> tuple[str, str]:
     head, _, rest = spec.partition(":")
     attribute, _, options = rest.partition(":")
     if head == "learned" and rest:  # a path, and what follows it
-        path, comma, options = rest.partition(",")
-        return head, f"path={path!r}{comma}{options}"
+        path, options = cast(re.Match, re.fullmatch(r"(.*?)((?:,\w+=[^,]*)*)", rest, re.DOTALL)).groups()
+        return head, f"path={path!r}{options}"
     if head in AGENTS:
         return head, rest
     if attribute.isidentifier() and all(part.isidentifier() for part in head.split(".")):

@@ -216,13 +216,17 @@ def _sb3(path: str) -> Callable[[], Policy]:
 
     try:
         with ZipFile(path) as file:
-            module = json.loads(file.read("data"))["policy_class"]["__module__"]
+            module = str(json.loads(file.read("data"))["policy_class"]["__module__"])
     except (BadZipFile, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"policy {path} is damaged, or no zip of Stable-Baselines3: {error}") from error
     if module not in SB3:
         raise ValueError(f"policy {path} is of {module}; known are {', '.join(SB3)}")
     package, name = SB3[module]
-    model = getattr(importlib.import_module(package), name).load(path, device="cpu")
+    algorithm = getattr(importlib.import_module(package), name)
+    try:
+        model = algorithm.load(path, device="cpu")
+    except Exception as error:  # what unpickling a damaged file raises is anything
+        raise ValueError(f"policy {path} cannot be loaded: {type(error).__name__}: {error}") from error
     if model.observation_space.shape != (len(encoding.SUMMARY),) or model.action_space.shape != (len(encoding.RULE),):
         raise ValueError(f"policy {path} was not trained on summaries and rules: use prune_env/DigitsSummary-v0")
 

@@ -21,7 +21,7 @@ for _name, _dataset in {
     # no max_episode_steps: the end of the budget is the end of training, and terminates
     for _id, _face, _vector in (
         (_name, "prune_env.env:PruneEnv", "prune_env.vector:PruneVectorEnv"),
-        (f"{_name}Summary", "prune_env.wrappers:summary", "prune_env.wrappers:vector_summary"),
+        (f"{_name}Summary", "prune_env.wrappers:SummaryEnv", "prune_env.wrappers:vector_summary"),
     ):
         gymnasium.register(
             f"prune_env/{_id}-v0", entry_point=_face, vector_entry_point=_vector, kwargs={"dataset": _dataset}

@@ -27,6 +27,7 @@ RULE = (
     "mixup",  # share of the kept samples that are blended with a dropped one: none at -1, all at 1
 )
 SMALLEST_KEEP = 0.1
+SHARE_DIGITS = 6  # that a share has, which float32 keeps
 TILT = 2.0  # preference of a sample at the logit 1 of its rank, where the rule's number is 1
 MIDDLE_WIDTH = 1.8  # as in agents.difficulty.Middle
 MAX_RATIO = 3.0  # of a loss weight to the mean weight
@@ -217,7 +218,8 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, N
     keys = np.where(there, (1.0 - r) * preference + r * gumbel, -np.inf)  # (…, N)
 
     n = there.sum(axis=-1, keepdims=True)
-    k = np.maximum(1, np.rint(SMALLEST_KEEP ** ((1.0 - keep) / 2.0) * n)).astype(np.int64)  # (…, 1)
+    share = np.round(SMALLEST_KEEP ** ((1.0 - keep) / 2.0), SHARE_DIGITS)  # a half of an odd n is one, as for agents
+    k = np.maximum(1, np.rint(share * n)).astype(np.int64)  # (…, 1)
     kept, border = _largest(keys, k)
     kept &= there
     border = np.where(k < n, border, -np.inf)

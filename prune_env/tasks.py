@@ -52,12 +52,6 @@ class Task:
         rate = recipes.tuned(self.dataset, self.model, self.budget, self.label_noise)["lr"]
         return {**settings, "lr": factor * rate}
 
-    def __str__(self) -> str:
-        """The data set and what differs from a plain task, e.g. "digits, label_noise=0.1, budget=6"."""
-        plain = asdict(Task(dataset=self.dataset, root=self.root))
-        differing = [f"{name}={value}" for name, value in asdict(self).items() if value != plain[name]]
-        return ", ".join([self.dataset, *differing])
-
 
 @dataclass(frozen=True)
 class TaskDistribution:
@@ -276,7 +270,7 @@ class Episodes:
 class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
     """A `PruneEnv` whose every episode is of another task; its spaces, too, are those of the episode.
 
-    Policies need spaces that stay as they are: see `prune_env.wrappers.summary`, which makes them of this.
+    Policies need spaces that stay as they are: see `prune_env.wrappers.SummaryEnv`, which makes them of this.
 
     Args:
         tasks: what episodes draw from, with the generator that `reset` seeds; a name, or a distribution.
@@ -343,22 +337,29 @@ def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Ma
     Raises:
         ValueError: there is none; or `settings` has what tasks set, but for the data set, which an id brings, and
             which must be among theirs.
+        TypeError: `tasks` is something else.
     """
     if isinstance(tasks, str):
         tasks = TaskDistribution.named(tasks)
     elif isinstance(tasks, Mapping):  # what the JSON of a spec makes of one
         tasks = TaskDistribution(**tasks)
+    elif not isinstance(tasks, TaskDistribution):
+        raise TypeError(f"tasks is {tasks!r}; it must be a TaskDistribution, or the name of one")
     both = sorted(set(settings) & set(tasks.training[0].settings()) - {"dataset"})
     if both:
         raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
     sets = {task.dataset for task in (*tasks.training, *tasks.held_out)}
-    if settings.get("dataset", next(iter(sets))) not in sets:
-        raise ValueError(f"the tasks are of {', '.join(sorted(sets))}, not of {settings['dataset']}")
+    wanted = settings.get("dataset", [])
+    for dataset in [wanted] if isinstance(wanted, str) else wanted:  # of each member
+        if dataset not in sets:
+            raise ValueError(f"the tasks are of {', '.join(sorted(sets))}, not of {dataset}")
     return tasks
 
 
 def _settings(task: Task | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Keyword arguments of `PruneEnv`. Raises TypeError for what is no task."""
+    """Keyword arguments of `PruneEnv`, from all fields of a `Task`, too. Raises TypeError for what is no task."""
     if not isinstance(task, Task | Mapping | None):
         raise TypeError(f"task is {task!r}; it must be a Task, or a mapping of settings")
+    if isinstance(task, Mapping) and set(task) == {field.name for field in fields(Task)}:
+        task = Task(**dict(task))  # what asdict() makes of one
     return task.settings() if isinstance(task, Task) else None if task is None else dict(task)

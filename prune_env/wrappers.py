@@ -262,11 +262,14 @@ class VectorRuleAction(VectorWrapper):
         self._rngs: dict[int, np.random.Generator] = {}  # of member k
         self._seen: Observation = {}
         self._draws = np.zeros((env.num_envs, n, 2))
+        self._ended = np.zeros(env.num_envs, np.bool_)
 
     def reset(self, *, seed: Any = None, options: Options = None) -> tuple[Observation, dict[str, Any]]:
         """Start the next runs, and draws of their own; where a `reset_mask` spares a member, it keeps its draws."""
         observations, infos = self.env.reset(seed=seed, options=options)
-        self._see(observations, infos, _were_reset(infos, self.num_envs))
+        fresh = _were_reset(infos, self.num_envs)
+        self._ended &= ~fresh
+        self._see(observations, infos, fresh)
         return observations, infos
 
     def step(self, actions: ArrayLike) -> tuple[Observation, NDArray, NDArray, NDArray, dict[str, Any]]:
@@ -277,8 +280,12 @@ class VectorRuleAction(VectorWrapper):
             ValueError: the numbers are not (K, R), or not finite; nothing has changed then.
         """
         _require_reset(self._rngs)
-        chosen = _decode(self._seen, actions, self._draws)
+        numbers = np.array(actions, np.float64)
+        if numbers.shape == self.action_space.shape:
+            numbers[self._ended] = 0.0  # whose step only resets them, whatever their action
+        chosen = _decode(self._seen, numbers, self._draws)
         observations, rewards, terminated, truncated, infos = self.env.step(chosen)
+        self._ended = np.logical_or(terminated, truncated) & ~_were_reset(infos, self.num_envs)
         self._see(observations, infos, np.ones(self.num_envs, np.bool_))
         return observations, rewards, terminated, truncated, infos
 
@@ -291,21 +298,53 @@ class VectorRuleAction(VectorWrapper):
             self._draws[k] = _draw(self._rngs[k], observations["label"][k])
 
 
-def summary(tasks: str | TaskDistribution | None = None, **settings: Any) -> gym.Env:
+class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """A PruneEnv that is seen in the D numbers of a summary, and acted on by the R of a rule.
+
+    An environment in its own right, whose spaces stay as they are whatever the task: `env` is what it is made of, and
+    `get_wrapper_attr` finds the attributes of the PruneEnv within.
 
     Args:
         tasks: what each episode's task is drawn from, a name or a distribution; see `prune_env.tasks.TaskEnv`.
         settings: those of `PruneEnv`.
     """
-    return SummaryObservation(RuleAction(PruneEnv(**settings) if tasks is None else TaskEnv(tasks, **settings)))
 
+    metadata = PruneEnv.metadata
 
-summary.metadata = PruneEnv.metadata  # pyright: ignore[reportFunctionMemberAccess]  (gym.make looks for it here)
+    def __init__(self, tasks: str | TaskDistribution | None = None, **settings: Any):
+        within = PruneEnv(**settings) if tasks is None else TaskEnv(tasks, **settings)
+        self.env = SummaryObservation(RuleAction(within))
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+        self.render_mode = within.render_mode
+
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """As that of what is within."""
+        super().reset(seed=seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """As `RuleAction.step`."""
+        return self.env.step(action)
+
+    def render(self) -> Any:
+        """As `PruneEnv.render`."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Let go of the run."""
+        self.env.close()
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Whether this, or what is within, has the attribute."""
+        return super().has_wrapper_attr(name) or self.env.has_wrapper_attr(name)
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """The attribute of this, or of what is within. Raises AttributeError."""
+        return (super() if super().has_wrapper_attr(name) else self.env).get_wrapper_attr(name)
 
 
 def vector_summary(num_envs: int = 1, **settings: Any) -> VectorEnv:
-    """`summary` of K runs.
+    """`SummaryEnv` of K runs.
 
     Args:
         num_envs: K.

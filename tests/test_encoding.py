@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from agents.difficulty import Middle
+from agents.parts import how_many
 from prune_env import encoding, selection
-from prune_env.encoding import RULE, SUMMARY, begin, decode_rule, remember, summarize
+from prune_env.encoding import RULE, SUMMARY, begin, decode_rule, keep_number, remember, summarize
 from prune_env.stats import BOUNDS
 
 Obs = dict[str, np.ndarray]
@@ -550,6 +551,15 @@ def test_the_size_is_exact(n, keep):
     for randomness in (-1.0, 0.2, 1.0):
         numbers = rule(keep=keep, loss=0.5, randomness=randomness)
         assert kept(decode_rule(obs, numbers, uniforms(0, n))).sum() == plain_k(float(np.float32(keep)), n)
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.3, 0.35, 0.5, 0.7, 0.75, 0.9])
+def test_the_size_is_that_of_agents_also_in_single_precision(keep):
+    """Half of an odd number is rounded alike, whatever float32 makes of the rule's number."""
+    number = np.float32(keep_number(keep))
+    for n in range(1, 130):
+        chosen = kept(decode_rule(observe(0, n=n), rule(keep=number), uniforms(0, n)))
+        assert chosen.sum() == how_many(keep, n)
 
 
 @pytest.mark.parametrize("numbers", [{"loss": 1.0}, {"loss": -1.0, "age": 1.0, "volatility": 0.5}, {"middle": 1.0}, {}])

@@ -18,7 +18,7 @@ from agents.learned import Network
 from prune_env import tasks as distributions
 from prune_env.encoding import RULE, SUMMARY, decode_rule, keep_number
 from prune_env.tasks import TaskDistribution
-from prune_env.wrappers import summary
+from prune_env.wrappers import SummaryEnv
 from train import bench_scale, explain
 from train.explain import Recorder, Without, choices, inputs
 from train.practice import Pair, draw_pairs, play
@@ -151,7 +151,7 @@ def test_what_is_recorded_is_what_was_acted_on_in_the_runs_asked_for(width):
     accuracy = play(pairs, recorder, VARIED, width)
     seen, chosen = [], []
     for (task, seed), reached in zip(pairs, accuracy, strict=True):
-        env: Any = summary(**task.settings())
+        env: Any = SummaryEnv(**task.settings())
         now, info = env.reset(seed=seed)
         over = False
         while not over:
@@ -282,7 +282,7 @@ def test_means_are_over_what_was_seen(policy, monkeypatch):
     seen = []
     loaded = Network.load(policy)
     for task, seed in pairs:
-        env: Any = summary(**task.settings())
+        env: Any = SummaryEnv(**task.settings())
         now, _ = env.reset(seed=seed)
         over = False
         while not over:

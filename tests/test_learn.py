@@ -28,7 +28,7 @@ from prune_env.encoding import RULE, SUMMARY
 from prune_env.plain import pack, unpack
 from prune_env.tasks import Task, TaskDistribution
 from tests.soak import TINY_TASKS
-from train import checkpoints, episode, learn, search
+from train import checkpoints, episode, explain, learn, search
 from train.episode import Run
 from train.practice import FULL, draw_pairs, play
 from train.vec_env import SB3VecEnv
@@ -410,6 +410,51 @@ def test_arguments_that_are_wrong(arguments, words, tmp_path, capsys):
     for word in words:
         assert word in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('model = ["mlp:4", "nosuch"]', ["model", "nosuch"]),
+        ("budget = [1.0, 0.01]", ["budget"]),
+        ("train_size = [50, 9000]", ["train_size=9000"]),
+        ('train_size = [50, "a"]', ["train_size"]),
+        ("lr_factor = [1.0, -1.0]", ["lr"]),
+        ('root = ["/nowhere"]\ndataset = ["imagefolder"]', ["/nowhere"]),
+    ],
+)
+def test_values_of_tasks_that_are_wrong_are_told_before_anything_runs(line, words, tmp_path, capsys):
+    own = tmp_path / "own.toml"
+    own.write_text(f"validations = 1\nheld_outs = 0\n[values]\ntask_seed = [0, 1, 2]\n{line}\n")
+    assert learn.main(["--tasks", str(own), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --tasks {own}: Task(")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error.partition("): ")[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_tasks_without_validation_are_refused(tmp_path, capsys):
+    own = tmp_path / "own.toml"
+    own.write_text("validations = 0\nheld_outs = 0\n[values]\ntask_seed = [0, 1]\n")
+    assert learn.main(["--tasks", str(own), "--out", str(tmp_path / "out")]) == 2
+    assert explain.main(["--tasks", str(own), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("has no validation tasks") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_full_training_takes_long_the_pool_has_fewer_pairs(tiny, tmp_path, monkeypatch, capsys):
+    """The time is over at once: two pairs are played, and there is no training."""
+    monkeypatch.setattr(learn, "PAIRS", 2)
+    assert run(tmp_path, "ppo") == 0
+    folder = tmp_path / "tiny-ppo-0"
+    assert len(start_of(folder)["baseline"]) == 2
+    assert Network.load(folder / "policy.safetensors").card["training"]["pool"] == 2
+    assert "no time was left to train" in capsys.readouterr().out
+    assert run(tmp_path, "ppo", "--steps", "32", "--name", "by steps") == 0
+    assert len(start_of(tmp_path / "by steps")["baseline"]) == 4
+    assert "no time was left" not in capsys.readouterr().out
 
 
 def test_an_unknown_algorithm_is_refused(capsys):

@@ -319,9 +319,10 @@ def test_specs(policy, tmp_path):
     assert make(f"same_amounts:{spec}") == SameAmounts(agent=Learned(path=str(policy)))
     both = make(f"same_amounts:{spec},trust=True+anneal=0.25")
     assert both == Switched(agent=SameAmounts(agent=Learned(path=str(policy), trust=True)), anneal=0.25)
-    odd = tmp_path / "it's é.safetensors"
+    odd = tmp_path / "it's é, and more.safetensors"
     shutil.copy(policy, odd)
     assert make(f"learned:{odd}") == Learned(path=str(odd))
+    assert make(f"learned:{odd},trust=True") == Learned(path=str(odd), trust=True)
     for one in (spec, f"{spec},trust=True", f"same_amounts:{spec}+mixup=0.5", "rule:keep=0.3,loss=-1", "random_rule"):
         agents.check(one)
     for unchanged in (spec, f"same_amounts:{spec}", "learned", "random_rule", f"{spec}+mixup=0.5"):
@@ -345,7 +346,7 @@ def test_same_amounts_keep_as_many(policy):
         ("learned:{},trust='no'", ["trust must be True or False"]),
         ("learned:{},keep=0.5", ["'keep'", "trust=False"]),
         ("learned:{},path='a'", ["path='a'"]),
-        ("learned:{},True", ["option=value"]),
+        ("learned:{},True", ["safetensors,True cannot be read"]),
         ("learned:{}x", ["policy.safetensorsx cannot be read", "No such file"]),
         ("learned:{}/..", ["cannot be read"]),
         ("learned:nowhere.zip,trust=True", ["policy nowhere.zip cannot be read", "No such file"]),
@@ -473,6 +474,20 @@ def test_zips_that_are_none_of_stable_baselines3(tmp_path, data):
         with pytest.raises(ValueError, match=r"model.zip is damaged, or no zip of Stable-Baselines3"):
             Learned(path=str(at), trust=True)
         at.write_bytes(at.read_bytes()[:20])
+
+
+@pytest.mark.parametrize(("within", "old"), [("policy.pth", b""), ("data", b'"observation_space"')])
+def test_a_zip_that_is_damaged_within_is_named(tmp_path, within, old):
+    env, at = gym.make("prune_env/DigitsSummary-v0", train_size=60, model="mlp:4"), tmp_path / "m.zip"
+    PPO("MlpPolicy", env, n_steps=8, batch_size=8).save(at)
+    with zipfile.ZipFile(at) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    content[within] = content[within].replace(old, b'"x"') if old else b"junk"
+    with zipfile.ZipFile(at, "w") as file:
+        for name, data in content.items():
+            file.writestr(name, data)
+    with pytest.raises(ValueError, match=r"^policy .*m\.zip cannot be loaded: "):
+        Learned(path=str(at), trust=True)
 
 
 # Rules without a network

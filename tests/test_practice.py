@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from prune_env.encoding import RULE
 from prune_env.tasks import Task, TaskDistribution
-from prune_env.wrappers import summary
+from prune_env.wrappers import SummaryEnv
 from tests.processes import alive
 from train import practice, search
 from train.practice import FULL, Pair, Players, Practice, draw_pairs, make_env, play
@@ -90,7 +90,7 @@ class Steps:
 def alone(pair: Pair, policy: Any) -> tuple[float, int]:
     """Final validation accuracy of one run in an env of its own, and its steps."""
     task, seed = pair
-    env: Any = summary(**task.settings())
+    env: Any = SummaryEnv(**task.settings())
     seen, info = env.reset(seed=seed)
     over, steps = False, 0
     while not over:
@@ -121,7 +121,7 @@ def test_rules_are_of_all_or_of_each():
 
 def test_full_training_keeps_everything():
     task, seed = pair = pairs_of(1)[0]
-    env = summary(**task.settings())
+    env = SummaryEnv(**task.settings())
     env.reset(seed=seed)
     *_, info = env.step(FULL)
     assert info["kept"] == 1
@@ -169,7 +169,7 @@ def test_an_episode_is_judged_at_its_end_by_full_training():
     env = SB3VecEnv(Practice(make_env(members, TASKS), pairs, baseline, np.random.default_rng(4), 10.0))
     draws, points = np.random.default_rng(4), [2.0, 0.0, -3.0, -10.0, 10.0, -1.0]
     at = draws.integers(len(pairs), size=members)
-    begins = [summary(**task.settings()).reset(seed=seed)[0] for task, seed in pairs]
+    begins = [SummaryEnv(**task.settings()).reset(seed=seed)[0] for task, seed in pairs]
     np.testing.assert_array_equal(env.reset(), [begins[i] for i in at])
     ended = []
     for _ in range(60):

@@ -3,7 +3,7 @@
 import copy
 import pickle
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -24,10 +24,10 @@ from prune_env.wrappers import (
     AgentChoice,
     MaskAction,
     RuleAction,
+    SummaryEnv,
     SummaryObservation,
     VectorRuleAction,
     VectorSummaryObservation,
-    summary,
     vector_summary,
 )
 
@@ -53,7 +53,7 @@ STACKS = {
     "summary of choice": lambda: SummaryObservation(choice(make())),
     "summary of mask": lambda: SummaryObservation(MaskAction(make())),
     "mask of summary": lambda: MaskAction(SummaryObservation(make())),
-    "entry point": lambda: summary(**TASK),
+    "entry point": lambda: SummaryEnv(**TASK),
     "id": lambda: gym.make("prune_env/DigitsSummary-v0", **TASK),
     "wrapped id": lambda: RuleAction(gym.make("prune_env/Digits-v0", **TASK)),
 }
@@ -107,6 +107,19 @@ def test_both_checkers_pass(stack):
         if isinstance(env.action_space, spaces.Dict):
             return  # which SB3 has no agents for
         sb3.check_env(env, warn=True, skip_render_check=False)
+
+
+@pytest.mark.parametrize(("given", "within"), [(TASK, "budget"), ({"tasks": "digits"}, "tasks")], ids=["one", "tasks"])
+def test_what_the_ids_make_passes_both_checkers_without_a_warning(given, within):
+    """As they ask for it: what is within the wrappers that `gym.make` adds."""
+    env = gym.make("prune_env/DigitsSummary-v0", **given).unwrapped
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env_checker.check_env(env)
+        sb3.check_env(env, warn=True)
+    assert env.get_wrapper_attr(within)
+    with pytest.raises(AttributeError, match="no_such"):
+        env.get_wrapper_attr("no_such")
 
 
 @stacks
@@ -172,7 +185,7 @@ def test_a_spec_makes_the_same_env_also_from_json():
     for twin in twins:
         assert str(twin) == str(env)
         assert twin.spec == env.spec
-        assert cast(PruneEnv, twin.unwrapped).recipe.lr == 0.3
+        assert twin.get_wrapper_attr("recipe").lr == 0.3
         equal(play(twin, seed=4), play(env, seed=4))
 
 
@@ -385,7 +398,7 @@ def numbers_of(seed: int, steps: int, k: int = 3) -> np.ndarray:
 
 
 def test_a_vector_has_the_spaces_of_its_members():
-    env, single = vector(), summary(**TASK)
+    env, single = vector(), SummaryEnv(**TASK)
     assert env.single_observation_space == single.observation_space
     assert env.single_action_space == single.action_space
     assert env.observation_space.shape == (3, len(SUMMARY))
@@ -400,12 +413,13 @@ def test_a_vector_has_the_spaces_of_its_members():
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_vector_is_its_members_one_by_one_over_several_episodes(k):
-    env, singles = vector(k), [summary(**TASK) for _ in range(k)]
+    env, singles = vector(k), [SummaryEnv(**TASK) for _ in range(k)]
     observations, _ = env.reset(seed=7)
     for i, single in enumerate(singles):
         equal(observations[i], single.reset(seed=7 + i)[0])
     ended, episodes = [False] * k, [0] * k
     for numbers in numbers_of(0, 25, k):
+        numbers[ended] = np.nan  # of those that are only reset, nobody looks at them
         observations, rewards, terminated, truncated, infos = env.step(numbers)
         for i, single in enumerate(singles):
             if ended[i]:
@@ -424,7 +438,7 @@ def test_a_vector_is_its_members_one_by_one_over_several_episodes(k):
 
 def test_a_partial_reset_spares_the_others():
     env = vector(mode=AutoresetMode.DISABLED, budget=3.0)
-    singles = [summary(**{**TASK, "budget": 3.0}) for _ in range(3)]
+    singles = [SummaryEnv(**{**TASK, "budget": 3.0}) for _ in range(3)]
     env.reset(seed=0)
     for i, single in enumerate(singles):
         single.reset(seed=i)
@@ -477,7 +491,7 @@ PADDED = {
 @pytest.mark.parametrize("build", PADDED.values(), ids=PADDED)
 def test_a_padded_member_is_what_it_is_alone(build):
     env = build()
-    singles = [summary(**{**TASK, "train_size": n}) for n in SIZES]
+    singles = [SummaryEnv(**{**TASK, "train_size": n}) for n in SIZES]
     env.reset(seed=5)
     for i, single in enumerate(singles):
         single.reset(seed=5 + i)
@@ -496,7 +510,7 @@ def test_a_padded_member_is_what_it_is_alone(build):
 
 
 def test_a_member_that_ended_can_be_reset_at_once():
-    env, singles = vector(), [summary(**TASK) for _ in range(3)]
+    env, singles = vector(), [SummaryEnv(**TASK) for _ in range(3)]
     env.reset(seed=0)
     for i, single in enumerate(singles):
         single.reset(seed=i)
@@ -547,7 +561,7 @@ def test_the_summary_id_makes_a_vector_of_the_same_runs(vectorization):
         env = gym.make_vec("prune_env/DigitsSummary-v0", num_envs=2, vectorization_mode=vectorization, **TASK)
     seen, expected = (each.reset(seed=3)[0] for each in (env, vector(2)))
     np.testing.assert_allclose(seen, expected, atol=1e-6)
-    assert env.single_action_space == summary(**TASK).action_space
+    assert env.single_action_space == SummaryEnv(**TASK).action_space
     spent = [env.step(numbers)[4]["spent"] for numbers in numbers_of(0, 2, 2)]
     assert np.shape(spent) == (2, 2)
     env.close()

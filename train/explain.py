@@ -6,7 +6,7 @@ mean. Writes choices.png and inputs.txt beside the policy, or into --out.
 
 from __future__ import annotations
 
-import os
+import itertools
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,6 +22,7 @@ from rich.table import Table
 from agents.learned import SHIPPED, Network
 from prune_env import files
 from prune_env.encoding import RULE, SMALLEST_KEEP, SUMMARY
+from prune_env.residence import cores
 from train import statistics, table
 from train.figures import COLOURS, png
 from train.practice import Pair, Players, distribution, play
@@ -39,7 +40,7 @@ class Arguments:
     """Distribution, or a TOML file of one, whose validation tasks are played."""
     seeds: int = 3
     """Of each task."""
-    processes: int = os.cpu_count() or 1
+    processes: int = cores()
     """Processes that share the work."""
     out: Path | None = None
     """Folder for choices.png and inputs.txt; by default that of the policy."""
@@ -103,7 +104,7 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
     figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
     panels = figure.subplots(2, 4, sharex=True)
     edges = np.linspace(0.0, 1.0, BINS + 1)
-    for colour, (group, recorder) in zip(COLOURS, recorders.items(), strict=False):
+    for colour, (group, recorder) in zip(itertools.cycle(COLOURS), recorders.items(), strict=False):
         spent = (np.concatenate(recorder.seen)[:, SUMMARY.index("spent")] + 1.0) / 2.0
         chosen = np.concatenate(recorder.chosen)
         place = np.clip(np.digitize(spent, edges) - 1, 0, BINS - 1)
@@ -139,6 +140,8 @@ def main(args: list[str] | None = None) -> int:
             if getattr(given, name) < 1:
                 raise ValueError(f"{name} is {getattr(given, name)}; it must be at least 1")
         tasks, network = distribution(given.tasks), Network.load(given.policy)
+        if not tasks.validation:
+            raise ValueError(f"{given.tasks} has no validation tasks, which are what is played")
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

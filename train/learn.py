@@ -10,7 +10,6 @@ import importlib
 import io
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,9 +34,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
 from agents.learned import Network
-from prune_env import files
+from prune_env import PruneEnv, files
 from prune_env.encoding import RULE
 from prune_env.plain import pack, unpack
+from prune_env.residence import cores
 from prune_env.tasks import TaskDistribution
 from train import checkpoints, engines, provenance, search
 from train.checkpoints import Keeper
@@ -51,6 +51,8 @@ CLIP = 10.0  # points, see Practice
 VALIDATION_SEEDS = range(10_000, 10_005)  # of each validation task
 GENERATIONS = 18  # of the search for the best fixed rule
 SEARCH_SHARE = 0.4  # of the time, after which that search ends at the latest
+BASELINE_SHARE = 0.15  # of the time, after which the pool gets no more pairs
+PAIRS = 128  # that full training is run on between two looks at the clock
 # arguments that cannot change when a run goes on: they decide what is drawn
 OF = ("tasks", "algo", "seed", "pool", "members", "processes", "evaluate_every")
 PROBES = 64  # runs in which the scale of summaries is measured
@@ -76,8 +78,9 @@ class Arguments:
     First the best fixed rule is searched; the policy starts as that rule. An episode is
     rewarded at its end, by its validation accuracy over that of full training and of that rule on the same task and
     seed. Held-out tasks are never touched. OUT/NAME gets policy.safetensors (for `--agents learned:PATH`),
-    evaluations.jsonl, TensorBoard's events, the algorithm's own model.zip, and what is needed to go on: the same
-    command again does, from the last evaluation. With --steps alone a run that was killed ends as one that was not.
+    evaluations.jsonl, TensorBoard's events, the algorithm's own model.zip (recurrent_ppo leaves that alone: for
+    `--agents learned:PATH,trust=True`), and what is needed to go on: the same command again does, from the last
+    evaluation. With --steps alone a run that was killed ends as one that was not.
     """
 
     tasks: str = "digits"
@@ -85,19 +88,19 @@ class Arguments:
     algo: Literal["ppo", "a2c", "sac", "ars", "recurrent_ppo"] = "ppo"
     """Of Stable-Baselines3, the last two of sb3-contrib."""
     minutes: float | None = None
-    """Time for all of it; 10 without --steps."""
+    """Time for all of it; 10 without --steps. What comes before training is cut short, but takes some of it."""
     steps: int | None = None
     """Steps of students (epochs of theirs) to train for; with --minutes, what comes first ends it."""
     members: int = 96
     """Students in training at once."""
-    processes: int = min(96, os.cpu_count() or 1)
+    processes: int = min(96, cores())
     """Processes that they are spread over, by default one a core; another number draws other episodes."""
     engine: Literal["local", "ray"] = "local"
     """Where these processes are: on this machine, or on a Ray cluster; see docs/scale.md."""
     address: str | None = None
     """With ray: of the cluster, `auto` or HOST:PORT; by default one is started on this machine, and ended."""
     pool: int = 512
-    """Pairs of training task and seed that episodes are drawn from."""
+    """Pairs of training task and seed that episodes are drawn from; fewer where full training on them takes long."""
     evaluate_every: int = 49_152
     """Steps between evaluations on validation tasks; each begins with new episodes."""
     seed: int = 0
@@ -306,6 +309,7 @@ class Learning(BaseCallback):
                 self._clock()
                 self._keeper.save(0, self._kept)
             self._start = Start(**self._kept["start"])
+            self._pairs = self._pairs[: len(self._start.baseline)]
             with closing(self._shards()) as self._env:
                 self._former = self._kept["state"]["episodes"]
                 logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
@@ -313,6 +317,8 @@ class Learning(BaseCallback):
                     pass
             self._renew()
             self._keeper.end()
+            if not self._kept["state"]["steps"]:
+                self._console.print("no time was left to train: this is the best fixed rule; give more --minutes")
 
     def _shards(self) -> Shards:
         given = self._given
@@ -345,8 +351,13 @@ class Learning(BaseCallback):
     def _prepare(self) -> Start:
         """The baseline, the best fixed rule and the scale of summaries."""
         given, players = self._given, self._players
-        self._console.print(f"full training on {len(self._pairs)} pairs of task and seed, for comparison")
-        baseline = players.play(self._pairs, FULL)
+        self._console.print(f"full training on up to {given.pool} pairs of task and seed, for comparison")
+        played: list[NDArray] = []
+        while sum(map(len, played)) < given.pool and (not played or self._seconds < BASELINE_SHARE * self._limit):
+            at = len(played) * PAIRS
+            played.append(players.play(self._pairs[at : at + PAIRS], FULL))
+        baseline = np.concatenate(played)
+        self._pairs = self._pairs[: len(baseline)]
         until = self._seconds + SEARCH_SHARE * self._limit
 
         def go_on(generations: int) -> bool:
@@ -472,7 +483,23 @@ def check(given: Arguments) -> TaskDistribution:
             raise ValueError(f"--{name} is {value}; it must be above 0")
     if given.seed < 0:
         raise ValueError(f"--seed is {given.seed}; it must be 0 or more")
+    if not tasks.validation:
+        raise ValueError(f"--tasks {given.tasks} has no validation tasks, by which the best policy is chosen")
+    _try(tasks, given.tasks)
     return tasks
+
+
+def _try(tasks: TaskDistribution, name: str) -> None:
+    """Make an environment for each value that tasks have. Raises ValueError for the first that cannot be."""
+    tried: set[tuple[str, Any]] = set()
+    for task in (*tasks.training, *tasks.validation):
+        values = set(asdict(task).items())
+        if not values <= tried:
+            try:
+                PruneEnv(**task.settings())
+            except (TypeError, ValueError, OSError) as error:
+                raise ValueError(f"--tasks {name}: {task}: {' '.join(str(error).split())}") from error
+            tried |= values
 
 
 def _zipped(model: BaseAlgorithm) -> bytes:

@@ -8,7 +8,6 @@ Everyone else uses the rate that is best for `full`: the baseline of every compa
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from rich.table import Table
 import prune_env
 from prune_env import datasets, files
 from prune_env.recipes import Recipe
+from prune_env.residence import cores
 from train import process
 
 RECIPES = Path(str(resources.files("prune_env").joinpath("recipes.json")))
@@ -56,7 +56,7 @@ class Args:
     """Side of the images; the id's default without."""
     root: str | None = None
     """Where the images are; else PRUNE_ENV_DATA."""
-    workers: int = os.cpu_count() or 1
+    workers: int = cores()
     """Parallel processes of one thread each."""
     save: str | None = None
     """Data set, or "*" for any other, whose entry in prune_env/recipes.json the best rates replace."""
