@@ -558,7 +558,7 @@ def test_the_size_is_that_of_agents_also_in_single_precision(keep):
     """Half of an odd number is rounded alike, whatever float32 makes of the rule's number."""
     number = np.float32(keep_number(keep))
     for n in range(1, 130):
-        chosen = kept(decode_rule(observe(0, n=n), rule(keep=number), uniforms(0, n)))
+        chosen = kept(decode_rule(observe(0, n=n), rule(keep=float(number)), uniforms(0, n)))
         assert chosen.sum() == how_many(keep, n)
 
 
