@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -25,7 +26,7 @@ import prune_env
 from prune_env import data, files
 from tests import trees
 from tests.processes import fork, wait
-from train import checkpoints, curves, engines, evaluate, process, provenance, results, table, workers
+from train import checkpoints, curves, engines, evaluate, process, provenance, results, runner, table, workers
 from train.diagnostics import class_visits, gini
 from train.episode import Run, play
 
@@ -572,6 +573,18 @@ def test_a_kill_while_events_are_written_is_mended_by_the_same_command(done: Don
     found = {path.relative_to(tmp_path / "small") for path in (tmp_path / "small").rglob("*")}
     assert {path for path in found if path.parts[0] != "tensorboard"} == expected
     assert len(list((tmp_path / "small" / "tensorboard").iterdir())) == 2
+
+
+def test_an_interruption_of_the_plan_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "make_plan", interrupted)
+    assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_report_is_written_by_who_has_the_folder(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
