@@ -301,8 +301,8 @@ class VectorRuleAction(VectorWrapper):
 class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """A PruneEnv that is seen in the D numbers of a summary, and acted on by the R of a rule.
 
-    An environment in its own right, whose spaces stay as they are whatever the task: `env` is what it is made of, and
-    `get_wrapper_attr` finds the attributes of the PruneEnv within.
+    An environment in its own right, whose spaces stay as they are whatever the task. What else is asked of it, as
+    `trainer` or `recipe`, is what the PruneEnv within has, or the `TaskEnv`.
 
     Args:
         tasks: what each episode's task is drawn from, a name or a distribution; see `prune_env.tasks.TaskEnv`.
@@ -313,34 +313,31 @@ class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def __init__(self, tasks: str | TaskDistribution | None = None, **settings: Any):
         within = PruneEnv(**settings) if tasks is None else TaskEnv(tasks, **settings)
-        self.env = SummaryObservation(RuleAction(within))
-        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+        self._within = SummaryObservation(RuleAction(within))
+        self.observation_space, self.action_space = self._within.observation_space, self._within.action_space
         self.render_mode = within.render_mode
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while this is being copied, and has nothing within yet
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self._within.unwrapped, name)
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """As that of what is within."""
         super().reset(seed=seed)
-        return self.env.reset(seed=seed, options=options)
+        return self._within.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """As `RuleAction.step`."""
-        return self.env.step(action)
+        return self._within.step(action)
 
     def render(self) -> Any:
         """As `PruneEnv.render`."""
-        return self.env.render()
+        return self._within.render()
 
     def close(self) -> None:
         """Let go of the run."""
-        self.env.close()
-
-    def has_wrapper_attr(self, name: str) -> bool:
-        """Whether this, or what is within, has the attribute."""
-        return super().has_wrapper_attr(name) or self.env.has_wrapper_attr(name)
-
-    def get_wrapper_attr(self, name: str) -> Any:
-        """The attribute of this, or of what is within. Raises AttributeError."""
-        return (super() if super().has_wrapper_attr(name) else self.env).get_wrapper_attr(name)
+        self._within.close()
 
 
 def vector_summary(num_envs: int = 1, **settings: Any) -> VectorEnv:

@@ -195,8 +195,7 @@ def images() -> Iterator[dict[str, str]]:
 def episode(name: str, seed: int, **settings: Any) -> list[Numbers]:
     """A run of `prune_env/{name}`, and the beginning of the next."""
     env = gym.make(f"prune_env/{name}", **settings)
-    within = getattr(env.unwrapped, "env", env).unwrapped  # what a SummaryEnv is made of
-    core, rng = cast(PruneEnv, within), np.random.default_rng(11)
+    core, rng = cast(PruneEnv, env.unwrapped), np.random.default_rng(11)
     seen, info = env.reset(seed=seed)
     steps, done = [{**_recipe(core), **_numbers(core, seen, info)}], False
     while not done:

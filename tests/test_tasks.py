@@ -341,7 +341,7 @@ def made(**settings) -> gym.Env:
 def of_episode(env: gym.Env) -> tuple:
     """What tells the task of this episode."""
     within: Any = env.unwrapped
-    run = within.env.unwrapped.env
+    run = within.env
     return len(run.train_data), int(run.train_data.wrong.sum()), run.recipe.model, run.recipe.lr, run.budget
 
 
