@@ -222,9 +222,8 @@ def _sb3(path: str) -> Callable[[], Policy]:
     if module not in SB3:
         raise ValueError(f"policy {path} is of {module}; known are {', '.join(SB3)}")
     package, name = SB3[module]
-    algorithm = getattr(importlib.import_module(package), name)
     try:
-        model = algorithm.load(path, device="cpu")
+        model = getattr(importlib.import_module(package), name).load(path, device="cpu")
     except Exception as error:  # what unpickling a damaged file raises is anything
         raise ValueError(f"policy {path} cannot be loaded: {type(error).__name__}: {error}") from error
     if model.observation_space.shape != (len(encoding.SUMMARY),) or model.action_space.shape != (len(encoding.RULE),):

@@ -20,7 +20,7 @@ PYTHONS = {  # names that Python, or its library, gives a class
     "__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__slots__", "__annotations__", "__hash__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__type_params__", "__parameters__", "__orig_bases__",
     "__match_args__", "__dataclass_fields__", "__dataclass_params__", "__abstractmethods__", "_abc_impl",
-    "__static_attributes__", "__firstlineno__", "__protocol_attrs__", "__non_callable_proto_members__",
+    "__static_attributes__", "__firstlineno__", "__slotnames__", "__protocol_attrs__", "__non_callable_proto_members__",
 }  # fmt: skip
 
 

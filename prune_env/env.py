@@ -17,7 +17,6 @@ from prune_env import data, models, render, selection, stats
 from prune_env.checks import real, text
 from prune_env.compute import Ledger
 from prune_env.recipes import Recipe, tuned
-from prune_env.together import run_epochs
 from prune_env.trainer import EpochResult, Trainer
 
 DEFAULT_MODEL = {"digits": "mlp", "imagenet": "torchvision:resnet50"}  # every other source: convnet
@@ -223,8 +222,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
             TypeError, ValueError: the action is not valid, see `selection.check`; nothing has changed then.
         """
-        trainer, chosen = self.running, self.choose(action)
-        return self.conclude(*run_epochs([trainer], [chosen]))
+        return self.conclude(self.running.run_epoch(self.choose(action)))
 
     @property
     def running(self) -> Trainer:

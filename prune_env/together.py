@@ -1,8 +1,7 @@
-"""One epoch of one student or many: fully connected ones of like shape in batched matrix products, others in turn."""
+"""One epoch of many students: fully connected ones of like shape in batched matrix products, others in turn."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,44 +16,36 @@ from prune_env.selection import Selection
 from prune_env.trainer import EVALUATION_BATCH, EpochResult, Plan, Trainer, pack, tally
 
 FETCHED = 2**22  # numbers of images that are gathered at a time: 16 MiB
-NARROW = 64  # hidden layers of less are padded to this width: it is the calls that cost, not the work
+NARROW = 128  # hidden layers up to this width are padded to the widest: it is the calls that cost, not the work
 
 
 def run_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> list[EpochResult]:
     """What `run_epoch` of each of K distinct trainers does with its selection, to the rounding of sums.
 
-    Students whose layers can be stacked are trained so even if there is one: its weights are then those that it would
-    have among any others, bit for bit, where rounding in another order grows tenthousandfold in an episode. On a CPU
-    vmapped convolutions are slower than a loop, and batched matrix products faster.
+    On a CPU vmapped convolutions are slower than a loop, and batched matrix products faster.
     """
     results: dict[int, EpochResult] = {}
-    alike: dict[tuple | int, list[int]] = defaultdict(list)
+    alike: dict[object, list[int]] = defaultdict(list)
     for i, trainer in enumerate(trainers):
         alike[_shape(trainer) or i].append(i)
-    for shape, members in alike.items():
-        if isinstance(shape, int):
-            results[shape] = trainers[shape].run_epoch(selections[shape])
+    for members in alike.values():
+        if len(members) == 1:
+            results[members[0]] = trainers[members[0]].run_epoch(selections[members[0]])
         else:
             done = _run_alike([trainers[i] for i in members], [selections[i] for i in members])
             results |= zip(members, done, strict=True)
     return [results[i] for i in range(len(trainers))]
 
 
-def _shape(trainer: Trainer) -> tuple | None:
+def _shape(trainer: Trainer) -> object:
     """What students have in common whose layers can be stacked; None if this one has to train by itself."""
     layers = list(trainer.model)[1:] if isinstance(trainer.model, nn.Sequential) else []
     alone = trainer.bf16 or trainer.recipe.compile != "off" or trainer.ranks.size > 1
     if alone or not layers or not all(isinstance(layer, nn.Linear | nn.ReLU) for layer in layers):
         return None
+    hidden = tuple(max(layer.out_features, NARROW) for layer in layers[:-1] if isinstance(layer, nn.Linear))
     images = tuple(trainer.train_data.images.shape[1:]), trainer.train_data.augment
-    return tuple(_widths(trainer)), images, trainer.batch_size, trainer.device
-
-
-def _widths(trainer: Trainer) -> list[int]:
-    """Of a student's features, padded hidden layers, and classes."""
-    *hidden, last = (layer for layer in trainer.model.children() if isinstance(layer, nn.Linear))
-    hidden = [max(layer.out_features, NARROW) for layer in hidden]
-    return [math.prod(trainer.train_data.images.shape[1:]), *hidden, last.out_features]
+    return hidden, len(trainer.train_data.classes), images, trainer.batch_size, trainer.device
 
 
 def _run_alike(trainers: list[Trainer], selections: list[Selection]) -> list[EpochResult]:
@@ -83,20 +74,17 @@ def _run_alike(trainers: list[Trainer], selections: list[Selection]) -> list[Epo
 class _Stack:
     """The layers of K students, stacked, with their momenta; forward, backward and SGD written out.
 
-    What is added to narrow layers has weights of 0, so that its outputs and gradients are 0, and stays so.
+    Layers are as wide as the widest student's. What is added to others has weights of 0, so that its outputs and
+    gradients are 0, and stays so.
     """
 
     def __init__(self, trainers: list[Trainer]):
         self.trainers = trainers
         self.device = trainers[0].device
         columns = [list(trainer.model.parameters()) for trainer in trainers]
+        self.parameters = [_padded([p.detach() for p in layer]) for layer in zip(*columns, strict=True)]
         momenta = [[_momentum(trainer, p) for p in column] for trainer, column in zip(trainers, columns, strict=True)]
-        widths = _widths(trainers[0])
-        shapes = [shape for given, made in itertools.pairwise(widths) for shape in ((made, given), (made,))]
-        self.parameters, self.momenta = (
-            [_padded(layer, shape) for *layer, shape in zip(*of_students, shapes, strict=True)]
-            for of_students in (columns, momenta)
-        )
+        self.momenta = [_padded(layer) for layer in zip(*momenta, strict=True)]
         recipes = [trainer.recipe for trainer in trainers]
         self.decay = torch.tensor([recipe.weight_decay for recipe in recipes], device=self.device)  # (K,) each
         self.factor = torch.tensor([recipe.momentum for recipe in recipes], device=self.device)
@@ -233,9 +221,9 @@ class _Stack:
         gradient = (logits.softmax(dim=-1) - target) * weight[..., None]  # of sum(w_i l_i) by the logits
         for layer in reversed(range(len(inputs))):
             w, h = self.parameters[2 * layer][:a], inputs[layer]
-            gradients = [_product(gradient.transpose(1, 2), h), gradient.sum(dim=1)]
+            gradients = [torch.bmm(gradient.transpose(1, 2), h), gradient.sum(dim=1)]
             if layer:
-                gradient = _product(gradient, w).masked_fill_(h <= 0.0, 0.0)
+                gradient = torch.bmm(gradient, w).masked_fill_(h <= 0.0, 0.0)
             for i, g in enumerate(gradients, start=2 * layer):
                 self._descend(i, g, rate)
         return logits
@@ -287,29 +275,22 @@ def _forward(parameters: list[Tensor], x: Tensor) -> list[Tensor]:
     inputs = [x]
     for layer in range(0, len(parameters), 2):
         w, b = parameters[layer : layer + 2]
-        out = _product(inputs[-1], w.transpose(1, 2)) + b[:, None]
+        out = torch.baddbmm(b[:, None], inputs[-1], w.transpose(1, 2))
         inputs.append(out.relu_() if layer + 2 < len(parameters) else out)
     return inputs
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix products (A, R, C) of a (A, R, M) and b (A, M, C), each the same for any A.
-
-    MKL gives the sums of a product that is alone to several threads, which rounds otherwise; two are shared out whole.
-    """
-    if len(a) > 1 or torch.get_num_threads() == 1:
-        return torch.bmm(a, b)
-    return torch.bmm(a.expand(2, -1, -1), b.expand(2, -1, -1))[:1]
 
 
 _ROWS = {"index": np.int64, "partner": np.int64, "weight": np.float32, "share": np.float32}
 
 
-def _padded(tensors: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
-    """Tensors of up to this shape, stacked; zeros where one is smaller."""
-    stacked = tensors[0].new_zeros(len(tensors), *shape)
+def _padded(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of one number of axes, stacked; zeros where one is smaller than the largest."""
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) == 1:
+        return torch.stack(list(tensors))
+    stacked = tensors[0].new_zeros(len(tensors), *map(max, zip(*shapes, strict=True)))
     for k, tensor in enumerate(tensors):
-        stacked[(k, *map(slice, tensor.shape))] = tensor.detach()
+        stacked[(k, *map(slice, tensor.shape))] = tensor
     return stacked
 
 

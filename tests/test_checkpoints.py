@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from prune_env import PruneEnv, files, select, together
+from prune_env import PruneEnv, files, select
 from prune_env.plain import pack, unpack
 from prune_env.trainer import Trainer
 from tests import trees
@@ -213,7 +213,7 @@ def at_call(many: int, happens: Callable[[], None], function: Callable[..., Any]
 # where a process is killed, and what is called there
 POINTS: dict[str, tuple[Any, str]] = {
     "decision": (companion.Seat, "act"),  # between a checkpoint and the step that follows
-    "batch": (together._Stack, "_step"),  # two batches a step, so in mid-epoch
+    "batch": (Trainer, "_settle_norms"),  # two batches a step, so in mid-epoch
     "statistics": (Trainer, "conclude"),  # trained, validated, and not yet entered
     "recording": (Keeper, "due"),  # the step is done, and recorded
     "saving": (files, "seal"),  # the step is done, and no checkpoint of it begun

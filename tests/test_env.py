@@ -448,14 +448,13 @@ def test_paired_seeds_share_weights_and_order():
     orders: list[list[int]] = [[], []]
 
     def spy(trainer: Trainer, order: list[int]) -> None:
-        plan = trainer.plan
+        fetch = trainer._fetch
 
-        def noting(selection):
-            planned = plan(selection)
-            order.extend(planned.chosen.indices.tolist())
-            return planned
+        def noting(indices, sizes):
+            order.extend(indices.tolist())
+            return fetch(indices, sizes)
 
-        trainer.plan = noting  # pyright: ignore[reportAttributeAccessIssue]
+        trainer._fetch = noting  # pyright: ignore[reportAttributeAccessIssue]
 
     for env, order in zip(envs, orders, strict=True):
         spy(student(env), order)

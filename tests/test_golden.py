@@ -66,7 +66,7 @@ def sgd(**changed: Any):
 
 
 CHANGES = {
-    "1 % of the momentum": (setting("momentum", 0.891), "Digits-v0"),
+    "1 % of the momentum": (sgd(momentum=0.891), "Digits-v0"),
     "no Nesterov": (sgd(nesterov=False), "CIFAR10-v0"),
     "one more batch of warm-up": (setting("warmup", 0.1 + 32 / 120 / 2.0), "Digits-v0"),
     "a little label smoothing": (setting("label_smoothing", 0.01), "CIFAR100-v0"),

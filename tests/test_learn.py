@@ -488,6 +488,7 @@ def test_a_folder_of_other_tasks_or_code_is_left_alone(tiny, tmp_path, capsys, m
     ):
         with monkeypatch.context() as patch:
             change(patch)
+            patch.setattr(learn, "_try", lambda *_: None)  # other tasks than `tiny` lets be built
             assert run(tmp_path, "ppo", "--steps", "64") == 2
         said = "holds a run from when the tasks 'tiny', or the code that trains students, were others"
         assert said in (error := capsys.readouterr().err)

@@ -237,13 +237,12 @@ def running(env: PruneEnv) -> Trainer:
 
 def spoiled(env: PruneEnv, sick: str) -> tuple:
     """What the step returns in which training, scoring or validation breaks, or all the weights do."""
-    action = select(np.arange(100) < 40, 0.2, np.arange(100) >= 90)
     if sick == "weights":
         with torch.no_grad():
             next(iter(running(env).model.parameters())).fill_(math.nan)
-        return env.step(action)
-    Watched(running(env), 10, spoil={sick: [4]})  # passes that a convolution takes; `beside others` breaks an mlp's
-    return env.conclude(running(env).run_epoch(env.choose(action)))
+    else:
+        Watched(running(env), 10, spoil={sick: [4]})
+    return env.step(select(np.arange(100) < 40, 0.2, np.arange(100) >= 90))
 
 
 COUNTS = {"trained": 1, "scored": 1, "validated": 1, "weights": 40 + 10 + 260}

@@ -1,11 +1,10 @@
 """Many runs behind Gymnasium's VectorEnv: what K single environments would do, whatever they differ in."""
 
-import functools
 import itertools
 import json
 import random
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -168,29 +167,6 @@ def test_members_are_single_environments_that_augment_colour_images(tmp_path):
     assert isinstance(env, PruneVectorEnv)
     assert all(member.train_data.augment for member in env.envs)
     compare(env, one_by_one(env, *({**task, "dataset": "imagefolder", "train_size": n} for n in (28, 20, 28))))
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_whole_episodes_give_the_same_weights_bit_for_bit(threads, request):
-    """At full size and rate, where a difference in the last place would grow to one in the third."""
-    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
-    torch.set_num_threads(threads)
-    models, budgets = ["mlp", "mlp:8", "mlp:24", "mlp:64-64", "mlp"], [6.0, 4.0, 6.0, 6.0, 3.0]
-    env = gym.make_vec("prune_env/Digits-v0", num_envs=5, model=models, budget=budgets)
-    assert isinstance(env, PruneVectorEnv)
-    env.reset(seed=0)
-    singles = [PruneEnv(model=model, budget=budget) for model, budget in zip(models, budgets, strict=True)]
-    for k, single in enumerate(singles):
-        single.reset(seed=k)
-    rng, going = np.random.default_rng(0), set(range(5))
-    while going:
-        actions = some_actions(env, rng)
-        ended = env.step(actions)[2]
-        for k in sorted(going):
-            assert singles[k].step({name: rows[k] for name, rows in actions.items()})[2] == ended[k]
-            ours, alone = trainers(env)[k].model, cast(Trainer, singles[k].trainer).model
-            assert all(map(torch.equal, ours.parameters(), alone.parameters()))
-        going -= set(np.flatnonzero(ended).tolist())  # the next step starts their next episodes
 
 
 def test_one_member_is_one_environment():
