@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prune_env import augment, stats
@@ -16,13 +18,15 @@ from prune_env.selection import Selection
 from prune_env.trainer import EVALUATION_BATCH, EpochResult, Plan, Trainer, pack, tally
 
 FETCHED = 2**22  # numbers of images that are gathered at a time: 16 MiB
-NARROW = 128  # hidden layers up to this width are padded to the widest: it is the calls that cost, not the work
+PROBED = 8  # products that are tried in one batch; more are taken to round like these
 
 
 def run_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> list[EpochResult]:
-    """What `run_epoch` of each of K distinct trainers does with its selection, to the rounding of sums.
+    """What `run_epoch` of each of K distinct trainers does with its selection.
 
-    On a CPU vmapped convolutions are slower than a loop, and batched matrix products faster.
+    On a CPU vmapped convolutions are slower than a loop, and batched matrix products faster. Students that are stacked
+    take the operations of `run_epoch` one by one, on shapes that give every number the same rounding: training
+    amplifies the smallest difference, over a long episode to a tenth of a weight.
     """
     results: dict[int, EpochResult] = {}
     alike: dict[object, list[int]] = defaultdict(list)
@@ -43,9 +47,10 @@ def _shape(trainer: Trainer) -> object:
     alone = trainer.bf16 or trainer.recipe.compile != "off" or trainer.ranks.size > 1
     if alone or not layers or not all(isinstance(layer, nn.Linear | nn.ReLU) for layer in layers):
         return None
-    hidden = tuple(max(layer.out_features, NARROW) for layer in layers[:-1] if isinstance(layer, nn.Linear))
+    # widths are not padded: products of other shapes round otherwise
+    widths = tuple(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
     images = tuple(trainer.train_data.images.shape[1:]), trainer.train_data.augment
-    return hidden, len(trainer.train_data.classes), images, trainer.batch_size, trainer.device
+    return widths, images, trainer.batch_size, trainer.recipe.label_smoothing, trainer.device
 
 
 def _run_alike(trainers: list[Trainer], selections: list[Selection]) -> list[EpochResult]:
@@ -72,23 +77,16 @@ def _run_alike(trainers: list[Trainer], selections: list[Selection]) -> list[Epo
 
 
 class _Stack:
-    """The layers of K students, stacked, with their momenta; forward, backward and SGD written out.
-
-    Layers are as wide as the widest student's. What is added to others has weights of 0, so that its outputs and
-    gradients are 0, and stays so.
-    """
+    """The layers of K students, stacked, with their momenta; forward and backward written out."""
 
     def __init__(self, trainers: list[Trainer]):
         self.trainers = trainers
         self.device = trainers[0].device
         columns = [list(trainer.model.parameters()) for trainer in trainers]
-        self.parameters = [_padded([p.detach() for p in layer]) for layer in zip(*columns, strict=True)]
+        self.parameters = [torch.stack([p.detach() for p in layer]) for layer in zip(*columns, strict=True)]
         momenta = [[_momentum(trainer, p) for p in column] for trainer, column in zip(trainers, columns, strict=True)]
-        self.momenta = [_padded(layer) for layer in zip(*momenta, strict=True)]
-        recipes = [trainer.recipe for trainer in trainers]
-        self.decay = torch.tensor([recipe.weight_decay for recipe in recipes], device=self.device)  # (K,) each
-        self.factor = torch.tensor([recipe.momentum for recipe in recipes], device=self.device)
-        self.smoothing = torch.tensor([recipe.label_smoothing for recipe in recipes], device=self.device)
+        self.momenta = [torch.stack(layer) for layer in zip(*momenta, strict=True)]
+        self.own = _of_each(self.parameters), _of_each(self.momenta)
         self.mean = torch.stack([trainer.mean for trainer in trainers])[:, None]  # (K, 1, C, 1, 1)
         self.scale = torch.stack([trainer.scale for trainer in trainers])[:, None]
 
@@ -97,15 +95,15 @@ class _Stack:
         with torch.no_grad():
             for k, trainer in enumerate(self.trainers):
                 for p, new, momentum in zip(trainer.model.parameters(), self.parameters, self.momenta, strict=True):
-                    own = (k, *map(slice, p.shape))
-                    p.copy_(new[own])
-                    trainer.optimizer.state[p]["momentum_buffer"] = momentum[own].clone()
+                    p.copy_(new[k])
+                    if trainer.recipe.momentum:
+                        trainer.optimizer.state[p]["momentum_buffer"] = momentum[k].clone()
 
     @torch.no_grad()
     def train(self, plans: list[Plan]) -> Tensor:
         """A pass over what was chosen, the longest first; (K, 3) int64 counts of rows as `stats.enter` tells them.
 
-        A batch is padded to full length with rows of weight 0, which are not charged: they belong to nobody.
+        Images are gathered for full batches; rows beyond what was chosen are not trained on, and charged to nobody.
         """
         trainers, first = self.trainers, self.trainers[0]
         size, count = first.batch_size, len(plans)
@@ -131,8 +129,7 @@ class _Stack:
                 trainer.optimizer.param_groups[0]["lr"] = of_batches[-1]
         mixed = any(plan.chosen.mixed for plan in plans)
         index, partner, weight, share = (torch.from_numpy(host[name]).to(self.device) for name in _ROWS)
-        rate = torch.from_numpy(rates).float().to(self.device)[..., None, None]  # (T, K, 1, 1)
-        active = [sum(length > tick * size for length in lengths) for tick in range(ticks)]
+        batches = [list(_batches(lengths, tick * size, size)) for tick in range(ticks)]
 
         table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
         samples = [len(trainer.stats.table) for trainer in trainers]
@@ -144,22 +141,26 @@ class _Stack:
         ema = torch.tensor([trainer.stats.ema for trainer in trainers], device=self.device)
         borders = [part.start * size for part in parts]
         for part, (member, at) in zip(parts, self._real(lengths, borders), strict=True):
-            start, members = part.start, active[part.start]
+            start, members = part.start, batches[part.start][-1][0].stop
             columns = slice(part.start * size, part.stop * size)
-            images, target = self._fetch(index[:members, columns])
-            labels = target
-            soft = self._soft(target)
+            images, labels = self._fetch(index[:members, columns])
+            other_labels, blend = None, share[:members, columns]
             if mixed:
-                others, other_target = self._fetch(partner[:members, columns])
-                blend = share[:members, columns]
+                others, other_labels = self._fetch(partner[:members, columns])
                 images = torch.lerp(images, others, blend[..., None])
-                soft = torch.lerp(soft, self._soft(other_target), blend[..., None])
-            logits = torch.zeros_like(soft)
+            logits = torch.zeros(*labels.shape, len(first.train_data.classes), device=self.device)
             for tick in part:
-                rows, a = slice((tick - start) * size, (tick - start + 1) * size), active[tick]
-                logits[:a, rows] = self._step(
-                    images[:a, rows], soft[:a, rows], weight[:a, tick * size : (tick + 1) * size], rate[tick, :a]
-                )
+                for own, count_of_rows in batches[tick]:
+                    rows = slice((tick - start) * size, (tick - start) * size + count_of_rows)
+                    logits[own, rows] = self._step(
+                        own,
+                        images[own, rows],
+                        labels[own, rows],
+                        None if other_labels is None else other_labels[own, rows],
+                        blend[own, rows],
+                        weight[own, tick * size : tick * size + count_of_rows],
+                        rates[tick, own],
+                    )
             told = stats.enter(
                 table,
                 firsts[member] + index[member, at],
@@ -196,47 +197,75 @@ class _Stack:
             labels.append(y)
         return torch.stack(images), torch.stack(labels)
 
-    def _soft(self, labels: Tensor) -> Tensor:
-        """Labels (A, R) to targets (A, R, C) float32, smoothed."""
-        classes = self.parameters[-1].shape[1]
-        smoothing = self.smoothing[: len(labels), None, None]
-        one_hot = (labels[..., None] == torch.arange(classes, device=self.device)).float()
-        return one_hot * (1.0 - smoothing) + smoothing / classes
-
-    def _step(self, x: Tensor, target: Tensor, weight: Tensor, rate: Tensor) -> Tensor:
-        """One batch of the first A students.
+    def _step(
+        self,
+        own: slice,
+        x: Tensor,
+        labels: Tensor,
+        others: Tensor | None,
+        share: Tensor,
+        weight: Tensor,
+        rates: NDArray,
+    ) -> Tensor:
+        """One batch of A students.
 
         Args:
+            own: which they are.
             x: (A, B, features) float32.
-            target: (A, B, C) float32.
+            labels: (A, B) int64.
+            others: (A, B) int64 labels of partners, if any is blended.
+            share: (A, B) float32, of the partners.
             weight: (A, B) float32, of the loss, over the batch size.
-            rate: (A, 1, 1) float32.
+            rates: (A,) learning rates.
 
         Returns:
             (A, B, C) float32 logits before the step.
         """
-        a = len(x)
-        inputs = _forward([p[:a] for p in self.parameters], x)
+        parameters = [p[own] for p in self.parameters]
+        inputs = _forward(parameters, x)
         logits = inputs.pop()
-        gradient = (logits.softmax(dim=-1) - target) * weight[..., None]  # of sum(w_i l_i) by the logits
+        gradient = self._gradient(logits, labels, others, share, weight)
+        gradients: list[Tensor] = []  # of weights and biases, the last layer's first
         for layer in reversed(range(len(inputs))):
-            w, h = self.parameters[2 * layer][:a], inputs[layer]
-            gradients = [torch.bmm(gradient.transpose(1, 2), h), gradient.sum(dim=1)]
+            h = inputs[layer]
+            gradients += [gradient.sum(dim=1), product(gradient.transpose(1, 2), h)]
             if layer:
-                gradient = torch.bmm(gradient, w).masked_fill_(h <= 0.0, 0.0)
-            for i, g in enumerate(gradients, start=2 * layer):
-                self._descend(i, g, rate)
+                gradient = product(gradient, parameters[2 * layer]).masked_fill_(h <= 0.0, 0.0)
+        self._descend(own, _of_each(gradients[::-1]), rates)
         return logits
 
-    def _descend(self, i: int, gradient: Tensor, rate: Tensor) -> None:
-        """SGD with (Nesterov) momentum and weight decay on the i-th parameters of the first A students."""
-        a = len(gradient)
-        p, momentum = self.parameters[i][:a], self.momenta[i][:a]
-        shape = (-1, *(1 for _ in p.shape[1:]))
-        rate, decay, factor = (values[:a].view(shape) for values in (rate, self.decay, self.factor))
-        gradient = torch.addcmul(gradient, p, decay)
-        momentum.mul_(factor).add_(gradient)
-        p.addcmul_(rate, torch.addcmul(gradient, momentum, factor), value=-1.0)
+    @torch.enable_grad()
+    def _gradient(self, logits: Tensor, labels: Tensor, others: Tensor | None, share: Tensor, weight: Tensor) -> Tensor:
+        """Of sum(w_i l_i) by the logits (A, B, C), the trainers' own loss; arguments as of `_step`."""
+        trainer, flat = self.trainers[0], logits.flatten(0, 1).requires_grad_()
+        loss = trainer.loss(flat, labels.flatten())
+        if others is not None:
+            loss = torch.lerp(loss, trainer.loss(flat, others.flatten()), share.flatten())
+        (gradient,) = torch.autograd.grad(loss, flat, weight.flatten())
+        return gradient.view_as(logits)
+
+    def _descend(self, own: slice, gradients: list[list[Tensor]], rates: NDArray) -> None:
+        """SGD with (Nesterov) momentum and weight decay for A students, given the gradients and the rate (A,) of each.
+
+        By the call that their optimisers make: its rounding is its own, and `step()` around it takes ten times as long.
+        """
+        parameters, momenta = (of_each[own] for of_each in self.own)
+        for k, p, momentum, g, rate in zip(
+            range(own.start, own.stop), parameters, momenta, gradients, rates, strict=True
+        ):
+            recipe = self.trainers[k].recipe
+            torch._fused_sgd_(
+                p,
+                g,
+                momentum if recipe.momentum else [],
+                weight_decay=recipe.weight_decay,
+                momentum=recipe.momentum,
+                lr=float(rate),
+                dampening=0.0,
+                nesterov=recipe.momentum > 0.0,
+                maximize=False,
+                is_first_step=False,
+            )
 
     @torch.no_grad()
     def evaluate(self) -> Tensor:
@@ -275,23 +304,85 @@ def _forward(parameters: list[Tensor], x: Tensor) -> list[Tensor]:
     inputs = [x]
     for layer in range(0, len(parameters), 2):
         w, b = parameters[layer : layer + 2]
-        out = torch.baddbmm(b[:, None], inputs[-1], w.transpose(1, 2))
+        out = product(inputs[-1], w.transpose(1, 2), b)
         inputs.append(out.relu_() if layer + 2 < len(parameters) else out)
     return inputs
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a[k] @ b[k], plus bias[k] in each row, for each of A pairs of matrices.
+
+    On a CPU every bit is that of `torch.mm` and `addmm`, by which a single student is trained. Where batched products
+    round otherwise, which depends on shapes and on the number of threads, it is one after the other.
+
+    Args:
+        a: (A, n, m) float32.
+        b: (A, m, p) float32.
+        bias: (A, p) float32.
+
+    Returns:
+        (A, n, p) float32.
+    """
+    if a.device.type == "cpu":
+        count = min(len(a), PROBED)
+        form = tuple(a.shape[1:]), tuple(b.shape[1:]), a.stride(1) == 1, b.stride(1) == 1, bias is not None
+        if not _rounds_alike(count, *form, threads=torch.get_num_threads()):
+            return _one_by_one(a, b, bias)
+    return _batched(a, b, bias)
+
+
+def _batched(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.bmm(a, b) if bias is None else torch.baddbmm(bias[:, None], a, b)
+
+
+def _one_by_one(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return torch.stack([torch.mm(x, y) for x, y in zip(a, b, strict=True)])
+    return torch.stack([torch.addmm(of, x, y) for of, x, y in zip(bias, a, b, strict=True)])
+
+
+@functools.cache
+def _rounds_alike(
+    count: int,
+    left: tuple[int, int],
+    right: tuple[int, int],
+    left_transposed: bool,
+    right_transposed: bool,
+    biased: bool,
+    threads: int,
+) -> bool:
+    """Whether batched products of this form are those of single ones, to the bit: tried on numbers of all sizes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(shape: tuple[int, ...], transposed: bool = False) -> Tensor:
+        if transposed:
+            return draw((shape[1], shape[0])).transpose(1, 2)
+        return torch.randn(count, *shape, generator=generator)
+
+    a, b = draw(left, left_transposed), draw(right, right_transposed)
+    bias = draw(right[1:]) if biased else None
+    return torch.equal(_batched(a, b, bias), _one_by_one(a, b, bias))
 
 
 _ROWS = {"index": np.int64, "partner": np.int64, "weight": np.float32, "share": np.float32}
 
 
-def _padded(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors of one number of axes, stacked; zeros where one is smaller than the largest."""
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) == 1:
-        return torch.stack(list(tensors))
-    stacked = tensors[0].new_zeros(len(tensors), *map(max, zip(*shapes, strict=True)))
-    for k, tensor in enumerate(tensors):
-        stacked[(k, *map(slice, tensor.shape))] = tensor
-    return stacked
+def _of_each(stacked: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors (K, …) of all students as lists of each student's."""
+    return [list(own) for own in zip(*(tensor.unbind() for tensor in stacked), strict=True)]
+
+
+def _batches(lengths: Sequence[int], start: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Students and rows of a batch each: of these falling lengths, what is left from `start` on, at most `size`.
+
+    Those with a full batch go together. A short one is trained on by itself: padded, its products would be of another
+    shape, and round otherwise.
+    """
+    full = sum(length >= start + size for length in lengths)
+    if full:
+        yield slice(0, full), size
+    for k in range(full, sum(length > start for length in lengths)):
+        yield slice(k, k + 1), lengths[k] - start
 
 
 def _momentum(trainer: Trainer, p: Tensor) -> Tensor:

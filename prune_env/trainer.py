@@ -282,14 +282,14 @@ class Trainer:
     def _clean(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (B,) and logits (B, C) of images (B, C, H, W) float32 with labels (B,)."""
         logits = self._forward(images)
-        return self._loss(logits, labels), logits
+        return self.loss(logits, labels), logits
 
     def _mixed(
         self, images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The same where a share (B,) of another image, and of its label, is blended into each."""
         logits = self._forward(augment.blend(images, others, share))
-        return torch.lerp(self._loss(logits, labels), self._loss(logits, other_labels), share), logits
+        return torch.lerp(self.loss(logits, labels), self.loss(logits, other_labels), share), logits
 
     def _exchange(self, indices: Tensor, totals: Sequence[int]) -> None:
         """Let every rank know the statistics of the samples (k,) int64 that this one measured, `totals` of all."""
@@ -367,7 +367,7 @@ class Trainer:
         with masks, half:
             return (self.parallel if self.model.training else self.model)(images).float()
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B,) float32 training loss, before weights."""
         smoothing = self.recipe.label_smoothing
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)

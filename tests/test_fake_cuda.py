@@ -77,10 +77,23 @@ def cuda(monkeypatch):
         for p in trainers[-1].model.parameters():
             p.grad = torch.empty_like(p)
 
+    def grad(loss: torch.Tensor, of: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor]:
+        """Likewise."""
+        assert loss.requires_grad
+        _ = loss + gradient
+        assert gradient.shape == loss.shape
+        return (torch.empty_like(of),)
+
+    def fused_sgd(parameters: list, gradients: list, momenta: list, **kwargs) -> None:
+        """The fused kernel has no pretended version."""
+        for p, gradient, momentum in zip(parameters, gradients, momenta, strict=True):
+            assert p.shape == gradient.shape == momentum.shape
+            p.add_(gradient + momentum)  # raises on another device
+
     def evaluate(self: Trainer, data: Data) -> Evaluation:
         """Without numbers there is no accuracy."""
         trainers.append(self)
-        self.optimizer.param_groups[0]["fused"] = False  # the fused kernel has no pretended version
+        self.optimizer.param_groups[0]["fused"] = False  # see fused_sgd
         self.optimizer.param_groups[0]["foreach"] = False
         assert self._evaluate(data).device.type == "cuda"
         return Evaluation(0.5, 1.0, (0.5,), 0)
@@ -90,6 +103,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.Tensor, "backward", backward)
+        monkeypatch.setattr(torch.autograd, "grad", grad)
+        monkeypatch.setattr(torch, "_fused_sgd_", fused_sgd)
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
     with FakeTensorMode():
@@ -301,14 +316,14 @@ def test_the_number_of_transfers_grows_neither_with_the_batches_nor_with_the_stu
 )
 def test_waiting_for_the_pretended_device_fails(cuda, wait):
     student = cuda()
-    loss = student._loss
+    loss = student.loss
 
     def waiting(logits, labels):
         wait(logits.detach())
         return loss(logits, labels)
 
     train(student)
-    student._loss = waiting
+    student.loss = waiting
     with pytest.raises((RuntimeError, ValueError)):
         train(student)
 
@@ -357,6 +372,7 @@ def test_an_epoch_waits_for_the_device_once(model, channels, size, mixup, score)
 @pytest.mark.parametrize("mixup", [0.0, 0.25])
 def test_an_epoch_of_several_students_waits_for_the_device_once(monkeypatch, mixup, score):
     monkeypatch.setattr(together, "FETCHED", 2 * 4 * 3 * 16)  # several times a few batches
+    monkeypatch.setattr(together, "_rounds_alike", lambda *args, **kwargs: True)  # what is asked on a CPU only
     val = toy(6, 3, 1, 8)
     students = [Trainer(toy(24, 3, 1, 8), val, Recipe("mlp:5", 4, 0.01), 3.0, seed) for seed in range(3)]
     chosen = [s.select(select(np.arange(24) < 7 * (s.seed + 1), mixup, score)) for s in students]

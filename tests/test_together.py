@@ -1,13 +1,15 @@
 """Many students in one: against the same students trained one after another, and against loops over samples."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from prune_env import together, trainer
-from prune_env.data import Data
+from prune_env.data import Data, load
 from prune_env.recipes import Recipe
 from prune_env.selection import Selection, select
 from prune_env.together import run_epochs
@@ -41,13 +43,13 @@ def random_selection(student: Trainer, rng: np.random.Generator) -> Selection:
 
 
 def assert_same(ours: Trainer, theirs: Trainer) -> None:
-    """Weights, momenta and statistics to the rounding of sums; what is counted, exactly."""
+    """Weights, momenta and what is counted, to the bit: training amplifies the smallest difference."""
     for a, b in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
         momentum = theirs.optimizer.state.get(b, {}).get("momentum_buffer")
         if momentum is not None and theirs.recipe.momentum:
-            torch.testing.assert_close(ours.optimizer.state[a]["momentum_buffer"], momentum, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(ours.stats.table, theirs.stats.table, atol=2e-5, rtol=1e-4)
+            assert torch.equal(ours.optimizer.state[a]["momentum_buffer"].nan_to_num(), momentum.nan_to_num())
+    torch.testing.assert_close(ours.stats.table, theirs.stats.table, atol=2e-6, rtol=2e-6)  # of equal logits
     assert counted(ours) == counted(theirs)
     assert ours.optimizer.param_groups[0]["lr"] == theirs.optimizer.param_groups[0]["lr"]
 
@@ -108,11 +110,11 @@ def test_they_are_trained_together(monkeypatch):
     image = toy(24, channels=3, size=16)
     kinds = {
         "a": {},
-        "b": {"seed": 1, "budget": 2.0, "lr": 0.3, "label_smoothing": 0.1},
+        "b": {"seed": 1, "budget": 2.0, "lr": 0.3, "momentum": 0.5, "weight_decay": 0.01},
         "convolutional": {"model": "convnet:2-2-2", "train": image},
         "convolutional too": {"model": "convnet:2-2-2", "train": image, "seed": 1},
         "wider": {"model": "mlp:6"},
-        "much wider": {"model": "mlp:129"},
+        "smoothed": {"label_smoothing": 0.1},
         "deeper": {"model": "mlp:5-5"},
         "of fewer samples": {"train": toy(9)},
         "of another batch": {"batch_size": 7},
@@ -123,7 +125,7 @@ def test_they_are_trained_together(monkeypatch):
     students = {name: student(**kind) for name, kind in kinds.items()}
     chosen = [s.select(select(np.ones(s.ledger.n, bool))) for s in students.values()]
     results = run_epochs(list(students.values()), chosen)
-    together_ = {"a", "b", "wider", "of fewer samples"}
+    together_ = {"a", "b", "of fewer samples"}
     assert {name for name, s in students.items() if s in alone} == set(students) - together_
     assert [r.trained for r in results] == [s.ledger.n for s in students.values()]
 
@@ -189,6 +191,42 @@ def test_nobody_trains_where_nothing_is_selected():
         for a, b in zip(s.model.state_dict().values(), weights.values(), strict=True):
             assert torch.equal(a, b)
     assert run_epochs([], []) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("model", "lr"), [("mlp:64-64", 0.4), ("mlp:5-7-3", 0.1)])
+def test_whole_episodes_of_full_size_are_the_same_to_the_bit(model, lr, threads):
+    """Some thousand batches at rates that amplify a difference of 1e-7 to one of the weights' own size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        train, val = load("digits")
+        recipes = [Recipe(model, 32, rate, label_smoothing=0.0) for rate in (lr, lr / 2, lr)]
+        students = [Trainer(train, val, recipe, 12.0, seed) for seed, recipe in enumerate(recipes)]
+        rng = np.random.default_rng(0)
+        compare(students, 40, rng)
+        assert max(s.ledger.share for s in students) > 0.95
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_are_those_of_single_pairs_to_the_bit(threads):
+    """Also of forms whose batched products round otherwise, of which there are some on most machines."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for n, m, p in itertools.product((1, 7, 31, 32), (3, 10, 64), (5, 10, 64)):
+            a, b, c = (torch.randn(4, *shape, generator=generator) for shape in ((n, m), (p, m), (n, p)))
+            bias = torch.randn(4, p, generator=generator)
+            forward = together.product(a, b.transpose(1, 2), bias)
+            assert torch.equal(forward, torch.stack([nn.functional.linear(*x) for x in zip(a, b, bias, strict=True)]))
+            assert torch.equal(together.product(c, b), torch.stack([x @ y for x, y in zip(c, b, strict=True)]))
+            back = together.product(c.transpose(1, 2), a)
+            assert torch.equal(back, torch.stack([x.t() @ y for x, y in zip(c, a, strict=True)]))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_padding_is_charged_to_nobody():
