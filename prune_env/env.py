@@ -151,7 +151,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
         model = text("model", model or DEFAULT_MODEL.get(text("dataset", dataset), "convnet"))
         given = {"batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
-        chosen = tuned(dataset, model, self.budget)
+        chosen = tuned(dataset, model, self.budget, image_size=image_size)
         chosen |= {name: value for name, value in given.items() if value is not None}
         self.recipe = Recipe(
             model=model,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from prune_env.checks import real, text, whole
 
@@ -76,7 +77,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("off", "step", "graphs")
 
 
-def tuned(dataset: str, model: str, budget: float, label_noise: float = 0.0) -> dict:
+def tuned(
+    dataset: str, model: str, budget: float, label_noise: float = 0.0, image_size: int | None = None
+) -> dict[str, Any]:
     """Batch size, weight decay and learning rate for a task: keyword arguments of `Recipe`.
 
     The rates in recipes.json were tuned for full training on validation, by the command that stands beside
@@ -89,10 +92,13 @@ def tuned(dataset: str, model: str, budget: float, label_noise: float = 0.0) -> 
         model: name of the network. What was tuned for just this one is taken, else widths after a colon do not count.
         budget: full-epoch equivalents.
         label_noise: share of wrong labels that is known of; an environment knows of none.
+        image_size: side of the images. What was tuned for just this size, under "DATASET:SIZE", is taken first.
     """
     table = json.loads(resources.files("prune_env").joinpath("recipes.json").read_text())
-    family, known = model.partition(":")[0], table.get(dataset, {})
-    entry = known.get(model) or known.get(family) or table["*"].get(family)
+    family = model.partition(":")[0]
+    known = [table.get(name, {}) for name in (f"{dataset}:{image_size}", dataset)]
+    found = [entries[name] for entries in known for name in (model, family) if name in entries]
+    entry = found[0] if found else table["*"].get(family)
     if entry is None:
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
     by_noise = {0.0: entry["lr"], **{float(share): rates["lr"] for share, rates in entry.get("noisy", {}).items()}}

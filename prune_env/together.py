@@ -254,7 +254,7 @@ class _Stack:
             range(own.start, own.stop), parameters, momenta, gradients, rates, strict=True
         ):
             recipe = self.trainers[k].recipe
-            torch._fused_sgd_(
+            torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
                 p,
                 g,
                 momentum if recipe.momentum else [],
@@ -270,19 +270,19 @@ class _Stack:
     @torch.no_grad()
     def evaluate(self) -> Tensor:
         """(K, 2 + 2 C) int64: `tally` of each student's validation part, as `pack` packs it."""
-        sharing: dict[str, list[int]] = defaultdict(list)
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for k, trainer in enumerate(self.trainers):
-            sharing[trainer.val_data.digest].append(k)
+            alike[len(trainer.val_data), len(trainer.val_data.classes)].append(k)
         sums: dict[int, Tensor] = {}
-        for members in sharing.values():
-            val = self.trainers[members[0]].val_data
+        for (length, classes), members in alike.items():
             at = torch.tensor(members, device=self.device)
             parameters = [p[at] for p in self.parameters]
             loss = torch.zeros(len(members), device=self.device)
-            counts = torch.zeros(len(members), 1 + 2 * len(val.classes), dtype=torch.int64, device=self.device)
-            fetched = max(1, FETCHED // (len(members) * math.prod(val.images.shape[1:])))
-            for rows in torch.arange(len(val), device=self.device).split(min(EVALUATION_BATCH, fetched)):
-                images, labels = val.batch(rows)
+            counts = torch.zeros(len(members), 1 + 2 * classes, dtype=torch.int64, device=self.device)
+            fetched = max(1, FETCHED // (len(members) * math.prod(self.trainers[0].val_data.images.shape[1:])))
+            for rows in torch.arange(length, device=self.device).split(min(EVALUATION_BATCH, fetched)):
+                batches = zip(*(self.trainers[k].val_data.batch(rows) for k in members), strict=True)
+                images, labels = map(torch.stack, batches)  # (M, B, C, H, W), (M, B)
                 x = ((images.float() - self.mean[at]) * self.scale[at]).flatten(2)  # (M, B, features)
                 of_rows = tally(_forward(parameters, x)[-1], labels)
                 loss += of_rows[:, 0]

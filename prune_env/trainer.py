@@ -468,7 +468,7 @@ def tally(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (…, B, C) float32; float32 counts no more than 2**24 rows.
-        labels: (B,) int64.
+        labels: (…, B) int64.
 
     Returns:
         (…, 2 + 2 C) float32.
@@ -476,12 +476,12 @@ def tally(logits: Tensor, labels: Tensor) -> Tensor:
     finite = torch.isfinite(logits).all(dim=-1)  # (…, B)
     right = (logits.argmax(dim=-1) == labels) & finite
     log_p = logits.log_softmax(dim=-1)
-    loss = -log_p.gather(-1, labels.expand(right.shape)[..., None])[..., 0]
+    loss = -log_p.gather(-1, labels[..., None])[..., 0]
     loss = loss.nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS)
-    is_class = (labels[:, None] == torch.arange(logits.shape[-1], device=labels.device)).float()  # (B, C)
-    of_class = is_class.sum(dim=0).expand(*right.shape[:-1], -1)
+    is_class = (labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)).float()  # (…, B, C)
+    right_of_class = (right[..., None, :].float() @ is_class)[..., 0, :]
     sums = torch.stack([loss.sum(dim=-1), finite.sum(dim=-1)], dim=-1)
-    return torch.cat([sums, of_class, right.float() @ is_class], dim=-1)
+    return torch.cat([sums, is_class.sum(dim=-2), right_of_class], dim=-1)
 
 
 def pack(loss: Tensor, counts: Tensor) -> Tensor:

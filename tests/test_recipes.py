@@ -61,7 +61,7 @@ def test_a_wrong_value_is_named(name, value):
         Recipe(**{"model": "mlp", "batch_size": 32, "lr": 0.1, name: value})
 
 
-@pytest.mark.parametrize("dataset", sorted(TABLE))
+@pytest.mark.parametrize("dataset", sorted(name for name in TABLE if ":" not in name))
 def test_the_rate_of_the_nearest_budget_is_taken(dataset):
     for family, entry in TABLE[dataset].items():
         rates = {float(budget): lr for budget, lr in entry["lr"].items()}
@@ -87,6 +87,29 @@ def test_what_was_tuned_for_just_this_network_goes_before_its_family(tmp_path, m
         ("others", "mlp:9", 0.0, 0.3),
     ):
         assert tuned(dataset, model, 4.0, noise)["lr"] == lr
+
+
+def test_what_was_tuned_for_just_this_size_of_images_goes_first(tmp_path, monkeypatch):
+    def entry(lr: float) -> dict:
+        return {"batch_size": 7, "weight_decay": 0.25, "lr": {"2": lr}, "command": "somehow"}
+
+    table = {
+        "digits": {"mlp": entry(0.1), "mlp:9": entry(0.2)},
+        "digits:4": {"mlp": entry(0.3)},
+        "*": {"mlp": entry(1)},
+    }
+    (tmp_path / "recipes.json").write_text(json.dumps(table))
+    monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: tmp_path))
+    for size, model, lr in (
+        (4, "mlp", 0.3),
+        (4, "mlp:9", 0.3),
+        (5, "mlp:9", 0.2),
+        (None, "mlp:9", 0.2),
+        (5, "mlp", 0.1),
+    ):
+        assert tuned("digits", model, 4.0, image_size=size)["lr"] == lr
+    env = prune_env.PruneEnv(image_size=4, train_size=50)
+    assert (env.recipe.lr, env.recipe.batch_size) == (0.3, 7)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def test_held_out_tasks_with_values_of_their_own():
 
 
 def test_no_held_out_digits_task_has_a_draw_a_student_or_a_budget_of_training():
+    assert {task.image_size for task in DIGITS.held_out} == {8, 5, 3}
     for name in ("task_seed", "model", "budget"):
         held_out, others = (
             {getattr(task, name) for task in part} for part in (DIGITS.held_out, (*DIGITS.validation, *DIGITS.training))
@@ -184,10 +185,10 @@ def test_no_held_out_digits_task_has_a_draw_a_student_or_a_budget_of_training():
     assert {task.lr_factor for task in DIGITS.held_out} == {1.0}
 
 
-def test_full_training_of_digits_tasks_has_rates_of_its_own_for_each_student_budget_and_noise(repository):
-    entries = json.loads((repository / "prune_env" / "recipes.json").read_text())["digits"]
+def test_full_training_of_digits_tasks_has_rates_of_its_own_for_each_size_student_budget_and_noise(repository):
+    table = json.loads((repository / "prune_env" / "recipes.json").read_text())
     for task in (*DIGITS.held_out, *DIGITS.validation, *DIGITS.training[:2000]):
-        entry = entries[task.model]
+        entry = table["digits" if task.image_size == 8 else f"digits:{task.image_size}"][task.model]
         rates = entry["noisy"][f"{task.label_noise:g}"]["lr"] if task.label_noise else entry["lr"]
         assert task.settings()["lr"] == pytest.approx(task.lr_factor * rates[f"{task.budget:g}"])
 
@@ -242,7 +243,8 @@ def test_settings_give_what_they_say():
         if not task.duplicates:  # which change the shares a little
             assert counts.max() / counts.min() == pytest.approx(task.imbalance, rel=0.25)
         assert (env.budget, env.recipe.model) == (task.budget, task.model)
-        rate = tuned("digits", task.model, task.budget, task.label_noise)["lr"]
+        assert env.train_data.images.shape[1:] == (1, task.image_size, task.image_size)
+        rate = tuned("digits", task.model, task.budget, task.label_noise, task.image_size)["lr"]
         assert env.recipe.lr == pytest.approx(rate * task.lr_factor)
         assert len(env.val_data) == 1300 - n
 

@@ -59,7 +59,8 @@ class Args:
     workers: int = cores()
     """Parallel processes of one thread each."""
     save: str | None = None
-    """Data set, or "*" for any other, whose entry in prune_env/recipes.json the best rates replace."""
+    """Data set, or "*" for any other, whose entry in prune_env/recipes.json the best rates replace; as DATASET:SIZE the
+    entry for --image-size SIZE alone."""
 
 
 def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
@@ -115,12 +116,16 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
     assert isinstance(run, prune_env.PruneEnv)
     for lr in args.lr:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
-    if args.save is not None and args.save not in ("*", *datasets.SOURCES):
-        raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
+    if args.save is not None:
+        dataset, _, size = args.save.partition(":")
+        if dataset not in ("*", *datasets.SOURCES):
+            raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
+        if ":" in args.save and size != str(args.image_size):
+            raise ValueError(f"--save is {args.save!r}, for images of another size than --image-size {args.image_size}")
     if (
         args.save is not None
         and args.label_noise
-        and run.recipe.model not in json.loads(RECIPES.read_text())[args.save]
+        and run.recipe.model not in json.loads(RECIPES.read_text()).get(args.save, {})
     ):
         raise ValueError("--save with --label-noise: tune for clean labels first")
     return run.recipe
