@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,15 +70,16 @@ def build(name: str, channels: int, size: int, classes: int, seed: int) -> nn.Mo
     raise ValueError(f"model {name!r} is not known; there are {', '.join(NAMES)}")
 
 
-def check(name: str, channels: int, size: int, classes: int) -> nn.Module:
-    """One such network, see `build`. Raises ValueError unless there is one and it takes such images."""
+@functools.lru_cache(maxsize=256)  # one that is made for each task of a distribution
+def check(name: str, channels: int, size: int, classes: int) -> bool:
+    """Whether such a network, see `build`, draws random numbers. Raises ValueError unless it takes such images."""
     model = build(name, channels, size, classes, seed=0).eval()
     try:
         with torch.no_grad():
             model(torch.zeros(2, channels, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"model {name!r} does not take images of {size} pixels (image_size): {error}") from error
-    return model
+    return is_random(model)
 
 
 def _widths(name: str, text: str, default: tuple[int, ...], count: int | None = None) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def tuned(
         label_noise: share of wrong labels that is known of; an environment knows of none.
         image_size: side of the images. What was tuned for just this size, under "DATASET:SIZE", is taken first.
     """
-    table = json.loads(resources.files("prune_env").joinpath("recipes.json").read_text())
+    table = _table(resources.files("prune_env").joinpath("recipes.json").read_text())
     family = model.partition(":")[0]
     known = [table.get(name, {}) for name in (f"{dataset}:{image_size}", dataset)]
     found = [entries[name] for entries in known for name in (model, family) if name in entries]
@@ -105,6 +106,11 @@ def tuned(
     rates = by_noise[min(by_noise, key=lambda share: abs(share - label_noise))]
     rate = nearest({float(tuned_at): rate for tuned_at, rate in rates.items()}, budget)
     return {"batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": rate}
+
+
+@functools.lru_cache(maxsize=1)
+def _table(text: str) -> dict[str, dict[str, Any]]:
+    return json.loads(text)
 
 
 def nearest(rates: Mapping[float, float], budget: float) -> float:

@@ -62,7 +62,7 @@ def play(
     rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
     # the longest first: members without a pair left go on with an old one until the last is through
     waiting = sorted(range(len(pairs)), key=lambda i: pairs[i][0].budget)
-    env = make_env(min(width, len(pairs)), tasks)
+    env = _kept_env(min(width, len(pairs)), tasks)
     accuracy = np.full(len(pairs), np.nan)
     at = np.array([waiting.pop() for _ in range(env.num_envs)])  # pair of each member
     begun = np.ones(env.num_envs, np.bool_)
@@ -79,8 +79,17 @@ def play(
                 at[k], again[k] = waiting.pop(), True
         if again.any():
             seen, _ = assign(env, again, [pairs[i] for i in at])
-    env.close()
     return accuracy
+
+
+def _kept_env(members: int, tasks: TaskDistribution) -> VectorEnv:
+    """That of the last play with as many members if its tasks were these: making one takes as long as some episodes."""
+    if _kept[:2] != (members, tasks):
+        _kept[:] = members, tasks, make_env(members, tasks)
+    return _kept[2]
+
+
+_kept: list[Any] = [0, None, None]
 
 
 def assign(env: VectorEnv, mask: NDArray[np.bool_], pairs: Sequence[Pair]) -> tuple[NDArray, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """1,797 handwritten digits of 8x8 pixels, embedded in the package: origin and licence in DIGITS.md."""
 
+import functools
 import hashlib
 import io
 from importlib import resources
@@ -22,6 +23,7 @@ def find(root: Path, split: str, size: int) -> Split:
     return Split(lambda: read(split, size), files=[])
 
 
+@functools.cache
 def read(split: str, size: int = SIZE) -> Samples:
     """The digits with `size` pixels a side, means over what lies in each: 3 or 4 make of them a hard task.
 
@@ -37,6 +39,7 @@ def read(split: str, size: int = SIZE) -> Samples:
         labels = arrays["labels"][rows].astype(np.int64)
     if size != SIZE:
         images = F.adaptive_avg_pool2d(torch.from_numpy(images).float(), size).round().to(torch.uint8).numpy()
+    images.flags.writeable = labels.flags.writeable = False  # they are shared
     return Samples(images, labels, classes=tuple("0123456789"))
 
 
