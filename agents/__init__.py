@@ -4,7 +4,8 @@ An agent is a callable `agent(observation, rng) -> action`, numpy in and out; `p
 action. One that keeps state has `reset()`, called at the start of each episode. A line names and sets one:
 `ucb`, `ucb:keep=0.3,c=2`, `learned:policy.safetensors`, `my_module:MyAgent`, `my_module:MyAgent:keep=0.3`,
 `my_module:function`; what it is wrapped in stands around that: `same_amounts:infobatch`,
-`ucb:keep=0.5+anneal=0.125+mixup=0.5`.
+`ucb:keep=0.5+anneal=0.125+mixup=0.5`. A policy that chooses among agents has them at its end:
+`learned:policy.zip,trust=True,agents=full/ucb:keep=0.3,c=2/random`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ AGENTS: dict[str, type] = {
     "random_rule": RandomRule,
 }
 SAME_AMOUNTS = "same_amounts"
+AMONG = ",agents="  # stands before those that a learned policy chooses among
 SWITCHES = ("anneal", "mixup")
 SWITCH = r"\+(?=[A-Za-z_]\w*=)"  # stands before each in a spec; 1e+5 is a number
 
@@ -75,32 +77,39 @@ def make(spec: str) -> Agent:
         spec: `name[:option=value,...]` with a name in AGENTS, or `module:attribute[:option=value,...]` where
             the attribute is a class, or a function that is the agent itself and takes no options; or
             `same_amounts:` and another spec. Each may be followed by `+anneal=SHARE` and `+mixup=PROBABILITY`. Values
-            are Python literals.
+            are Python literals. `learned:PATH[,option=value,...]` may end in `,agents=` and the specs of those that the
+            policy chooses among, with a slash between each two. All up to the next slash is an agent's, also its
+            commas, so that it can have several options, but no slash; switches are the whole policy's. Who needs
+            either within names an agent of a module.
 
     Raises:
         ValueError: an unknown name, option or switch, a value that is no literal or out of range, a module that
             cannot be imported or has no such attribute.
     """
     base, switched = _switches(spec)
-    agent = SameAmounts(agent=make(_other(base))) if _is_same_amounts(base) else _make(base)
+    agent = _make(base, [make(other) for other in _within(base)])
     return Switched(agent=agent, **switched) if switched else agent
 
 
-def _make(spec: str) -> Agent:
-    """The agent of a spec without switches."""
+def _make(spec: str, within: list[Agent]) -> Agent:
+    """The agent of a spec without switches, around those of the specs `within`."""
+    if _is_same_amounts(spec):
+        return SameAmounts(agent=within[0])
     found, settings = _bind(spec)
+    if within:
+        settings["agents"] = within
     # an instance may keep state, which must not pass from run to run
     return found(**settings) if isinstance(found, type) else copy.deepcopy(found)
 
 
 def is_ours(spec: str) -> bool:
-    """Whether the agent of `spec` is one of AGENTS; to look at any other runs code of somebody's own.
+    """Whether the agent of `spec`, and any within, is one of AGENTS; to look at others runs code of somebody's own.
 
     Raises:
         ValueError: it is neither, or its switches are wrong.
     """
     base, _ = _switches(spec)
-    return is_ours(_other(base)) if _is_same_amounts(base) else _split(base)[0] in AGENTS
+    return all(map(is_ours, _within(base))) and (_is_same_amounts(base) or _split(base)[0] in AGENTS)
 
 
 def check(spec: str) -> None:
@@ -112,10 +121,11 @@ def check(spec: str) -> None:
         ValueError: as for `make`.
     """
     base, switched = _switches(spec)
-    if _is_same_amounts(base):
-        check(_other(base))
-    elif _split(base)[0] in AGENTS:
-        _make(base)
+    within = _within(base)
+    for other in within:
+        check(other)
+    if _is_same_amounts(base) or _split(base)[0] in AGENTS:
+        _make(base, [Full() for _ in within])
     else:
         _bind(base)
     Switched(agent=Full(), **switched)
@@ -148,8 +158,9 @@ def spec_with_keep(spec: str, keep: float) -> str:
     """
     base, _ = _switches(spec)
     rest = spec[len(base) :]
-    if _is_same_amounts(base):
-        return f"{SAME_AMOUNTS}:{spec_with_keep(_other(base), keep)}{rest}"
+    if within := _within(base):
+        head = base[: len(base) - len("/".join(within))]
+        return head + "/".join(spec_with_keep(other, keep) for other in within) + rest
     name, options = _split(base)
     found = _find(base, name)
     takes_keep = isinstance(found, type) and "keep" in inspect.signature(found).parameters
@@ -177,23 +188,26 @@ def source_digest(spec: str) -> str:
 
 
 def _policies(spec: str) -> list[str]:
-    """The file of the policy that `spec` has learned, if any."""
+    """The files of the policies that `spec` has learned."""
     base, _ = _switches(spec)
+    within = [policy for other in _within(base) for policy in _policies(other)]
     if _is_same_amounts(base):
-        return _policies(_other(base))
+        return within
     name, options = _split(base)
-    return [_parse(base, options).get("path", Learned.path)] if name == "learned" else []
+    return [_parse(base, options).get("path", Learned.path), *within] if name == "learned" else []
 
 
 def _modules(spec: str) -> list[ModuleType]:
     """The modules whose code an agent is, but for `parts`."""
     base, switched = _switches(spec)
+    within = [module for other in _within(base) for module in _modules(other)]
     if _is_same_amounts(base):
-        return [switches, *_modules(_other(base))]
+        return [switches, *within]
     name, _ = _split(base)
     found = _find(base, name)
     module = sys.modules[found.__module__ if name in AGENTS else name.partition(":")[0]]
-    return [*([switches] if switched else []), module, *([encoding] if module in (learned, rules) else [])]
+    more = [encoding] if module in (learned, rules) else []
+    return [*([switches] if switched or within else []), module, *more, *within]
 
 
 def _switches(spec: str) -> tuple[str, dict[str, Any]]:
@@ -210,20 +224,23 @@ def _is_same_amounts(base: str) -> bool:
     return base.partition(":")[0] == SAME_AMOUNTS
 
 
-def _other(base: str) -> str:
-    """The spec that follows `same_amounts:`."""
-    other = base.partition(":")[2]
-    if not other:
+def _within(base: str) -> list[str]:
+    """The specs that one without switches stands around: what follows `same_amounts:` or `,agents=`."""
+    head, _, rest = base.partition(":")
+    if head == "learned" and AMONG in rest:
+        return rest.partition(AMONG)[2].split("/")
+    if head == SAME_AMOUNTS and not rest:
         raise ValueError(f"agent {base!r} needs the agent whose amounts it takes: {SAME_AMOUNTS}:AGENT")
-    return other
+    return [rest] if head == SAME_AMOUNTS else []
 
 
 def _split(spec: str) -> tuple[str, str]:
     """Name and options of a spec: "ucb:c=2" -> "ucb", "c=2"; "a.b:C:c=2" -> "a.b:C", "c=2"."""
     head, _, rest = spec.partition(":")
     attribute, _, options = rest.partition(":")
-    if head == "learned" and rest:  # a path, and what follows it
-        path, options = cast(re.Match, re.fullmatch(r"(.*?)((?:,\w+=[^,]*)*)", rest, re.DOTALL)).groups()
+    if head == "learned" and rest:  # a path, and what follows it but for the agents
+        own = rest.partition(AMONG)[0]
+        path, options = cast(re.Match, re.fullmatch(r"(.*?)((?:,\w+=[^,]*)*)", own, re.DOTALL)).groups()
         return head, f"path={path!r}{options}"
     if head in AGENTS:
         return head, rest

@@ -1,4 +1,7 @@
-"""Frozen policies, trained by `python -m train.learn`: from what a run shows to the numbers of a rule."""
+"""Frozen policies, trained by `python -m train.learn`: from what a run shows to the numbers of a rule.
+
+Those of Stable-Baselines3 can also choose among agents, as in `prune_env.wrappers.AgentChoice`.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,20 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Observation, check
+from agents.parts import Action, Agent, Observation, check
+from agents.state import capture, restore
+from agents.switches import reset
 from prune_env import encoding, select
 
 SHIPPED = Path(__file__).with_name("policies") / "digits.safetensors"
 FORMAT = "prune_env policy 1"
 HIDDEN = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
-Policy = Callable[[NDArray], NDArray]  # numbers (R,) from a summary (D,)
+Policy = Callable[[NDArray], NDArray]  # numbers (R,), or of an agent (), from a summary (D,)
 OUTPUT = {"clip": lambda x: np.clip(x, -1.0, 1.0), "tanh": np.tanh}
 # the module of a policy in SB3's zip -> module and class of an algorithm that predicts with it
 SB3 = {
     "stable_baselines3.common.policies": ("stable_baselines3", "PPO"),
+    "stable_baselines3.dqn.policies": ("stable_baselines3", "DQN"),
     "stable_baselines3.sac.policies": ("stable_baselines3", "SAC"),
     "stable_baselines3.td3.policies": ("stable_baselines3", "TD3"),
     "sb3_contrib.common.recurrent.policies": ("sb3_contrib", "RecurrentPPO"),
@@ -138,35 +144,45 @@ def _digest(said: Mapping[str, str], tensors: Mapping[str, NDArray]) -> str:
 
 @dataclass(kw_only=True)
 class Learned:
-    """The rule that a trained policy chooses anew in every step, from `encoding.summarize` of the run.
+    """The rule, or the agent, that a trained policy chooses anew in every step, from `encoding.summarize` of the run.
 
-    It works for any number of samples and classes and any budget. Nothing is drawn but by the rule itself.
+    It works for any number of samples and classes and any budget. Nothing is drawn but by what is chosen. Agents act as
+    in `prune_env.wrappers.AgentChoice`: each sees the observations of the steps that it is chosen for, and no others.
 
     Args:
         path: a policy of `train.learn`, or a zip of Stable-Baselines3; the shipped policy by default.
         trust: a zip of Stable-Baselines3 is loaded by unpickling, which runs whatever code it holds; True says
             that you know where it is from.
+        agents: those that a policy with `Discrete(A)` actions chooses among, A in the order of its training.
 
     Raises:
-        ValueError: a zip without `trust`, a file that cannot be read, or what `Network.load` raises.
+        ValueError: a zip without `trust`, a file that cannot be read, more agents or fewer than the policy chooses
+            among, or what `Network.load` raises.
     """
 
     path: str = str(SHIPPED)
     trust: bool = False
+    agents: Sequence[Agent] = ()
 
     def __post_init__(self) -> None:
         check("trust", self.trust, bool)
         try:
-            self._start = self._load()
+            self._start, choices = self._load()
         except OSError as error:
             raise ValueError(f"policy {self.path} cannot be read: {error}") from error
+        if len(self.agents) != choices:
+            needs = f"it chooses among {choices}: name them, in the order of its training, by agents=FIRST/SECOND/..."
+            raise ValueError(
+                f"policy {self.path} is given {len(self.agents)} agents, but "
+                + (needs if choices else "it chooses rules: leave out agents=...")
+            )
         self.reset()
 
-    def _load(self) -> Callable[[], Policy]:
-        """What starts an episode."""
+    def _load(self) -> tuple[Callable[[], Policy], int]:
+        """What starts an episode, and how many agents the policy chooses among, 0 if it chooses rules."""
         if Path(self.path).suffix != ".zip":
             network = Network.load(self.path)
-            return lambda: network
+            return lambda: network, 0
         if not self.trust:
             raise ValueError(
                 f"policy {self.path} is a zip of Stable-Baselines3, and loading one runs code that it holds: say "
@@ -177,21 +193,28 @@ class Learned:
     def reset(self) -> None:
         self._policy = self._start()
         self._past = encoding.begin()
+        self._rng: np.random.Generator | None = None  # that of the run, once it was given
+        for agent in self.agents:
+            reset(agent)
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers of the episode, beside what does not change: plain values and arrays."""
         memory = self._policy.memory if isinstance(self._policy, Recurrent) else None
-        return {"past": self._past, "memory": memory}
+        return {"past": self._past, "memory": memory, "agents": capture(list(self.agents), self._rng)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember what `state_dict` of the same policy told."""
         self._past = state["past"]
         if isinstance(self._policy, Recurrent):
             self._policy.memory = state["memory"]
+        restore(list(self.agents), state["agents"], self._rng)
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         numbers = self._policy(encoding.summarize(observation, self._past))
         self._past = encoding.remember(self._past, observation)
+        if self.agents:
+            self._rng = rng
+            return self.agents[int(numbers)](observation, rng)
         action = encoding.decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
         return select(action["weight"], action["mixup"])
 
@@ -210,9 +233,11 @@ class Recurrent:
         return numbers
 
 
-def _sb3(path: str) -> Callable[[], Policy]:
-    """What starts an episode of an SB3 policy that was trained on summaries and rules."""
+def _sb3(path: str) -> tuple[Callable[[], Policy], int]:
+    """As `Learned._load`, for an SB3 policy that was trained on summaries, and on rules or a choice of agents."""
     import importlib
+
+    from gymnasium.spaces import Discrete
 
     try:
         with ZipFile(path) as file:
@@ -226,7 +251,13 @@ def _sb3(path: str) -> Callable[[], Policy]:
         model = getattr(importlib.import_module(package), name).load(path, device="cpu")
     except Exception as error:  # what unpickling a damaged file raises is anything
         raise ValueError(f"policy {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    if model.observation_space.shape != (len(encoding.SUMMARY),) or model.action_space.shape != (len(encoding.RULE),):
-        raise ValueError(f"policy {path} was not trained on summaries and rules: use prune_env/DigitsSummary-v0")
+    actions = model.action_space
+    choices = int(actions.n) if isinstance(actions, Discrete) and actions.start == 0 else 0
+    of_summaries = model.observation_space.shape == (len(encoding.SUMMARY),)
+    if not of_summaries or not (choices or actions.shape == (len(encoding.RULE),)):
+        raise ValueError(
+            f"policy {path} was not trained on summaries and rules, or agents: use prune_env/DigitsSummary-v0, or "
+            "SummaryObservation(AgentChoice(env, agents))"
+        )
 
-    return lambda: Recurrent(model)
+    return lambda: Recurrent(model), choices

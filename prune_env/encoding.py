@@ -7,6 +7,7 @@ there: runs of unlike size are padded with such. Single env, vector env, wrapper
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -174,7 +175,7 @@ def summarize(obs: Observation, past: Floats | None = None) -> NDArray[np.float3
     return np.clip(np.stack(columns, axis=-1), -1.0, 1.0).astype(np.float32)
 
 
-def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, NDArray[np.float32]]:
+def decode_rule(obs: Observation, numbers: Floats, draws: Floats | None = None) -> dict[str, NDArray[np.float32]]:
     """The action that a rule of a few numbers takes.
 
     Each sample has a preference u, the sum of its tilts: with z the logit of a rank in (0, 1),
@@ -188,7 +189,9 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, N
     Args:
         obs: statistics (…, N), labels (…, N) with -1 for no sample.
         numbers: (…, R), named by RULE, clipped to [-1, 1].
-        draws: (…, N, 2) uniform in [0, 1).
+        draws: (…, N, 2) uniform in [0, 1). None makes them follow from `obs` itself, from `spent`, `val_accuracy`, and
+            `label`, `loss` and `visits` of the samples that are there: a run draws the same whenever it shows the same,
+            also in a batch or padded, and something else when it shows anything else.
 
     Returns:
         {"weight": (…, N), "mixup": (…, N)}, float32.
@@ -200,7 +203,9 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, N
     there = obs["label"] >= 0
     if numbers.shape != (*there.shape[:-1], len(RULE)) or not np.isfinite(numbers).all():
         raise ValueError(f"a rule is {len(RULE)} finite numbers, {', '.join(RULE)}; got {numbers}")
-    if draws.shape != (*there.shape, 2):
+    if draws is None:
+        draws = _draws_of(obs, there)
+    elif draws.shape != (*there.shape, 2):
         raise ValueError(f"draws have shape {draws.shape}; they must have {(*there.shape, 2)}, two a sample")
     keep, loss, middle, volatility, age, randomness, weighting, mixup = np.moveaxis(
         np.clip(numbers, -1.0, 1.0)[..., None], -2, 0
@@ -236,6 +241,13 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats) -> dict[str, N
     }
 
 
+def draw(rng: np.random.Generator, there: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(N, 2) uniform numbers; a sample that is not `there` (N,) has zeros and uses up none."""
+    draws = np.zeros((len(there), 2))
+    draws[there] = rng.random((np.count_nonzero(there), 2))
+    return draws
+
+
 def keep_number(share: float) -> float:
     """The number of a rule that keeps this share, in [SMALLEST_KEEP, 1]."""
     return 1.0 - 2.0 * math.log(share) / math.log(SMALLEST_KEEP)
@@ -257,6 +269,19 @@ def ranks(values: Floats, there: NDArray[np.bool_]) -> NDArray[np.float64]:
     n = np.maximum(there.sum(axis=-1, keepdims=True), 1)
     np.put_along_axis(result, order, (0.5 * (first + last) + 0.5) / n, axis=-1)
     return np.where(there, result, 0.5)
+
+
+def _draws_of(obs: Observation, there: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(…, N, 2) from `draw`, by a generator for each run, which is seeded with a digest of what `obs` holds of it."""
+    draws = np.empty((*there.shape, 2))
+    for run in np.ndindex(there.shape[:-1]):
+        shown = [obs[name][run] for name in ("spent", "val_accuracy")]
+        shown += [obs[name][run][there[run]] for name in ("label", "loss", "visits")]
+        seed = 0
+        for values in shown:
+            seed = zlib.crc32(np.asarray(values, np.float32).tobytes(), seed)
+        draws[run] = draw(np.random.default_rng(seed), there[run])
+    return draws
 
 
 def _largest(keys: NDArray[np.float64], k: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

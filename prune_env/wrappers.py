@@ -109,7 +109,7 @@ class RuleAction(gym.Wrapper, RecordConstructorArgs):
     def _see(self, observation: Observation) -> None:
         """Keep what the next step acts on; its draws are made now, so that a refused action costs none."""
         self._seen = _copy(observation)
-        self._draws = _draw(cast(np.random.Generator, self._rng), observation["label"])
+        self._draws = encoding.draw(cast(np.random.Generator, self._rng), observation["label"] >= 0)
 
 
 class AgentChoice(gym.Wrapper, RecordConstructorArgs):
@@ -295,7 +295,7 @@ class VectorRuleAction(VectorWrapper):
             self._rngs[k] = _generator(infos["seed"][k])
         self._seen = _copy(observations)
         for k in np.flatnonzero(moved).tolist():
-            self._draws[k] = _draw(self._rngs[k], observations["label"][k])
+            self._draws[k] = encoding.draw(self._rngs[k], observations["label"][k] >= 0)
 
 
 class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -366,14 +366,6 @@ def _samples(wrapper: object, space: spaces.Space, entry: str) -> int:
 
 def _generator(run_seed: int) -> np.random.Generator:
     return np.random.default_rng([int(run_seed), RULE_STREAM])
-
-
-def _draw(rng: np.random.Generator, label: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N, 2) uniform numbers; a sample that is not there, of label -1, has zeros and uses up none."""
-    there = label >= 0
-    draws = np.zeros((len(label), 2))
-    draws[there] = rng.random((np.count_nonzero(there), 2))
-    return draws
 
 
 def _require_reset(started: object) -> None:

@@ -22,6 +22,7 @@ from prune_env.plain import pack, unpack
 from prune_env.trainer import Trainer
 from tests import trees
 from tests.processes import fork, wait
+from tests.test_learned import choosing
 from train import checkpoints, companion, episode, provenance, results, workers
 from train.checkpoints import KIND, Keeper, folder_of
 from train.episode import Run, play
@@ -29,6 +30,7 @@ from train.results import Record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
+CHOICE = ",agents=infobatch/swdpp/same_amounts:ucb"
 HALF = "random:keep=0.5"  # costs 0.5 a step
 SETTINGS = {"train_size": 100, "budget": 4.0, "device": "cpu", "model": "mlp:8", "batch_size": 25}
 
@@ -312,8 +314,10 @@ def test_a_run_that_goes_on_elsewhere_says_where_it_was(tmp_path: Path, monkeypa
     assert finished(run_of(), tmp_path / "other")["provenance"]["machines"] == [provenance.of_machine()]
 
 
-@pytest.mark.parametrize("agent", ["infobatch", "kakurenbo", "same_amounts:el2n", "learned", "swdpp+mixup=0.5"])
+@pytest.mark.parametrize("agent", ["infobatch", "kakurenbo", "same_amounts:el2n", "learned", "swdpp+mixup=0.5", CHOICE])
 def test_agents_with_a_memory(agent: str, tmp_path: Path):
+    if agent == CHOICE:
+        agent = choosing(tmp_path / "policy.zip", 3) + CHOICE
     run = run_of(agent, budget=6.0)
     env = run.make_env()
     record = play(run, env)

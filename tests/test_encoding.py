@@ -1,6 +1,7 @@
 """Small spaces from big ones: against plain restatements, sample by sample, and what must not change anything."""
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -714,6 +715,82 @@ def test_a_batch_of_actions_is_its_runs_one_by_one():
     square = {name: values.reshape(2, 2, -1) for name, values in stack(runs).items()}
     reshaped = decode_rule(square, numbers.reshape(2, 2, -1), draws.reshape(2, 2, 70, 2))
     np.testing.assert_array_equal(reshaped["weight"], together["weight"].reshape(2, 2, 70))
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in ("weight", "mixup"))
+
+
+SOFT = rule(keep=0.2, loss=0.3, randomness=0.2, weighting=0.4, mixup=0.3)
+
+
+def test_without_draws_the_same_observation_chooses_the_same():
+    obs = observe(0)
+    before = {name: values.copy() for name, values in obs.items()}
+    state = pickle.dumps(np.random.get_state())  # noqa: NPY002
+    action = decode_rule(obs, SOFT)
+    assert same(decode_rule(before, SOFT, None), action)
+    assert same(decode_rule({name: values.astype(np.float64) for name, values in obs.items()}, SOFT), action)
+    for name, values in before.items():
+        np.testing.assert_array_equal(obs[name], values)
+    assert pickle.dumps(np.random.get_state()) == state  # noqa: NPY002
+    np.random.random()  # noqa: NPY002  (nor is it read)
+    assert same(decode_rule(obs, SOFT), action)
+    assert kept(action).sum() == plain_k(0.2, 60)
+    assert action["mixup"].any()
+
+
+@pytest.mark.parametrize("name", ["spent", "val_accuracy", "label", "loss", "visits"])
+def test_without_draws_another_observation_chooses_something_else(name):
+    obs = observe(0)
+    other = {**obs, name: obs[name].copy()}
+    other[name][-1] += 1 if name in ("label", "visits") else np.float32(1e-3)
+    one, another = (kept(decode_rule(each, rule(randomness=1))) for each in (obs, other))
+    assert one.sum() == another.sum()
+    assert (one != another).sum() > 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_draws_rows_that_are_not_there_change_nothing(seed):
+    obs, numbers = observe(seed), numbers_of(seed)
+    alone = decode_rule(obs, numbers)
+    for other in (1, 2):
+        padded = decode_rule(pad(obs, 90, other), numbers)
+        for name, values in padded.items():
+            np.testing.assert_allclose(values[:60], alone[name], rtol=1e-6)
+            np.testing.assert_array_equal(values[60:], 0.0)
+
+
+def test_without_draws_a_batch_is_its_runs_one_by_one():
+    runs = [pad(observe(s, n=n), 70, s) for s, n in enumerate((70, 31, 1, 60))]
+    numbers = numbers_of(0, 4)
+    together = decode_rule(stack(runs), numbers)
+    for k, obs in enumerate(runs):
+        for name, values in decode_rule(obs, numbers[k]).items():
+            np.testing.assert_array_equal(together[name][k], values)
+    square = {name: values.reshape(2, 2, -1) for name, values in stack(runs).items()}
+    reshaped = decode_rule(square, numbers.reshape(2, 2, -1))
+    np.testing.assert_array_equal(reshaped["weight"], together["weight"].reshape(2, 2, 70))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 60, 1001])
+@pytest.mark.parametrize("keep", [-1.0, -0.37, 0.0, 0.999, 1.0])
+def test_without_draws_the_size_is_exact(n, keep):
+    action = decode_rule(observe(0, n=n), rule(keep=keep, loss=0.5, randomness=0.5))
+    assert kept(action).sum() == plain_k(float(np.float32(keep)), n)
+
+
+def test_without_draws_randomness_is_uniform_over_observations():
+    obs, times = observe(0), 4000
+    many = {name: np.broadcast_to(values, (times, *values.shape)).copy() for name, values in obs.items()}
+    many["spent"] = f32(np.linspace(0.0, 0.9, times)[:, None])  # all else is the same
+    numbers = np.broadcast_to(rule(keep=keeping(0.25), loss=1, randomness=1, mixup=0.0), (times, len(RULE)))
+    action = decode_rule(many, numbers)
+    near(kept(action).mean(axis=0), 0.25, times)
+    both = kept(action)[1:] & kept(action)[:-1]  # one step says nothing of the next
+    near(both.mean(axis=0), 0.25**2, times)
+    blended = action["mixup"] > 0
+    near(blended.mean(axis=0), 0.125 * (obs["visits"] > 0), times)
 
 
 def test_numbers_beyond_their_bounds_are_clipped():

@@ -20,7 +20,7 @@ from prune_env.encoding import RULE, SUMMARY, decode_rule, keep_number
 from prune_env.tasks import TaskDistribution
 from prune_env.wrappers import SummaryEnv
 from train import bench_scale, explain
-from train.explain import Recorder, Without, choices, inputs
+from train.explain import GROUPS, Recorder, Without, choices, inputs
 from train.practice import Pair, draw_pairs, play
 from train.statistics import mean_interval
 
@@ -83,14 +83,22 @@ def rows(table: Table) -> dict[str, str]:
 # ---------------------------------------------------------------- inputs
 
 
-def test_without_holds_one_input():
+def test_every_input_is_in_one_group():
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(SUMMARY)
+
+
+def test_without_holds_what_it_is_told():
     policy, rng = network(), np.random.default_rng(1)
     summaries = rng.uniform(-1, 1, (5, D)).astype(np.float32)
     before, begun = summaries.copy(), np.zeros(5, np.bool_)
     for place, name in enumerate(SUMMARY):
         held = summaries.copy()
         held[:, place] = 0.25
-        np.testing.assert_array_equal(Without(policy, name, 0.25)(summaries, begun), policy(held))
+        np.testing.assert_array_equal(Without(policy, {name: 0.25})(summaries, begun), policy(held))
+    held = summaries.copy()
+    held[:, [2, 7]] = 0.25, -0.5
+    np.testing.assert_array_equal(Without(policy, {SUMMARY[2]: 0.25, SUMMARY[7]: -0.5})(summaries, begun), policy(held))
     np.testing.assert_array_equal(summaries, before)
 
 
@@ -114,30 +122,34 @@ def test_inputs_are_worth_what_is_lost_without_them():
     pairs = draw_pairs(VARIED.training, 7, rng)
     policy = network()
     judges = Judges(policy, summaries)
-    table = inputs(policy, pairs, judges, means)  # pyright: ignore[reportArgumentType]
-    assert "7 runs" in str(table.title)
-    expected: dict[str, NDArray] = {}
-    for place, name in enumerate(SUMMARY):
-        held = summaries.copy()
-        held[:, place] = means[place]
-        expected[name] = 100 * judges.lost(policy(held))
-    ordered = sorted(SUMMARY, key=lambda name: -expected[name].mean())
-    assert list(rows(table)) == ordered
-    for name, told in rows(table).items():
-        mean, low, high = map(float, re.findall(r"[+-]\d+\.\d\d", told))
-        assert (mean, low, high) == pytest.approx((expected[name].mean(), *mean_interval(expected[name])), abs=0.006)
+    tables = inputs(policy, pairs, judges, means)  # pyright: ignore[reportArgumentType]
+    for table, parts in zip(tables, (GROUPS, {name: (name,) for name in SUMMARY}), strict=True):
+        assert "7 runs" in str(table.title)
+        expected: dict[str, NDArray] = {}
+        for part, names in parts.items():
+            held, places = summaries.copy(), [SUMMARY.index(name) for name in names]
+            held[:, places] = means[places]
+            expected[part] = 100 * judges.lost(policy(held))
+        assert list(rows(table)) == sorted(parts, key=lambda part: -expected[part].mean())
+        for part, told in rows(table).items():
+            found = tuple(map(float, re.findall(r"[+-]\d+\.\d\d", told)))
+            assert found == pytest.approx((expected[part].mean(), *mean_interval(expected[part])), abs=0.006)
 
 
 def test_a_planted_dependence_is_found_in_runs():
-    policy, pairs = network(3, only="spent", size=2.0), draw_pairs(VARIED.training, 4, np.random.default_rng(0))
+    only = "confidence"
+    policy, pairs = network(3, only=only, size=2.0), draw_pairs(VARIED.training, 4, np.random.default_rng(0))
     means = np.full(D, 0.1)
-    told = rows(inputs(policy, pairs, Players(VARIED), means))  # pyright: ignore[reportArgumentType]
-    assert {name for name, points in told.items() if points != "+0.00 [+0.00, +0.00]"} == {"spent"}
-    assert list(told)[0 if told["spent"].startswith("+") else -1] == "spent"
-    constant = policy(np.full(D, 0.1, np.float32))  # the rule that is left when time stands still
+    tables = inputs(policy, pairs, Players(VARIED), means)  # pyright: ignore[reportArgumentType]
+    (group,) = (group for group, names in GROUPS.items() if only in names)
+    assert len(GROUPS[group]) > 2
+    constant = policy(np.full(D, 0.1, np.float32))  # the rule that is left when the input stands still
     points = 100 * (play(pairs, policy, VARIED) - play(pairs, constant, VARIED))
     low, high = mean_interval(points)
-    assert told["spent"] == f"{points.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+    for told, part in zip(map(rows, tables), (group, only), strict=True):
+        assert {name for name, points in told.items() if points != "+0.00 [+0.00, +0.00]"} == {part}
+        assert list(told)[0 if told[part].startswith("+") else -1] == part
+        assert told[part] == f"{points.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 # ---------------------------------------------------------------- what is shown
@@ -258,7 +270,8 @@ def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
     told = (policy.parent / "inputs.txt").read_text()
     assert told == printed
     assert "2 runs" in told
-    assert sorted(re.findall(r"│ (\w+) +│ +[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] │", told)) == sorted(SUMMARY)
+    found = re.findall(r"│ (\w[\w, ]*\w) +│ +[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] │", told)
+    assert sorted(found) == sorted([*GROUPS, *SUMMARY])
     with Image.open(policy.parent / "choices.png") as image:
         assert (image.format, image.size) == ("PNG", (1320, 600))
 
@@ -275,7 +288,7 @@ def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
 def test_means_are_over_what_was_seen(policy, monkeypatch):
     given: list = []
     monkeypatch.setattr(explain, "Players", Players)
-    monkeypatch.setattr(explain, "inputs", lambda *arguments: given.extend(arguments) or Table("a", "b"))
+    monkeypatch.setattr(explain, "inputs", lambda *arguments: given.extend(arguments) or (Table("a", "b"),) * 2)
     assert explain.main([str(policy), "--tasks", "tiny", "--seeds", "2"]) == 0
     _, pairs, _, means = given
     assert set(pairs) == {(task, 20_000 + seed) for task in TaskDistribution(**TINY).validation for seed in (0, 1)}

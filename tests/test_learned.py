@@ -18,18 +18,21 @@ import pytest
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from sb3_contrib import ARS, RecurrentPPO
+from sb3_contrib import ARS, QRDQN, RecurrentPPO
 from scipy import stats
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from torch import nn
 
 import agents
-from agents import learned, make, rules, source_digest, spec_with_keep
+from agents import bandits, learned, make, rules, source_digest, spec_with_keep, switches
+from agents.bandits import UCB
+from agents.baselines import Full, Random
 from agents.learned import Learned, Network
 from agents.rules import RandomRule, Rule
 from agents.switches import SameAmounts, Switched
 from prune_env import PruneEnv, encoding
 from prune_env.encoding import RULE, SUMMARY, decode_rule, remember, summarize
+from prune_env.wrappers import RULE_STREAM, AgentChoice, SummaryObservation
 from tests.test_agents import STATES, observe
 from tests.trees import imagefolder
 
@@ -456,7 +459,9 @@ def test_policies_of_other_spaces_and_algorithms_are_refused(tmp_path):
     for build, words in (
         (lambda: PPO("MlpPolicy", env, n_steps=8, batch_size=8), "not trained on summaries and rules"),
         (lambda: A2C("MlpPolicy", gym.make("Pendulum-v1")), "not trained on summaries and rules"),
-        (lambda: DQN("MlpPolicy", env, buffer_size=10), "is of stable_baselines3.dqn.policies; known are"),
+        (lambda: PPO("MlpPolicy", Shown(gym.spaces.MultiBinary(3)), n_steps=8, batch_size=8), "not trained on"),
+        (lambda: PPO("MlpPolicy", Shown(gym.spaces.Discrete(3, start=1)), n_steps=8, batch_size=8), "not trained on"),
+        (lambda: QRDQN("MlpPolicy", env, buffer_size=10), "is of sb3_contrib.qrdqn.policies; known are"),
     ):
         build().save(at)
         with pytest.raises(ValueError, match=rf"policy .*model.zip .*{words}"):
@@ -488,6 +493,201 @@ def test_a_zip_that_is_damaged_within_is_named(tmp_path, within, old):
             file.writestr(name, data)
     with pytest.raises(ValueError, match=r"^policy .*m\.zip cannot be loaded: "):
         Learned(path=str(at), trust=True)
+
+
+# Policies that choose among agents
+
+
+class Shown(gym.Env):
+    """Spaces for a policy that is never trained."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (len(SUMMARY),), np.float32)
+
+    def __init__(self, action_space: gym.Space):
+        self.action_space = action_space
+
+
+def choosing(path: Path, choices: int) -> str:
+    """Save a policy of random weights that chooses among as many agents; the beginning of its spec."""
+    model = PPO("MlpPolicy", Shown(gym.spaces.Discrete(choices)), n_steps=8, batch_size=8, seed=1)
+    decisive(model)
+    model.save(path)
+    return f"learned:{path},trust=True"
+
+
+def decisive(model: Any) -> None:
+    """Let what a policy chooses depend on what it sees, without much training."""
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.mul_(8.0)
+
+
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory) -> str:
+    return choosing(tmp_path_factory.mktemp("choice") / "policy.zip", 3)
+
+
+class Recorded(gym.Wrapper):
+    """Keeps what its env was asked to do."""
+
+    def step(self, action):
+        self.action = action
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("algo", "settings"),
+    [
+        (PPO, {"n_steps": 16, "batch_size": 16, "n_epochs": 1}),
+        (DQN, {"learning_starts": 8, "buffer_size": 100, "batch_size": 8}),
+        (RecurrentPPO, {"policy": "MlpLstmPolicy", "n_steps": 16, "batch_size": 16, "n_epochs": 1}),
+    ],
+    ids=["ppo", "dqn", "recurrent_ppo"],
+)
+def test_it_does_what_the_wrapper_does(algo, settings, tmp_path):
+    """Step by step, in two episodes: the second only goes well if a reset forgets."""
+    among = ["random:keep=0.6", "infobatch", "ucb:keep=0.3,c=2", "seta"]
+    within = Recorded(PruneEnv(budget=6.0, **SMALL))
+    env = SummaryObservation(AgentChoice(within, {spec: make(spec) for spec in among}))
+    model = algo(**{"policy": "MlpPolicy", "env": env, "seed": 0, **settings})
+    model.learn(32)
+    decisive(model)
+    model.save(tmp_path / "model.zip")
+    agent: Any = make(f"learned:{tmp_path / 'model.zip'},trust=True,agents={'/'.join(among)}")
+    alone, chosen = PruneEnv(budget=6.0, **SMALL), set()
+    for seed in (0, 1):
+        seen, info = env.reset(seed=seed)
+        observation, _ = alone.reset(seed=seed)
+        rng, state, over = np.random.default_rng([info["seed"], RULE_STREAM]), None, False
+        switches.reset(agent)
+        while not over:
+            first = np.array([state is None])
+            choice, state = model.predict(seen, state=state, episode_start=first, deterministic=True)
+            state = state or ()
+            chosen.add(int(choice))
+            seen, reward, over, _, info = env.step(choice)
+            action = agent(observation, rng)
+            for name, values in within.action.items():
+                np.testing.assert_array_equal(action[name], values)
+            observation, its, ended, _, told = alone.step(action)
+            assert (its, ended, told["total_spent"]) == (reward, over, info["total_spent"])
+    assert len(chosen) > 1
+
+
+def test_an_agent_sees_the_steps_that_it_is_chosen_for(choice):
+    class Noting:
+        def __init__(self):
+            self.seen, self.resets = [], 0
+
+        def reset(self):
+            self.resets += 1
+
+        def __call__(self, observation, rng):
+            self.seen.append(observation["spent"].item())
+            return make("random:keep=0.3")(observation, rng)
+
+    path = choice.removeprefix("learned:").removesuffix(",trust=True")
+    among = [Noting(), Noting(), Noting()]
+    agent = Learned(path=path, trust=True, agents=among)
+    before = [one.resets for one in among]
+    steps = play(agent, budget=4.0, **SMALL)
+    assert [one.resets - was for one, was in zip(among, before, strict=True)] == [1, 1, 1]
+    assert sorted(spent for one in among for spent in one.seen) == [step[0]["spent"].item() for step in steps]
+    assert sum(bool(one.seen) for one in among) > 1
+
+
+FOREIGN = """
+raise AssertionError("imported")
+"""
+
+
+def test_specs_of_choices(choice, tmp_path, monkeypatch):
+    path = choice.removeprefix("learned:").removesuffix(",trust=True")
+    spec = f"{choice},agents=full/ucb:keep=0.3,c=2/random"
+    expected = Learned(path=path, trust=True, agents=[Full(), UCB(keep=0.3, c=2), Random()])
+    assert make(spec) == expected
+    assert make(f"same_amounts:{spec}") == SameAmounts(agent=expected)
+    assert make(f"{spec}+anneal=0.25+mixup=0.5") == Switched(agent=expected, anneal=0.25, mixup=0.5)
+    nested: Any = make(f"{choice},agents=same_amounts:infobatch/learned/tests.test_learned:keeps_all")
+    assert nested.agents[:2] == [make("same_amounts:infobatch"), Learned()]
+    for one in (spec, f"same_amounts:{spec}+mixup=0.5"):
+        agents.check(one)
+        assert agents.is_ours(one)
+    # shares are given to those that take one and have none
+    kept = f"{choice},agents=full/ucb:keep=0.3,c=2/random:keep=0.7"
+    assert spec_with_keep(spec, 0.7) == kept == spec_with_keep(kept, 0.2)
+    assert spec_with_keep(f"same_amounts:{spec}+mixup=0.5", 0.7) == f"same_amounts:{kept}+mixup=0.5"
+    # somebody's own
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "never.py").write_text(FOREIGN)
+    foreign = f"{choice},agents=full/never:Agent:keep=0.3/random"
+    assert not agents.is_ours(foreign)
+    assert not agents.is_ours(f"same_amounts:{foreign}")
+    with pytest.raises(agents.Unimportable, match="AssertionError: imported"):
+        agents.check(foreign)
+    agents.check(f"{choice},agents=full/random/tests.test_learned:Unmade")  # it is not made
+
+
+def keeps_all(observation, rng):
+    return make("full")(observation, rng)
+
+
+class Unmade:
+    def __init__(self):
+        raise AssertionError
+
+    def __call__(self, observation, rng): ...
+
+
+@pytest.mark.parametrize(
+    ("agents_named", "words"),
+    [
+        ("", ["is given 0 agents, but it chooses among 3: name them", "order of its training", "agents=FIRST/SECOND"]),
+        (",agents=full", ["is given 1 agents, but it chooses among 3"]),
+        (",agents=full/random/full/full", ["is given 4 agents, but it chooses among 3"]),
+        (",agents=full/random/randon", ["unknown agent 'randon'", "there are full, random"]),
+        (",agents=full/random/", ["unknown agent ''"]),
+        (",agents=", ["unknown agent ''"]),
+        (",agents=full/random/ucb:d=2", ["agent 'ucb:d=2'", "'d'", "c="]),
+        (",agents=full/random/random:keep=2", ["keep must be"]),
+        (",agents=full/random/same_amounts:", ["needs the agent whose amounts"]),
+        (",agents=full/random/full+mixup=0.5/full", ["mixup"]),
+        (",agents=full/random/learned:none.safetensors", ["policy none.safetensors cannot be read"]),
+    ],
+)
+def test_choices_that_are_wrong(choice, agents_named, words):
+    for build in (make, agents.check):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            build(choice + agents_named)
+        for word in words:
+            assert word in str(error.value)
+
+
+def test_rules_take_no_agents(policy, summary_env, tmp_path):
+    PPO("MlpPolicy", summary_env, n_steps=8, batch_size=8).save(tmp_path / "model.zip")
+    for spec in (f"learned:{policy}", f"learned:{tmp_path / 'model.zip'},trust=True"):
+        for build in (make, agents.check):
+            with pytest.raises(ValueError, match="is given 2 agents, but it chooses rules: leave out agents="):
+                build(f"{spec},agents=full/random")
+
+
+def test_agents_are_not_unpickled_without_trust_either(choice):
+    with pytest.raises(ValueError, match="loading one runs code"):
+        make(f"{choice.removesuffix(',trust=True')},agents=full/random/full")
+
+
+def test_the_digest_follows_those_chosen_among(choice, policy, tmp_path, monkeypatch):
+    specs = [f"{choice},agents=full/random/{last}" for last in ("full", "ucb", f"learned:{policy.name}")]
+    monkeypatch.chdir(policy.parent)
+    before = [source_digest(spec) for spec in specs]
+    assert len({*before, source_digest(choice)}) == 4
+    network(1).save(policy)
+    assert [source_digest(spec) != was for spec, was in zip(specs, before, strict=True)] == [False, False, True]
+    copy = tmp_path / "bandits.py"
+    copy.write_text("# changed\n")
+    before = [source_digest(spec) for spec in specs]
+    monkeypatch.setattr(bandits, "__file__", str(copy))
+    assert [source_digest(spec) != was for spec, was in zip(specs, before, strict=True)] == [False, True, False]
 
 
 # Rules without a network

@@ -26,6 +26,7 @@ from agents import make, switches
 from agents.state import Opaque, capture, restore
 from prune_env.encoding import RULE, SUMMARY
 from prune_env.plain import pack, unpack
+from tests.test_learned import choosing
 from train.companion import Seat
 
 SPECS = [
@@ -139,6 +140,50 @@ def test_a_recurrent_policy_of_stable_baselines3(env: gym.Env, tmp_path: Path):
         if recalls:
             restore(agent, agent_memory)
         assert follows(agent, rng, seen[at:], done[at:]) == recalls
+
+
+def test_those_that_a_policy_chooses_among_remember(env: gym.Env, tmp_path: Path):
+    spec = f"{choosing(tmp_path / 'policy.zip', 4)},agents=infobatch/seta/same_amounts:ucb/swdpp"
+    seen, done, memories = run(spec, env)
+    wrong = 0
+    for at in range(len(done)):
+        for recalls in (True, False):
+            agent: Any = make(spec)
+            rng = np.random.default_rng(0)
+            agent_memory, generator = unpack(memories[at])
+            restore(rng, generator)
+            restore(agent, agent_memory)
+            assert pack([capture(agent), capture(rng)]) == memories[at]
+            if not recalls:
+                for one in agent.agents:
+                    switches.reset(one)
+            went = follows(agent, rng, seen[at:], done[at:])
+            assert went or not recalls
+            wrong += not went
+    assert wrong  # without it they decide otherwise
+
+
+class Holds:
+    """Keeps the generator of the run."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def __call__(self, observation: Any, rng: np.random.Generator) -> Any:
+        self.rng = rng
+        return make("full")(observation, rng)
+
+
+def test_a_memory_that_a_chosen_agent_cannot_be_given_back_is_noticed(env: gym.Env, tmp_path: Path):
+    """Its policy is given the generator with the next observation only."""
+    spec = f"{choosing(tmp_path / 'policy.zip', 1)},agents=tests.test_state:Holds"
+    observation, _ = env.reset(seed=3)
+    first, second = Seat(spec, 3), Seat(spec, 3)
+    first.act(observation)
+    memory = first.memory()
+    assert memory is not None
+    second.recall(memory)
+    assert second.memory() != memory
 
 
 # Agents of somebody's own

@@ -1,14 +1,15 @@
 """What a policy does and which of its inputs it uses: `python -m train.explain POLICY`.
 
-Plays the validation tasks of a distribution with the policy as it is, and with one input after the other held at its
-mean. Writes choices.png and inputs.txt beside the policy, or into --out.
+Plays the validation tasks of a distribution with the policy as it is, with one group of inputs after the other held at
+their means, and with one input after the other: many say nearly the same, so that one alone is hardly missed. Writes
+choices.png and inputs.txt beside the policy, or into --out.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,29 +18,44 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich.console import Group
 from rich.table import Table
 
 from agents.learned import SHIPPED, Network
 from prune_env import files
-from prune_env.encoding import RULE, SMALLEST_KEEP, SUMMARY
+from prune_env.encoding import LOSS_QUANTILES, RULE, SMALLEST_KEEP, SUMMARY
 from prune_env.residence import cores
 from train import statistics, table
 from train.figures import COLOURS, png
 from train.practice import Pair, Players, distribution, play
 
 BINS = 10  # of the budget, in the figure
+GROUPS = {  # of inputs that say nearly the same; each is in one
+    "time and budget": ("spent", "log_budget"),
+    "accuracies, gap and slopes": ("val_accuracy", "train_accuracy", "gap", "val_slope", "train_slope"),
+    "level of the losses": ("loss", *(f"loss_c{round(100 * q)}" for q in LOSS_QUANTILES)),
+    "shape of the losses": (*(f"loss_q{round(100 * q)}" for q in LOSS_QUANTILES), "loss_top_tenth"),
+    "right, forgotten and confidence": (
+        *("right", "never_right", "forgotten", "ever_forgotten"),
+        *("surely_wrong", "surely_right", "confidence", "entropy", "el2n"),
+    ),
+    "volatility": ("volatility_q50", "volatility_q90"),
+    "age and visits": ("never_seen", "age_q50", "age_q90", "visits_gini"),
+    "classes and balance": ("log_classes", "balance", "loss_spread_of_classes"),
+    "the last step": ("last_kept", "last_mixed", "last_loss_rank", "last_right"),
+}
 
 
 @dataclass
 class Arguments:
-    """Show what a policy chooses over time, and what it would lose without each input."""
+    """Show what a policy chooses over time, and what it would lose without each input, and each group of inputs."""
 
     policy: tyro.conf.Positional[Path] = SHIPPED
     """A safetensors file of `train.learn`."""
     tasks: str = "digits"
     """Distribution, or a TOML file of one, whose validation tasks are played."""
-    seeds: int = 3
-    """Of each task."""
+    seeds: int = 8
+    """Of each task; eight of the digits tasks take about a quarter of an hour on two cores."""
     processes: int = cores()
     """Processes that share the work."""
     out: Path | None = None
@@ -48,15 +64,15 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Without:
-    """A network with one of its inputs held at a value."""
+    """A network with some of its inputs, by name, held at values."""
 
     network: Network
-    name: str
-    value: float
+    held: Mapping[str, float]
 
     def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
         changed = summaries.copy()
-        changed[:, SUMMARY.index(self.name)] = self.value
+        for name, value in self.held.items():
+            changed[:, SUMMARY.index(name)] = value
         return self.network(changed)
 
 
@@ -81,19 +97,27 @@ class Recorder:
         return numbers
 
 
-def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDArray) -> Table:
-    """What each input is worth: points of validation accuracy that are lost when it is held at its mean (D,)."""
-    whole = players.play(pairs, network)
-    lost = []
-    for name, mean in zip(SUMMARY, means, strict=True):
-        points = 100.0 * (whole - players.play(pairs, Without(network, name, float(mean))))
-        lost.append((float(points.mean()), statistics.mean_interval(points), name))
-    shown = Table(title=f"Points of validation accuracy lost without an input, {len(pairs)} runs")
-    shown.add_column("input held at its mean")
-    shown.add_column("points", justify="right")
-    for mean, (low, high), name in sorted(lost, reverse=True):
-        shown.add_row(name, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
-    return shown
+def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDArray) -> tuple[Table, Table]:
+    """What each group of inputs is worth, and each input.
+
+    That is the points of validation accuracy that are lost when it is held at its mean, one of `means` (D,).
+    """
+    whole, mean_of = players.play(pairs, network), dict(zip(SUMMARY, means.tolist(), strict=True))
+
+    def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
+        lost = []
+        for part, names in parts.items():
+            without = Without(network, {name: mean_of[name] for name in names})
+            points = 100.0 * (whole - players.play(pairs, without))
+            lost.append((float(points.mean()), statistics.mean_interval(points), part))
+        table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")
+        table.add_column(f"{kind} held at its mean")
+        table.add_column("points", justify="right")
+        for mean, (low, high), part in sorted(lost, reverse=True):
+            table.add_row(part, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+        return table
+
+    return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in SUMMARY})
 
 
 def choices(recorders: dict[str, Recorder]) -> bytes:
@@ -154,8 +178,8 @@ def main(args: list[str] | None = None) -> int:
     files.replace(folder / "choices.png", choices(recorders))
     means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
     with closing(Players(tasks, given.processes)) as players:
-        shown = inputs(network, pairs, players, means)
-    table.show(folder / "inputs.txt", shown)
+        tables = inputs(network, pairs, players, means)
+    table.show(folder / "inputs.txt", Group(*tables))
     return 0
 
 
