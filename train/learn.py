@@ -48,7 +48,7 @@ from train.shards import Died, Shards
 from train.vec_env import SB3VecEnv
 
 CLIP = 10.0  # points, see Practice
-VALIDATION_SEEDS = range(10_000, 10_005)  # of each validation task
+VALIDATION_SEEDS = range(10_000, 10_006)  # of each validation task
 GENERATIONS = 12  # of the search for the best fixed rule
 SEARCH_SHARE = 0.4  # of the time, after which that search ends at the latest
 BASELINE_SHARE = 0.15  # of the time, after which the pool gets no more pairs
