@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -184,4 +185,5 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the other cores have processes of their own
     sys.exit(main())

@@ -62,8 +62,11 @@ LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a 
 # gamma and lambda 1: the episode is judged as a whole, at its end. Found on the training tasks.
 ON_POLICY = {"n_steps": 32, "gamma": 1.0, "gae_lambda": 1.0, "learning_rate": 1e-3}
 MINIBATCHES = {"batch_size": 512, "n_epochs": 6}
+# Noise that stays through an episode (gSDE, arXiv 2005.05719): an episode has a dozen steps, and what is drawn anew in
+# each cancels out, while the return says what all of them did.
+STEADY = {"use_sde": True}
 ALGORITHMS: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # module, class, policy, settings
-    "ppo": ("stable_baselines3", "PPO", "MlpPolicy", {**ON_POLICY, **MINIBATCHES}),
+    "ppo": ("stable_baselines3", "PPO", "MlpPolicy", {**ON_POLICY, **MINIBATCHES, **STEADY}),
     "a2c": ("stable_baselines3", "A2C", "MlpPolicy", ON_POLICY),
     "sac": ("stable_baselines3", "SAC", "MlpPolicy", {"gamma": 1.0, "learning_starts": 2000, "batch_size": 512}),
     "ars": ("sb3_contrib", "ARS", "MlpPolicy", {"n_delta": 8, "n_top": 4, "zero_policy": False}),
@@ -180,7 +183,8 @@ def build(algo: str, env: VecEnv, start: Start, seed: int) -> BaseAlgorithm:
         scaling = {"shift": start.shift, "scale": start.scale}
         kwargs |= {"features_extractor_class": Scaled, "features_extractor_kwargs": scaling}
     if algo in ("ppo", "a2c", "recurrent_ppo"):
-        kwargs["log_std_init"] = -1.5  # 1 is the whole range of a number
+        # 1 is the whole range of a number; steady noise is a sum over the 64 units of the last layer
+        kwargs["log_std_init"] = -3.0 if "use_sde" in settings else -1.5
     if algo == "recurrent_ppo":
         kwargs["lstm_hidden_size"] = 64
     if algo == "ars":
