@@ -111,6 +111,19 @@ def test_runs_are_what_they_are_alone(width):
     np.testing.assert_array_equal(play(pairs, Steps(), TASKS, width), [accuracy for accuracy, _ in expected])
 
 
+def test_plays_share_an_environment_and_leave_nothing_in_it():
+    """Others may have been in the middle of a run when the last one ended."""
+    first, others = pairs_of(5), pairs_of(7, seed=1)
+    fresh = play(first, Steps(), TASKS, width=3)
+    env = practice._kept_env(3, TASKS)
+    assert play(others, Steps(), TASKS, width=3).shape == (7,)
+    np.testing.assert_array_equal(play(first, Steps(), TASKS, width=3), fresh)
+    assert practice._kept_env(3, TASKS) is env
+    assert practice._kept_env(2, TASKS).num_envs == 2
+    changed = TaskDistribution({**TASKS.values, "train_size": (40, 50)}, validations=1, held_outs=1)
+    assert practice._kept_env(2, changed).unwrapped.tasks == changed  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_rules_are_of_all_or_of_each():
     pairs, rng = pairs_of(5), np.random.default_rng(1)
     rules = rng.uniform(-1, 1, (5, len(RULE)))

@@ -84,7 +84,7 @@ def play(
 
 def _kept_env(members: int, tasks: TaskDistribution) -> VectorEnv:
     """That of the last play with as many members if its tasks were these: making one takes as long as some episodes."""
-    if _kept[:2] != (members, tasks):
+    if _kept[:2] != [members, tasks]:
         _kept[:] = members, tasks, make_env(members, tasks)
     return _kept[2]
 
