@@ -191,7 +191,7 @@ def decode_rule(obs: Observation, numbers: Floats, draws: Floats | None = None) 
         numbers: (…, R), named by RULE, clipped to [-1, 1].
         draws: (…, N, 2) uniform in [0, 1). None makes them follow from `obs` itself, from `spent`, `val_accuracy`, and
             `label`, `loss` and `visits` of the samples that are there: a run draws the same whenever it shows the same,
-            also in a batch or padded, and something else when it shows anything else.
+            also in a batch or padded, and something else when any of these differs.
 
     Returns:
         {"weight": (…, N), "mixup": (…, N)}, float32.

@@ -187,9 +187,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
-        is_random = models.check(
-            model, channels, size, len(train.classes)
-        )  # what does not fit raises now, not at reset
+        # what does not fit raises now, not at reset
+        is_random = models.check(model, channels, size, len(train.classes))
         if compile != "off" and is_random:  # compiled code would draw from the global generator
             raise ValueError(f"compile is {compile!r}; {model!r} draws random numbers (dropout) and needs 'off'")
         self.action_space = actions(n)

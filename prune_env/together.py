@@ -18,7 +18,9 @@ from prune_env.selection import Selection
 from prune_env.trainer import EVALUATION_BATCH, EpochResult, Plan, Trainer, pack, tally
 
 FETCHED = 2**22  # numbers of images that are gathered at a time: 16 MiB
-PROBED = 8  # products that are tried in one batch; more are taken to round like these
+PROBED = 8  # products that are tried in one batch, or as many as threads; more are taken to round like these
+TRIED = 10_000  # numbers in which they must agree
+ALIGNED = 16  # numbers: 64 bytes, where torch has every tensor of its own begin
 
 
 def run_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> list[EpochResult]:
@@ -47,6 +49,9 @@ def _shape(trainer: Trainer) -> object:
     alone = trainer.bf16 or trainer.recipe.compile != "off" or trainer.ranks.size > 1
     if alone or not layers or not all(isinstance(layer, nn.Linear | nn.ReLU) for layer in layers):
         return None
+    batch = trainer.batch_size * math.prod(trainer.train_data.images.shape[1:])
+    if trainer.device.type == "cpu" and batch % ALIGNED:
+        return None  # a single student's batches do not begin where tensors do, and round accordingly
     # widths are not padded: products of other shapes round otherwise
     widths = tuple(layer.out_features for layer in layers if isinstance(layer, nn.Linear))
     images = tuple(trainer.train_data.images.shape[1:]), trainer.train_data.augment
@@ -273,15 +278,17 @@ class _Stack:
         alike: dict[tuple[int, int], list[int]] = defaultdict(list)
         for k, trainer in enumerate(self.trainers):
             alike[len(trainer.val_data), len(trainer.val_data.classes)].append(k)
+        together = max(1, FETCHED // (EVALUATION_BATCH * math.prod(self.trainers[0].val_data.images.shape[1:])))
+        parts = [m[i : i + together] for m in alike.values() for i in range(0, len(m), together)]
         sums: dict[int, Tensor] = {}
-        for (length, classes), members in alike.items():
+        for members in parts:
+            vals = [self.trainers[k].val_data for k in members]
             at = torch.tensor(members, device=self.device)
             parameters = [p[at] for p in self.parameters]
             loss = torch.zeros(len(members), device=self.device)
-            counts = torch.zeros(len(members), 1 + 2 * classes, dtype=torch.int64, device=self.device)
-            fetched = max(1, FETCHED // (len(members) * math.prod(self.trainers[0].val_data.images.shape[1:])))
-            for rows in torch.arange(length, device=self.device).split(min(EVALUATION_BATCH, fetched)):
-                batches = zip(*(self.trainers[k].val_data.batch(rows) for k in members), strict=True)
+            counts = torch.zeros(len(members), 1 + 2 * len(vals[0].classes), dtype=torch.int64, device=self.device)
+            for rows in torch.arange(len(vals[0]), device=self.device).split(EVALUATION_BATCH):
+                batches = zip(*(val.batch(rows) for val in vals), strict=True)
                 images, labels = map(torch.stack, batches)  # (M, B, C, H, W), (M, B)
                 x = ((images.float() - self.mean[at]) * self.scale[at]).flatten(2)  # (M, B, features)
                 of_rows = tally(_forward(parameters, x)[-1], labels)
@@ -312,8 +319,9 @@ def _forward(parameters: list[Tensor], x: Tensor) -> list[Tensor]:
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a[k] @ b[k], plus bias[k] in each row, for each of A pairs of matrices.
 
-    On a CPU every bit is that of `torch.mm` and `addmm`, by which a single student is trained. Where batched products
-    round otherwise, which depends on shapes and on the number of threads, it is one after the other.
+    On a CPU every bit is that of `torch.mm` and `addmm` on tensors of their own, by which a single student is trained.
+    Where batched products round otherwise, which depends on shapes, on the number of threads and on where in memory a
+    matrix begins, it is one after the other.
 
     Args:
         a: (A, n, m) float32.
@@ -324,18 +332,33 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         (A, n, p) float32.
     """
     if a.device.type == "cpu":
-        count = min(len(a), PROBED)
-        form = tuple(a.shape[1:]), tuple(b.shape[1:]), a.stride(1) == 1, b.stride(1) == 1, bias is not None
-        if not _rounds_alike(count, *form, threads=torch.get_num_threads()):
-            return _one_by_one(a, b, bias)
+        threads = torch.get_num_threads()
+        form = tuple(a.shape[1:]), tuple(b.shape[1:]), _is_transposed(a), _is_transposed(b), bias is not None
+        aligned = _is_aligned(a) and _is_aligned(b) and a.shape[1] * b.shape[2] % ALIGNED == 0
+        if len(a) == 1 or not aligned or not _rounds_alike(min(len(a), max(PROBED, threads)), *form, threads):
+            return _one_by_one(_apart(a), _apart(b), bias)
     return _batched(a, b, bias)
+
+
+def _is_transposed(x: Tensor) -> bool:
+    return x.stride(1) == 1 and x.shape[2] > 1
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Whether each matrix of (A, n, m) begins where one of its own would, as far as its rounding goes."""
+    return x.data_ptr() % (4 * ALIGNED) == 0 and (len(x) == 1 or x.stride(0) % ALIGNED == 0)
+
+
+def _apart(x: Tensor) -> list[Tensor]:
+    """The matrices of (A, n, m), in memory of their own unless they begin like such."""
+    return list(x) if _is_aligned(x) else [matrix.clone() for matrix in x]
 
 
 def _batched(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     return torch.bmm(a, b) if bias is None else torch.baddbmm(bias[:, None], a, b)
 
 
-def _one_by_one(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+def _one_by_one(a: list[Tensor], b: list[Tensor], bias: Tensor | None) -> Tensor:
     if bias is None:
         return torch.stack([torch.mm(x, y) for x, y in zip(a, b, strict=True)])
     return torch.stack([torch.addmm(of, x, y) for of, x, y in zip(bias, a, b, strict=True)])
@@ -351,7 +374,7 @@ def _rounds_alike(
     biased: bool,
     threads: int,
 ) -> bool:
-    """Whether batched products of this form are those of single ones, to the bit: tried on numbers of all sizes."""
+    """Whether batched products of this form are those of single ones, to the bit: tried on TRIED numbers."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(shape: tuple[int, ...], transposed: bool = False) -> Tensor:
@@ -359,9 +382,12 @@ def _rounds_alike(
             return draw((shape[1], shape[0])).transpose(1, 2)
         return torch.randn(count, *shape, generator=generator)
 
-    a, b = draw(left, left_transposed), draw(right, right_transposed)
-    bias = draw(right[1:]) if biased else None
-    return torch.equal(_batched(a, b, bias), _one_by_one(a, b, bias))
+    for _ in range(-(-TRIED // (count * left[0] * right[1]))):
+        a, b = draw(left, left_transposed), draw(right, right_transposed)
+        bias = draw(right[1:]) if biased else None
+        if not torch.equal(_batched(a, b, bias), _one_by_one(_apart(a), _apart(b), bias)):
+            return False
+    return True
 
 
 _ROWS = {"index": np.int64, "partner": np.int64, "weight": np.float32, "share": np.float32}

@@ -25,8 +25,8 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
 
     Each member is what a `PruneEnv` of the same settings and seed is; see there for spaces, rewards and info.
     Fully connected students of one shape train in batched matrix products, others in turn; on a CPU weights are those
-    of a `PruneEnv` to the bit. Padding is charged to nobody. A member that has finished is reset by the next step,
-    whatever its action (NEXT_STEP).
+    of a `PruneEnv` with the same actions to the bit, statistics to rounding. Padding is charged to nobody. A member
+    that has finished is reset by the next step, whatever its action (NEXT_STEP).
 
     Members may differ in everything: a list or tuple of K values gives each its own, as in
     `budget=[3, 6], label_noise=[0.0, 0.2]`. Where they differ in the number of samples, N is the largest: a member

@@ -194,14 +194,23 @@ def test_nobody_trains_where_nothing_is_selected():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("model", "lr"), [("mlp:64-64", 0.4), ("mlp:5-7-3", 0.1)])
-def test_whole_episodes_of_full_size_are_the_same_to_the_bit(model, lr, threads):
-    """Some thousand batches at rates that amplify a difference of 1e-7 to one of the weights' own size."""
+@pytest.mark.parametrize(
+    ("model", "lr", "batch_size", "task"),
+    [
+        ("mlp:64-64", 0.4, 32, {}),
+        ("mlp:5-7-3", 0.1, 32, {"train_size": 300}),
+        ("mlp:10-10", 0.2, 32, {"train_size": 66, "image_size": 3}),  # matrices that begin anywhere
+        ("mlp:16", 0.4, 31, {"train_size": 130, "image_size": 3}),  # batches that do
+        ("mlp:24", 0.4, 48, {"train_size": 130, "image_size": 5}),
+    ],
+)
+def test_whole_episodes_are_the_same_to_the_bit(model, lr, batch_size, task, threads):
+    """Many batches at rates that amplify a difference of 1e-7 to one of the weights' own size."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        train, val = load("digits")
-        recipes = [Recipe(model, 32, rate, label_smoothing=0.0) for rate in (lr, lr / 2, lr)]
+        train, val = load("digits", **task)
+        recipes = [Recipe(model, batch_size, rate) for rate in (lr, lr / 2, lr)]
         students = [Trainer(train, val, recipe, 12.0, seed) for seed, recipe in enumerate(recipes)]
         rng = np.random.default_rng(0)
         compare(students, 40, rng)
@@ -217,14 +226,17 @@ def test_products_are_those_of_single_pairs_to_the_bit(threads):
     torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
     try:
-        for n, m, p in itertools.product((1, 7, 31, 32), (3, 10, 64), (5, 10, 64)):
-            a, b, c = (torch.randn(4, *shape, generator=generator) for shape in ((n, m), (p, m), (n, p)))
-            bias = torch.randn(4, p, generator=generator)
-            forward = together.product(a, b.transpose(1, 2), bias)
-            assert torch.equal(forward, torch.stack([nn.functional.linear(*x) for x in zip(a, b, bias, strict=True)]))
-            assert torch.equal(together.product(c, b), torch.stack([x @ y for x, y in zip(c, b, strict=True)]))
-            back = together.product(c.transpose(1, 2), a)
-            assert torch.equal(back, torch.stack([x.t() @ y for x, y in zip(c, a, strict=True)]))
+        forms = itertools.product((1, 2, 3, 9), (1, 2, 7, 31, 32), (3, 9, 10, 64), (1, 5, 10, 16, 64))
+        for count, n, m, p in forms:
+            for _ in range(4):
+                a, b, c = (torch.randn(count, *shape, generator=generator) for shape in ((n, m), (p, m), (n, p)))
+                bias = torch.randn(count, p, generator=generator)
+                own = [[x.clone() for x in one] for one in zip(a, b, c, bias, strict=True)]  # where tensors begin
+                forward = together.product(a, b.transpose(1, 2), bias)
+                assert torch.equal(forward, torch.stack([nn.functional.linear(x, y, z) for x, y, _, z in own]))
+                assert torch.equal(together.product(c, b), torch.stack([z @ y for _, y, z, _ in own]))
+                back = together.product(c.transpose(1, 2), a)
+                assert torch.equal(back, torch.stack([z.t() @ x for x, _, z, _ in own]))
     finally:
         torch.set_num_threads(before)
 

@@ -128,6 +128,7 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         ({"seeds": 0}, "--seeds"),
         ({"workers": 0}, "--workers"),
         ({"save": "digit"}, "--save is 'digit'"),
+        ({"save": "*:4", "image_size": 4}, "a data set's own"),
         ({"save": "digits:4"}, "another size than --image-size None"),
         ({"save": "digits:4", "image_size": 5}, "another size than --image-size 5"),
         ({"save": "tiny_imagenet", "label_noise": 0.2}, "clean labels first"),

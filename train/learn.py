@@ -62,8 +62,8 @@ LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a 
 # gamma and lambda 1: the episode is judged as a whole, at its end. Found on the training tasks.
 ON_POLICY = {"n_steps": 32, "gamma": 1.0, "gae_lambda": 1.0, "learning_rate": 1e-3}
 MINIBATCHES = {"batch_size": 512, "n_epochs": 6}
-# Noise that stays through an episode (gSDE, arXiv 2005.05719): an episode has a dozen steps, and what is drawn anew in
-# each cancels out, while the return says what all of them did.
+# Noise that stays through a rollout, two or three episodes of a member (gSDE, arXiv 2005.05719): an episode has a dozen
+# steps, and what is drawn anew in each cancels out, while the return says what all of them did.
 STEADY = {"use_sde": True}
 ALGORITHMS: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # module, class, policy, settings
     "ppo": ("stable_baselines3", "PPO", "MlpPolicy", {**ON_POLICY, **MINIBATCHES, **STEADY}),
@@ -467,7 +467,7 @@ def _of(given: Arguments) -> dict[str, Any]:
 
 
 def _conditions(tasks: TaskDistribution) -> str:
-    return json.dumps({"tasks": asdict(tasks), "code": provenance.decisive_digest()}, sort_keys=True)
+    return json.dumps({"tasks": asdict(tasks), "code": provenance.learning_digest()}, sort_keys=True)
 
 
 def check(given: Arguments) -> TaskDistribution:

@@ -44,6 +44,20 @@ def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
     return digest.hexdigest()
 
 
+# Those that decide a training's numbers beside them.
+LEARNING = ("encoding", "tasks", "together", "vector", "wrappers")
+
+
+def learning_digest() -> str:
+    """SHA-256 (hex) of the source of the modules that decide what `train.learn` does."""
+    digest = hashlib.sha256(decisive_digest().encode())
+    package = Path(prune_env.__file__).parent
+    programs = (Path(__file__).with_name(f"{name}.py") for name in ("learn", "practice", "search", "shards", "vec_env"))
+    for path in [*(package / f"{name}.py" for name in LEARNING), *programs]:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:
     """Versions of the package and of what it runs on, and the state of the checkout at `root`.
 

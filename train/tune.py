@@ -59,8 +59,8 @@ class Args:
     workers: int = cores()
     """Parallel processes of one thread each."""
     save: str | None = None
-    """Data set, or "*" for any other, whose entry in prune_env/recipes.json the best rates replace; as DATASET:SIZE the
-    entry for --image-size SIZE alone."""
+    """Data set, or "*" for any other, whose entry in prune_env/recipes.json the best rates replace, whatever the size
+    of images; as DATASET:SIZE the entry for --image-size SIZE alone."""
 
 
 def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
@@ -120,6 +120,8 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
         dataset, _, size = args.save.partition(":")
         if dataset not in ("*", *datasets.SOURCES):
             raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
+        if ":" in args.save and dataset == "*":
+            raise ValueError("--save is '*' with a size: rates for one size of images are a data set's own")
         if ":" in args.save and size != str(args.image_size):
             raise ValueError(f"--save is {args.save!r}, for images of another size than --image-size {args.image_size}")
     if (
