@@ -280,10 +280,10 @@ class _Stack:
             alike[len(trainer.val_data), len(trainer.val_data.classes)].append(k)
         together = max(1, FETCHED // (EVALUATION_BATCH * math.prod(self.trainers[0].val_data.images.shape[1:])))
         parts = [m[i : i + together] for m in alike.values() for i in range(0, len(m), together)]
+        places = torch.tensor([k for members in parts for k in members], device=self.device)  # sent at once
         sums: dict[int, Tensor] = {}
-        for members in parts:
+        for members, at in zip(parts, places.split([len(members) for members in parts]), strict=True):
             vals = [self.trainers[k].val_data for k in members]
-            at = torch.tensor(members, device=self.device)
             parameters = [p[at] for p in self.parameters]
             loss = torch.zeros(len(members), device=self.device)
             counts = torch.zeros(len(members), 1 + 2 * len(vals[0].classes), dtype=torch.int64, device=self.device)

@@ -336,7 +336,7 @@ WRONG_ARGUMENTS = [
     ("price", math.nan),
     ("price", math.inf),
     ("dataset", "mnist"),
-    ("image_size", 9),
+    ("image_size", 0),
     ("train_size", 5),
     ("train_size", 10_000),
     ("train_size", 20.5),
