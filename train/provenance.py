@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -37,9 +38,13 @@ DECISIVE = (
 
 def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
     """SHA-256 (hex) of the source of the modules that decide a run's record, those of `train` among them."""
-    digest = hashlib.sha256()
     recording = (Path(__file__).with_name(f"{name}.py") for name in ("episode", "diagnostics"))
-    for path in [*(folder / f"{name}.py" for name in DECISIVE), *recording]:
+    return _digest([*(folder / f"{name}.py" for name in DECISIVE), *recording])
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -49,13 +54,10 @@ LEARNING = ("encoding", "tasks", "together", "vector", "wrappers")
 
 
 def learning_digest() -> str:
-    """SHA-256 (hex) of the source of the modules that decide what `train.learn` does."""
-    digest = hashlib.sha256(decisive_digest().encode())
+    """SHA-256 (hex) of the source of the modules that decide runs, and of those that `train.learn` rests on beside."""
     package = Path(prune_env.__file__).parent
     programs = (Path(__file__).with_name(f"{name}.py") for name in ("learn", "practice", "search", "shards", "vec_env"))
-    for path in [*(package / f"{name}.py" for name in LEARNING), *programs]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    return decisive_digest() + _digest([*(package / f"{name}.py" for name in LEARNING), *programs])
 
 
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:
