@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.parts import Action, Observation, check, hardest, how_many, ranks, uniform
+from agents.parts import Action, Observation, check, hardest, how_many, uniform
 from prune_env import select
+from prune_env.encoding import ranks
 
 
 @dataclass(kw_only=True)

@@ -168,7 +168,7 @@ class Learned:
         check("trust", self.trust, bool)
         try:
             self._start, choices = self._load()
-        except OSError as error:
+        except (OSError, ImportError) as error:  # the latter without the project's extra `train`
             raise ValueError(f"policy {self.path} cannot be read: {error}") from error
         if len(self.agents) != choices:
             needs = f"it chooses among {choices}: name them, in the order of its training, by agents=FIRST/SECOND/..."

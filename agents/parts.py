@@ -1,6 +1,6 @@
-"""The parts that the rules are made of: how many, the hardest, a uniform draw, a draw by probability, ranks.
+"""The parts that the rules are made of: how many, the hardest, a uniform draw, a draw by probability.
 
-N is the number of samples and k the number to keep. Everything is O(N) except `ranks`, which sorts.
+N is the number of samples and k the number to keep. Everything is O(N).
 """
 
 from __future__ import annotations
@@ -137,9 +137,3 @@ def blended(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.float3
     shares = np.zeros(len(mask), dtype=np.float32)
     shares[mixed] = np.minimum(lam, 1 - lam)
     return shares
-
-
-def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Ranks of `values` (N,) spread over (0, 1): (average 1-based rank − ½) / N, so the mean is ½."""
-    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
-    return ((np.cumsum(size) - size / 2) / len(values))[group]

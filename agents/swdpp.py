@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Observation, blended, check, everything, how_many, in_last, ranks, systematic
+from agents.parts import Action, Observation, blended, check, everything, how_many, in_last, systematic
 from prune_env import select
+from prune_env.encoding import ranks
 
 MAX_REWEIGHT = 3.0
 

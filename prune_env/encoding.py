@@ -253,8 +253,12 @@ def keep_number(share: float) -> float:
     return 1.0 - 2.0 * math.log(share) / math.log(SMALLEST_KEEP)
 
 
-def ranks(values: Floats, there: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Ranks of `values` (…, N) among those that are there, in (0, 1): (average 1-based rank - ½) / n."""
+def ranks(values: Floats, there: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Ranks of `values` (…, N) among those that are there, in (0, 1): (average 1-based rank - ½) / n.
+
+    The mean of these is ½, and so is what the others get.
+    """
+    there = np.ones(values.shape, np.bool_) if there is None else there
     masked = np.where(there, values, np.inf)
     order = np.argsort(masked, axis=-1)
     ordered = np.take_along_axis(masked, order, axis=-1)

@@ -207,7 +207,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             ValueError: `options` are given.
         """
         if options:
-            raise ValueError(f"reset options {sorted(options)} are not known; there are none")
+            raise ValueError(
+                f"reset options {sorted(options)} are not known; there are none here. Tasks are pinned in "
+                "prune_env.tasks.TaskEnv, environments of summaries and vector environments"
+            )
         super().reset(seed=seed)
         run_seed = int(self.np_random.integers(2**32))
         self.trainer = Trainer(self.train_data, self.val_data, self.recipe, self.budget, run_seed)

@@ -46,9 +46,11 @@ class Task:
     image_size: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of `PruneEnv`."""
+        """Keyword arguments of `PruneEnv`; without a `root`, images are where the environment has them."""
         settings = asdict(self)
         factor = settings.pop("lr_factor")
+        if self.root is None:
+            del settings["root"]
         rate = recipes.tuned(self.dataset, self.model, self.budget, self.label_noise, self.image_size)["lr"]
         return {**settings, "lr": factor * rate}
 
@@ -67,8 +69,9 @@ class TaskDistribution:
         validations: how many tasks, budgets apart, are for choosing a policy.
         held_outs: how many are for judging it.
         seed: of the cut.
-        held_out_values: of the fields in which held-out tasks have other values, in one of them none that the others
-            have; without, they are of the same grid, in combinations that the others do not have.
+        held_out_values: of the fields in which held-out tasks have other values, in one of them beside the budget none
+            that the others have; without, or with other budgets alone, they are of the same grid, in combinations that
+            the others do not have.
 
     Raises:
         ValueError: a field that tasks do not have, one without values, a grid too small to be cut, or held-out values
@@ -95,14 +98,21 @@ class TaskDistribution:
                 f"the grid has {len(self._grid)} tasks, budgets apart: too few for {self.validations} to validate "
                 f"and {self.held_outs} to hold out"
             )
-        others = {name: self.values.get(name, (getattr(Task(), name),)) for name in self.held_out_values}
-        if others and all(set(values) & set(others[name]) for name, values in self.held_out_values.items()):
-            raise ValueError(f"held_out_values={self.held_out_values}: in one field none may be among `values`")
+        others = {name: self.values.get(name, (getattr(Task(), name),)) for name in self._apart}
+        if others and all(set(values) & set(others[name]) for name, values in self._apart.items()):
+            raise ValueError(
+                f"held_out_values={self.held_out_values}: in one field beside the budget none may be among `values`"
+            )
+
+    @property
+    def _apart(self) -> dict[str, tuple]:
+        """Values that make held-out tasks a grid of their own; budgets do not, which no task is told apart by."""
+        return {name: values for name, values in self.held_out_values.items() if name != "budget"}
 
     @property
     def _skipped(self) -> int:
         """Tasks of the grid that are held out."""
-        return 0 if self.held_out_values else self.held_outs
+        return 0 if self._apart else self.held_outs
 
     @cached_property
     def _grid(self) -> list[Task]:
@@ -110,7 +120,7 @@ class TaskDistribution:
 
     @cached_property
     def _held_out_grid(self) -> list[Task]:
-        return self._in_order({**self.values, **self.held_out_values}) if self.held_out_values else self._grid
+        return self._in_order({**self.values, **self.held_out_values}) if self._apart else self._grid
 
     def _in_order(self, values: Mapping[str, tuple]) -> list[Task]:
         """All tasks with these values, at the first budget only, in the order of the cut."""
@@ -173,12 +183,13 @@ class TaskDistribution:
 
     @cached_property
     def _extents(self) -> list[tuple[int, int]]:
-        """Samples and classes of the largest training part of each data set."""
+        """Samples and classes of the largest training part of each data set, in each grid."""
         largest: dict[tuple, Task] = {}
-        for task in (*self._grid, *self._held_out_grid):
-            key = task.dataset, task.root, task.image_size
-            if key not in largest or _extent(task) > _extent(largest[key]):
-                largest[key] = task
+        for which, grid in enumerate((self._grid, self._held_out_grid)):
+            for task in grid:
+                key = which, task.dataset, task.root, task.image_size
+                if key not in largest or _extent(task) > _extent(largest[key]):
+                    largest[key] = task
         sizing = ("dataset", "root", "image_size", "train_size", "imbalance")
         parts = [data.load(**{name: getattr(task, name) for name in sizing})[0] for task in largest.values()]
         return [(len(train), len(train.classes)) for train in parts]
@@ -236,6 +247,7 @@ class Episodes:
     def __init__(self, settings: Mapping[str, Any], tasks: TaskDistribution | None = None):
         self._settings = dict(settings)
         self._tasks = tasks
+        self._sets = None if tasks is None else _sets(tasks)
         self._pinned: dict[str, Any] | None = None
         self._draws = np.random.default_rng()
         self._current = {} if tasks is None else tasks.training[0].settings()  # until the first reset draws
@@ -244,12 +256,22 @@ class Episodes:
 
     def pin(self, task: Task | Mapping[str, Any] | None) -> None:
         """Let all episodes from the next on be of `task`, a mapping being settings that it changes; None: none."""
-        self._pinned = _settings(task)
+        self._pinned = self._wanted(task)
 
     def environment(self, task: Task | Mapping[str, Any] | None) -> PruneEnv:
         """That of the next episode if `task` is pinned, to look at; nothing has changed. Raises what it raises."""
-        wanted = _settings(task)
+        wanted = self._wanted(task)
         return self.env if wanted is None else self._make(wanted)
+
+    def _wanted(self, task: Task | Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """Keyword arguments of `PruneEnv`. Raises ValueError for a `Task` of images that episodes are not of."""
+        task = _task(task)
+        if not isinstance(task, Task):
+            return None if task is None else dict(task)
+        sets = self._sets or {self._settings.get("dataset", Task().dataset)}
+        if task.dataset not in sets:
+            raise ValueError(f"task has dataset={task.dataset!r}; episodes here are of {', '.join(sorted(sets))}")
+        return task.settings()
 
     def _make(self, wanted: dict[str, Any]) -> PruneEnv:
         """The environment with these settings, once for looking at it and using it."""
@@ -276,10 +298,12 @@ class Episodes:
 class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
     """A `PruneEnv` whose every episode is of another task; its spaces, too, are those of the episode.
 
-    Policies need spaces that stay as they are: see `prune_env.wrappers.SummaryEnv`, which makes them of this.
+    Policies need spaces that stay as they are: see `prune_env.wrappers.SummaryEnv`, which makes them of this. What else
+    is asked of it, as `trainer` or `recipe`, is what the episode's `PruneEnv` has.
 
     Args:
-        tasks: what episodes draw from, with the generator that `reset` seeds; a name, or a distribution.
+        tasks: what episodes draw from, with the generator that `reset` seeds; a name, or a distribution. Without,
+            they are of `settings`, but for those whose task `reset` pins.
         render_mode: as for `PruneEnv`.
         settings: keyword arguments of `PruneEnv` that tasks do not set.
 
@@ -289,8 +313,14 @@ class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
 
     metadata = PruneEnv.metadata
 
-    def __init__(self, tasks: str | TaskDistribution, *, render_mode: str | None = None, **settings: Any):
-        self.tasks = distribution(tasks, settings)
+    def __init__(
+        self,
+        tasks: str | Mapping[str, Any] | TaskDistribution | None = None,
+        *,
+        render_mode: str | None = None,
+        **settings: Any,
+    ):
+        self.tasks = None if tasks is None else distribution(tasks, settings)
         self.render_mode = render_mode
         self._episodes = Episodes({**settings, "render_mode": render_mode}, self.tasks)
         self._show()
@@ -299,6 +329,11 @@ class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
     def env(self) -> PruneEnv:
         """That of this episode."""
         return self._episodes.env
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # also while this is being copied, and has no episodes yet
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.env, name)
 
     def _show(self) -> None:
         self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
@@ -316,9 +351,10 @@ class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
             ValueError: other options.
         """
         given = dict(options or {})
-        self._episodes.pin(given.pop("task", None))
+        task = given.pop("task", None)
         if given:
             raise ValueError(f"reset options {sorted(given)} are not known; there is task")
+        self._episodes.pin(task)
         super().reset(seed=seed)
         observation, info = self._episodes.reset(seed)
         self._show()
@@ -351,10 +387,11 @@ def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Ma
         tasks = TaskDistribution(**tasks)
     elif not isinstance(tasks, TaskDistribution):
         raise TypeError(f"tasks is {tasks!r}; it must be a TaskDistribution, or the name of one")
-    both = sorted(set(settings) & set(tasks.training[0].settings()) - {"dataset"})
+    theirs = {*(field.name for field in fields(Task)), "lr"} - {"dataset"}
+    both = sorted(set(settings) & theirs)
     if both:
         raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
-    sets = {task.dataset for task in (*tasks.training, *tasks.held_out)}
+    sets = _sets(tasks)
     wanted = settings.get("dataset", [])
     for dataset in [wanted] if isinstance(wanted, str) else wanted:  # of each member
         if dataset not in sets:
@@ -362,10 +399,15 @@ def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Ma
     return tasks
 
 
-def _settings(task: Task | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Keyword arguments of `PruneEnv`, from all fields of a `Task`, too. Raises TypeError for what is no task."""
+def _sets(tasks: TaskDistribution) -> set[str]:
+    """Data sets of its tasks."""
+    return {task.dataset for task in (*tasks.training, *tasks.held_out)}
+
+
+def _task(task: Task | Mapping[str, Any] | None) -> Task | Mapping[str, Any] | None:
+    """The same, but a `Task` where all fields of one are given. Raises TypeError for what is no task."""
     if not isinstance(task, Task | Mapping | None):
         raise TypeError(f"task is {task!r}; it must be a Task, or a mapping of settings")
     if isinstance(task, Mapping) and set(task) == {field.name for field in fields(Task)}:
-        task = Task(**dict(task))  # what asdict() makes of one
-    return task.settings() if isinstance(task, Task) else None if task is None else dict(task)
+        return Task(**dict(task))  # what asdict() makes of one
+    return task

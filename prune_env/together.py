@@ -243,9 +243,10 @@ class _Stack:
     def _gradient(self, logits: Tensor, labels: Tensor, others: Tensor | None, share: Tensor, weight: Tensor) -> Tensor:
         """Of sum(w_i l_i) by the logits (A, B, C), the trainers' own loss; arguments as of `_step`."""
         trainer, flat = self.trainers[0], logits.flatten(0, 1).requires_grad_()
-        loss = trainer.loss(flat, labels.flatten())
-        if others is not None:
-            loss = torch.lerp(loss, trainer.loss(flat, others.flatten()), share.flatten())
+        if others is None:
+            loss = trainer.loss(flat, labels.flatten())
+        else:
+            loss = trainer.mixed_loss(flat, labels.flatten(), others.flatten(), share.flatten())
         (gradient,) = torch.autograd.grad(loss, flat, weight.flatten())
         return gradient.view_as(logits)
 

@@ -289,7 +289,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """The same where a share (B,) of another image, and of its label, is blended into each."""
         logits = self._forward(augment.blend(images, others, share))
-        return torch.lerp(self.loss(logits, labels), self.loss(logits, other_labels), share), logits
+        return self.mixed_loss(logits, labels, other_labels, share), logits
 
     def _exchange(self, indices: Tensor, totals: Sequence[int]) -> None:
         """Let every rank know the statistics of the samples (k,) int64 that this one measured, `totals` of all."""
@@ -371,6 +371,10 @@ class Trainer:
         """(B,) float32 training loss, before weights."""
         smoothing = self.recipe.label_smoothing
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+    def mixed_loss(self, logits: Tensor, labels: Tensor, others: Tensor, share: Tensor) -> Tensor:
+        """The same with a share (B,) of the loss for another label (B,)."""
+        return torch.lerp(self.loss(logits, labels), self.loss(logits, others), share)
 
     def evaluate(self, data: Data) -> Evaluation:
         """Predict a whole split in evaluation mode. Free, and counted with validation."""

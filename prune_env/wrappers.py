@@ -7,6 +7,7 @@ the observation is made small last: `SummaryObservation(RuleAction(env))`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, cast
 
 import gymnasium as gym
@@ -119,15 +120,16 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
 
     Args:
         env: a PruneEnv, in whatever wrappers that leave its spaces alone.
-        agents: name -> callable `(observation, rng) -> action`. One with `reset()` is reset with the env.
+        agents: name -> callable `(observation, rng) -> action`. One with `reset()` is reset with the env. They are
+            copied: what they remember is of this environment alone.
 
     Raises:
-        TypeError: `env` has other spaces, or an agent cannot be called.
+        TypeError: `env` has other spaces, or an agent cannot be called, or not be copied.
         ValueError: there are no agents.
     """
 
     def __init__(self, env: gym.Env, agents: Mapping[str, Agent]):
-        RecordConstructorArgs.__init__(self, agents=agents)
+        RecordConstructorArgs.__init__(self, agents=agents, _disable_deepcopy=True)
         gym.Wrapper.__init__(self, env)
         _samples(self, env.observation_space, "label")
         _samples(self, env.action_space, "weight")
@@ -140,7 +142,7 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
                 raise TypeError(f"agents[{name!r}] is {agent!r}, which cannot be called as (observation, rng)")
         self.names = tuple(agents)
         self.action_space = spaces.Discrete(len(agents))
-        self._agents = tuple(agents.values())
+        self._agents = tuple(_own(name, agent) for name, agent in agents.items())
         self._rng: np.random.Generator | None = None
         self._seen: Observation = {}
 
@@ -186,6 +188,14 @@ class MaskAction(gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
         self.action_space = spaces.MultiBinary(_samples(self, env.action_space, "weight"))
+
+    def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Any, dict[str, Any]]:
+        """Start the next run, whose task may have another number of samples."""
+        seen, info = self.env.reset(seed=seed, options=options)
+        space = spaces.MultiBinary(_samples(self, self.env.action_space, "weight"))
+        if space != self.action_space:  # else it goes on with the draws of its seed
+            self.action_space = space
+        return seen, info
 
     def step(self, action: ArrayLike) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Train once on what the mask keeps.
@@ -302,25 +312,26 @@ class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """A PruneEnv that is seen in the D numbers of a summary, and acted on by the R of a rule.
 
     An environment in its own right, whose spaces stay as they are whatever the task. What else is asked of it, as
-    `trainer` or `recipe`, is what the PruneEnv within has, or the `TaskEnv`.
+    `trainer` or `recipe`, is what `TaskEnv` has.
 
     Args:
-        tasks: what each episode's task is drawn from, a name or a distribution; see `prune_env.tasks.TaskEnv`.
+        tasks: what each episode's task is drawn from, a name or a distribution; see `prune_env.tasks.TaskEnv`, also
+            for `reset(options={"task": ...})`.
         settings: those of `PruneEnv`.
     """
 
     metadata = PruneEnv.metadata
 
-    def __init__(self, tasks: str | TaskDistribution | None = None, **settings: Any):
-        within = PruneEnv(**settings) if tasks is None else TaskEnv(tasks, **settings)
-        self._within = SummaryObservation(RuleAction(within))
+    def __init__(self, tasks: str | Mapping[str, Any] | TaskDistribution | None = None, **settings: Any):
+        self._runs = TaskEnv(tasks, **settings)
+        self._within = SummaryObservation(RuleAction(self._runs))
         self.observation_space, self.action_space = self._within.observation_space, self._within.action_space
-        self.render_mode = within.render_mode
+        self.render_mode = self._runs.render_mode
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # also while this is being copied, and has nothing within yet
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return getattr(self._within.unwrapped, name)
+        return getattr(self._runs, name)
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """As that of what is within."""
@@ -362,6 +373,14 @@ def _samples(wrapper: object, space: spaces.Space, entry: str) -> int:
             f"{space}. What acts goes inside of what summarises: SummaryObservation(RuleAction(env))"
         )
     return cast(tuple[int, ...], space[entry].shape)[0]
+
+
+def _own(name: str, agent: Agent) -> Agent:
+    """A copy of one of `agents`."""
+    try:
+        return deepcopy(agent)
+    except Exception as error:  # whatever its parts raise
+        raise TypeError(f"agents[{name!r}] is {agent!r}, which cannot be copied: {error}") from error
 
 
 def _generator(run_seed: int) -> np.random.Generator:

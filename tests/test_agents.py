@@ -20,7 +20,7 @@ from scipy import optimize, stats
 from agents import AGENTS, bandits, make, parts, source_digest, spec_with_keep
 from agents.learned import Learned, Network
 from agents.swdpp import difficulty, inclusion
-from prune_env import selection
+from prune_env import encoding, selection
 from prune_env.encoding import RULE, SUMMARY
 
 VARIANTS = [
@@ -297,8 +297,8 @@ def test_uniform_draws_every_subset_alike():
 @pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 1.0, 1.0], [0.5] * 4, [2.0], [1e-30, 0.0, 100.0, 0.0]])
 def test_ranks(values):
     values = np.array(values, dtype=np.float32)
-    np.testing.assert_allclose(parts.ranks(values), slow_ranks(values))
-    np.testing.assert_allclose(parts.ranks(values), (stats.rankdata(values) - 0.5) / len(values))
+    np.testing.assert_allclose(encoding.ranks(values), slow_ranks(values))
+    np.testing.assert_allclose(encoding.ranks(values), (stats.rankdata(values) - 0.5) / len(values))
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,16 @@ def test_its_plan_trains_and_validates_on_them(tiny, tmp_path, capsys):
         assert torch.equal(env.val_data.images, meant.val_data.images)
 
 
+def test_tasks_of_one_title_are_refused(tmp_path, capsys):
+    own = tmp_path / "own.toml"  # of eight tasks five, so that two have one title
+    grid = "train_size = [50, 60, 70, 80]\nval_rest = [true, false]\n"
+    own.write_text(f"validations = 1\nheld_outs = 5\n[values]\n{grid}")
+    assert heldout.main(["sweep", str(own), "--agents", "full"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "2 held-out tasks would be called 'digits, train_size" in error
+
+
 def test_seeds_are_twenty_and_images_of_folders_have_an_id(tmp_path, capsys, monkeypatch):
     values = {"dataset": ("imagefolder",), "model": ("convnet",), "label_noise": (0.0, 0.3)}
     monkeypatch.setitem(distributions.DISTRIBUTIONS, "own", {"values": values, "validations": 0, "held_outs": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +18,12 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents
+import prune_env
 from agents.learned import Learned, Network
 from prune_env import files
 from prune_env import tasks as distributions
@@ -151,7 +154,8 @@ def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
     files |= {"policy.safetensors"} if algo in MEMORYLESS else set()
     assert {path.name for path in folder.iterdir()} == files
     first = evaluations(folder)
-    assert 100 <= first[-1]["steps"] < 104
+    rollout = 200 if algo == "ars" else 32  # at most, of 4 members
+    assert 100 <= first[-1]["steps"] < 100 + rollout
     assert first[-1]["episodes"] > 10
 
     start = start_of(folder)
@@ -170,7 +174,7 @@ def test_every_algorithm_leaves_a_policy_and_goes_on(algo, tiny, tmp_path):
     assert lines[: len(first)] == first
     steps, episodes = ([line[name] for line in lines] for name in ("steps", "episodes"))
     assert steps == sorted(steps)
-    assert 160 <= steps[-1] < 164
+    assert 160 <= steps[-1] < 160 + rollout
     assert episodes == sorted(episodes)
     assert episodes[-1] > first[-1]["episodes"]
     seconds = [line["seconds"] for line in lines]
@@ -233,7 +237,7 @@ def test_the_best_policy_is_kept(planted, tmp_path):
     assert run(tmp_path, "ppo", "--steps", "140") == 0
     lines = evaluations(tmp_path / "tiny-ppo-0")
     assert [line["points"] for line in lines] == pytest.approx([-10, 10, 5, 10, -20])
-    assert [line["steps"] for line in lines] == [32, 64, 96, 128, 140]
+    assert [line["steps"] for line in lines] == [32, 64, 96, 128, 160]
     card: Any = Network.load(tmp_path / "tiny-ppo-0" / "policy.safetensors").card
     assert card["training"]["steps"] == 64
     assert card["validation"]["points_over_full"] == pytest.approx(10)
@@ -263,6 +267,22 @@ def test_steps_and_minutes_end_it_whichever_comes_first(planted, tmp_path):
     assert [line["steps"] for line in evaluations(tmp_path / "tiny-ppo-0")] == [32, 64]
     assert run(tmp_path, "a2c", "--steps", "64", "--minutes", "0.000001") == 0
     assert [line["steps"] for line in evaluations(tmp_path / "tiny-a2c-0")] == [0]
+
+
+@pytest.mark.parametrize(("steps", "rollouts"), [(1, 1), (32, 1), (33, 2), (70, 3)])
+def test_every_rollout_is_learned_from(steps, rollouts, planted, tmp_path, monkeypatch):
+    """Those of PPO have 8 steps of 4 members here; also the last one, that --steps ends in."""
+    Planted.planted = [0.5] * 100
+    learned, train = [], PPO.train
+
+    def noted(model):
+        learned.append(model.num_timesteps)
+        train(model)
+
+    monkeypatch.setattr(PPO, "train", noted)
+    assert run(tmp_path, "ppo", "--steps", str(steps)) == 0
+    assert learned == [32 * (k + 1) for k in range(rollouts)]
+    assert evaluations(tmp_path / "tiny-ppo-0")[-1]["steps"] == 32 * rollouts
 
 
 def test_it_takes_ten_minutes_unless_told_otherwise(tiny, tmp_path, monkeypatch):
@@ -296,7 +316,7 @@ def test_it_goes_on_after_it_was_interrupted(planted, tmp_path, monkeypatch, cap
         learn.Learning, "_on_training_start", lambda learning: begun.append(learn.network_of(learning.model, {}))
     )
     assert run(tmp_path, "ppo", "--steps", "100") == 0
-    assert [line["steps"] for line in evaluations(tmp_path / "tiny-ppo-0")] == [32, 64, 96, 100]
+    assert [line["steps"] for line in evaluations(tmp_path / "tiny-ppo-0")] == [32, 64, 96, 128]
     np.testing.assert_array_equal(begun[0](summaries(9)), stopped(summaries(9)))
     assert len(set(seeds)) == 5  # what was drawn is not drawn again: four stretches, and a look whether there is more
 
@@ -418,6 +438,7 @@ def test_arguments_that_are_wrong(arguments, words, tmp_path, capsys):
         ('model = ["mlp:4", "nosuch"]', ["model", "nosuch"]),
         ("budget = [1.0, 0.01]", ["budget"]),
         ("train_size = [50, 9000]", ["train_size=9000"]),
+        ("train_size = [100, 800]\nimbalance = [1.0, 10.0]", ["train_size=800"]),  # each of these can be, with others
         ('train_size = [50, "a"]', ["train_size"]),
         ("lr_factor = [1.0, -1.0]", ["lr"]),
         ('root = ["/nowhere"]\ndataset = ["imagefolder"]', ["/nowhere"]),
@@ -478,6 +499,13 @@ def test_a_folder_of_another_run_is_left_alone(tiny, tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*") if path.is_file()} == before
 
 
+def with_other_rates(copy: Path) -> Path:
+    shutil.copytree(Path(prune_env.__file__).parent, copy)
+    recipes = copy / "recipes.json"
+    recipes.write_text(recipes.read_text().replace("0.4", "0.3"))
+    return copy / "__init__.py"
+
+
 def test_a_folder_of_other_tasks_or_code_is_left_alone(tiny, tmp_path, capsys, monkeypatch):
     assert run(tmp_path, "ppo", "--steps", "32") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "tiny-ppo-0").rglob("*") if path.is_file()}
@@ -485,6 +513,7 @@ def test_a_folder_of_other_tasks_or_code_is_left_alone(tiny, tmp_path, capsys, m
     for change in (
         lambda patch: patch.setitem(distributions.DISTRIBUTIONS, "tiny", {**TINY_TASKS, "seed": 1}),
         lambda patch: patch.setattr(learn.provenance, "decisive_digest", lambda: "another"),
+        lambda patch: patch.setattr(prune_env, "__file__", str(with_other_rates(tmp_path / "package"))),
     ):
         with monkeypatch.context() as patch:
             change(patch)

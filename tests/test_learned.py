@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -760,3 +761,9 @@ def test_random_rules_are_uniform_and_follow_the_generator(monkeypatch):
         assert stats.kstest(column, "uniform", (-1, 2)).pvalue > 0.001
     correlations = np.corrcoef(numbers.T) - np.eye(len(RULE))
     assert np.abs(correlations).max() < 5 / 1000**0.5
+
+
+def test_a_project_without_safetensors_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ValueError, match=r"digits.safetensors cannot be read: .*safetensors"):
+        make("learned")

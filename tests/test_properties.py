@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 
 from agents import parts
-from prune_env import PruneEnv, select, selection, stats
+from prune_env import PruneEnv, encoding, select, selection, stats
 from prune_env.compute import Ledger
 from prune_env.encoding import RULE, SUMMARY, begin, decode_rule, remember, summarize
 from prune_env.env import observations
@@ -181,7 +181,7 @@ def test_only_what_is_kept_is_blended(seed, n, share, q):
 @given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=30))
 @few(60)
 def test_ranks_are_those_of_scipy(values):
-    found = parts.ranks(np.array(values, np.float32))
+    found = encoding.ranks(np.array(values, np.float32))
     np.testing.assert_allclose(found, (rankdata(values) - 0.5) / len(values), rtol=1e-12)
     assert found.mean() == pytest.approx(0.5)
 

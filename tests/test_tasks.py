@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import env_checker
 from scipy import stats
@@ -23,6 +24,7 @@ from prune_env import PruneEnv, data, select
 from prune_env.encoding import RULE
 from prune_env.recipes import tuned
 from prune_env.tasks import DISTRIBUTIONS, Episodes, Task, TaskDistribution, TaskEnv, distribution
+from prune_env.vector import PruneVectorEnv
 from prune_env.wrappers import SummaryEnv, vector_summary
 from tests import trees
 
@@ -132,11 +134,11 @@ def test_draws_read_no_other_generator():
         ({"values": VALUES, "validations": 2, "held_outs": 2, "held_out_values": {"depth": (1,)}}, "have no 'depth'"),
         (
             {"values": VALUES, "validations": 2, "held_outs": 2, "held_out_values": {"model": ("mlp:5", "mlp:9")}},
-            "held_out_values=.*: in one field none may be among",
+            "held_out_values=.*: in one field beside the budget none may be among",
         ),
         (
             {"values": VALUES, "validations": 2, "held_outs": 2, "held_out_values": {"task_seed": (0, 1)}},
-            "held_out_values=.*: in one field none may be among",  # all have the default 0
+            "held_out_values=.*: in one field beside the budget none may be among",  # all have the default 0
         ),
         (
             {"values": VALUES, "validations": 2, "held_outs": 9, "held_out_values": {"task_seed": (1,)}},
@@ -172,6 +174,16 @@ def test_held_out_tasks_with_values_of_their_own():
     assert len({*tasks.validation, *tasks.training}) == np.prod([len(values) for values in VALUES.values()])
     # what wrong labels there are takes turns
     assert [task.label_noise for task in tasks.held_out[::2]] in ([0.0, 0.2] * 2 + [0.0], [0.2, 0.0] * 2 + [0.2])
+
+
+def test_other_budgets_alone_hold_nothing_out_that_is_trained_on():
+    own = {"budget": (3.0, 5.0)}
+    tasks = TaskDistribution(VALUES, validations=2, held_outs=3, held_out_values=own)
+    same = TaskDistribution(VALUES, validations=2, held_outs=3)
+    assert (tasks.training, tasks.validation) == (same.training, same.validation)
+    assert {task.budget for task in tasks.held_out} == set(own["budget"])
+    assert apart_from_budget(tasks.held_out) == apart_from_budget(same.held_out)
+    assert not apart_from_budget(tasks.held_out) & apart_from_budget((*tasks.training, *tasks.validation))
 
 
 def test_no_held_out_digits_task_has_a_draw_a_student_or_a_budget_of_training():
@@ -232,7 +244,7 @@ def test_settings_give_what_they_say():
     for i in rng.choice(len(DIGITS.training), 12, replace=False):
         task = DIGITS.training[i]
         settings = task.settings()
-        assert set(settings) == {field.name for field in fields(Task)} - {"lr_factor"} | {"lr"}
+        assert set(settings) == {field.name for field in fields(Task)} - {"lr_factor", "root"} | {"lr"}
         env = PruneEnv(**settings)
         train, n = env.train_data, len(env.train_data)
         assert n == task.train_size or task.train_size is None
@@ -281,6 +293,13 @@ def test_samples_are_the_most_of_any_task(values, samples):
         samples = len(data.load("digits", imbalance=4.0)[0])
         assert samples < 1040
     assert tasks.samples == samples
+
+
+def test_samples_are_the_most_also_where_held_out_tasks_have_all_images_but_few_of_most_classes():
+    own = {"train_size": (None,), "imbalance": (20.0,)}
+    tasks = TaskDistribution({"train_size": (200, 600)}, validations=0, held_outs=1, held_out_values=own)
+    assert len(data.load("digits", imbalance=20.0)[0]) < 600
+    assert tasks.samples == 600
 
 
 def test_samples_and_classes_of_several_data_sets(tmp_path):
@@ -410,6 +429,26 @@ def test_a_pinned_task_is_that_of_one_episode_and_draws_go_on():
     alone = SummaryEnv(**wanted.settings())
     np.testing.assert_array_equal(env.reset(seed=7, options={"task": wanted})[0], alone.reset(seed=7)[0])
     np.testing.assert_array_equal(env.step(np.zeros(len(RULE)))[0], alone.step(np.zeros(len(RULE)))[0])
+
+
+@pytest.mark.parametrize("kind", ["one", "many"])
+def test_a_pinned_task_is_of_the_images_that_the_environment_has(kind, tmp_path):
+    trees.imagefolder(tmp_path, per_class=20, size=8)
+    settings = {"dataset": "imagefolder", "root": str(tmp_path), "image_size": 8, "model": "mlp:4", "budget": 3.0}
+    env: Any = TaskEnv(**settings) if kind == "one" else PruneVectorEnv(1, **settings)
+
+    def pin(task):
+        env.reset(seed=0, options={"task": task})
+        return env.env if kind == "one" else env.envs[0]
+
+    task = Task(dataset="imagefolder", image_size=8, train_size=24, label_noise=0.2, model="mlp:4", budget=2.0)
+    expected = PruneEnv(**{**task.settings(), "root": str(tmp_path)})
+    for given in (task, asdict(task)):
+        assert torch.equal(pin(given).train_data.images, expected.train_data.images)
+        assert torch.equal(pin(given).train_data.labels, expected.train_data.labels)
+    for given in (Task(train_size=24), asdict(Task(train_size=24))):
+        with pytest.raises(ValueError, match="task has dataset='digits'; episodes here are of imagefolder"):
+            pin(given)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import copy
 import pickle
+import threading
 import warnings
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +21,7 @@ from stable_baselines3.common import env_checker as sb3
 import agents
 from prune_env import PruneEnv, encoding, select
 from prune_env.encoding import RULE, SUMMARY
+from prune_env.tasks import TaskEnv
 from prune_env.wrappers import (
     RULE_STREAM,
     AgentChoice,
@@ -309,8 +312,9 @@ def everything(observation, rng):
 
 
 def test_the_chosen_agent_acts_and_all_are_reset():
-    counting = Counting()
-    env = AgentChoice(make(), {"all": everything, "counting": counting})
+    given = Counting()
+    env = AgentChoice(make(), {"all": everything, "counting": given})
+    counting: Any = env._agents[1]  # a copy
     assert env.names == ("all", "counting")
     assert env.action_space == spaces.Discrete(2)
     _, info = env.reset(seed=0)
@@ -326,6 +330,39 @@ def test_the_chosen_agent_acts_and_all_are_reset():
     obs, *_ = plain.step(alone(obs, rng))
     env.reset(seed=0)
     equal(env.step(1)[0], obs)
+
+
+def test_environments_share_no_agent():
+    """As `make_vec_env(lambda: AgentChoice(make(), among), 2)` makes them: RS2 remembers how far it is."""
+    among = {"rs2": agents.make("random:keep=0.3")}
+    alone, env, beside = (AgentChoice(make(), among) for _ in range(3))
+    for each in (alone, env, beside):
+        each.reset(seed=0)
+    for _ in range(3):
+        expected, *_ = alone.step(0)
+        beside.step(0)
+        equal(env.step(0)[0], expected)
+        beside.reset(seed=1)
+
+
+def test_a_mask_is_of_the_samples_of_the_episode():
+    env = MaskAction(TaskEnv(**TASK))
+    for n in (30, N, 20):
+        env.reset(seed=0, options={"task": {"train_size": n}})
+        assert env.action_space == spaces.MultiBinary(n)
+        env.action_space.seed(0)
+        mask = env.action_space.sample()
+        assert env.step(mask)[4]["trained"] == mask.sum()
+
+
+def test_one_run_in_summaries_has_the_task_that_is_pinned():
+    env = gym.make("prune_env/DigitsSummary-v0", **TASK)
+    plain = make(train_size=30, label_noise=0.2)
+    _, told = env.reset(seed=4, options={"task": {"train_size": 30, "label_noise": 0.2}})
+    assert told == plain.reset(seed=4)[1]
+    assert torch.equal(env.get_wrapper_attr("train_data").labels, plain.train_data.labels)
+    env.reset(seed=4)
+    assert len(env.get_wrapper_attr("train_data")) == N
 
 
 # ---------------------------------------------------------------- errors
@@ -352,6 +389,7 @@ def test_what_needs_the_action_says_so_at_construction(wrapper, inner):
         ({"all": everything, "seven": 7}, TypeError, r"agents\['seven'\] is 7, which cannot be called"),
         ({"spec": "ucb"}, TypeError, r"agents\['spec'\] is 'ucb'"),
         ([everything], TypeError, "agents is a list; it must be a mapping"),
+        ({"locked": partial(everything, threading.Lock())}, TypeError, r"agents\['locked'\] is .*cannot be copied"),
     ],
 )
 def test_wrong_agents_are_named(wrong, error, text):

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -80,7 +80,13 @@ class Sweep:
             "keep = [0.5]",
             f"agents = {json.dumps(list(self.agents), indent=2)}",
         ]
-        for task in without_budgets(tasks_of.held_out):
+        held_out = without_budgets(tasks_of.held_out)
+        for name, times in Counter(map(title, held_out)).items():
+            if times > 1:
+                raise ValueError(
+                    f"{times} held-out tasks would be called {name!r}: they differ in root or val_rest only"
+                )
+        for task in held_out:
             rates = {
                 json.dumps(f"{budget:g}"): replace(task, budget=budget).settings()["lr"]
                 for budget in tasks_of.held_out_budgets

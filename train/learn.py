@@ -55,6 +55,7 @@ BASELINE_SHARE = 0.15  # of the time, after which the pool gets no more pairs
 PAIRS = 128  # that full training is run on between two looks at the clock
 # arguments that cannot change when a run goes on: they decide what is drawn
 OF = ("tasks", "algo", "seed", "pool", "members", "processes", "evaluate_every")
+SIZING = ("dataset", "root", "image_size", "train_size", "imbalance", "duplicates", "budget")  # decide what is too few
 PROBES = 64  # runs in which the scale of summaries is measured
 SMALLEST_SCALE = 0.02  # deviation of a summary that is read
 LARGEST_START = 0.95  # of a number of the rule that a policy starts as: at 1 a policy has nowhere to go
@@ -93,7 +94,7 @@ class Arguments:
     minutes: float | None = None
     """Time for all of it; 10 without --steps. What comes before training is cut short, but takes some of it."""
     steps: int | None = None
-    """Steps of students (epochs of theirs) to train for; with --minutes, what comes first ends it."""
+    """Steps of students (epochs of theirs), in whole rollouts; with --minutes, what comes first ends it."""
     members: int = 96
     """Students in training at once."""
     processes: int = min(96, cores())
@@ -347,8 +348,10 @@ class Learning(BaseCallback):
             if not self._kept["evaluations"]:  # the time went before there was any to train
                 self._evaluate()
             return False
+        ahead = given.evaluate_every if given.steps is None else min(given.evaluate_every, given.steps - steps)
         with suppress(Over):
-            model.learn(given.evaluate_every, callback=self, reset_num_timesteps=False)
+            # a rollout that --steps ends in is played to its end, and learned from
+            model.learn(ahead, callback=self, reset_num_timesteps=False)
         self._evaluate()
         return True
 
@@ -391,7 +394,7 @@ class Learning(BaseCallback):
 
     def _on_step(self) -> bool:
         self._keeper.note(self.num_timesteps + self._env.num_envs)  # the step that follows
-        over = self._over(self.num_timesteps)
+        over = self._seconds >= self._limit
         if over and self._given.algo == "ars":  # it goes on whatever is returned
             raise Over
         return not over
@@ -494,10 +497,10 @@ def check(given: Arguments) -> TaskDistribution:
 
 
 def _try(tasks: TaskDistribution, name: str) -> None:
-    """Make an environment for each value that tasks have. Raises ValueError for the first that cannot be."""
-    tried: set[tuple[str, Any]] = set()
+    """Make an environment for each value, and each size, that tasks have. Raises ValueError if one cannot be."""
+    tried: set[Any] = set()
     for task in (*tasks.training, *tasks.validation):
-        values = set(asdict(task).items())
+        values = {*asdict(task).items(), tuple(getattr(task, name) for name in SIZING)}
         if not values <= tried:
             try:
                 PruneEnv(**task.settings())

@@ -54,10 +54,15 @@ LEARNING = ("encoding", "tasks", "together", "vector", "wrappers")
 
 
 def learning_digest() -> str:
-    """SHA-256 (hex) of the source of the modules that decide runs, and of those that `train.learn` rests on beside."""
+    """SHA-256 (hex) of the source of the modules that decide runs, and of what `train.learn` rests on beside.
+
+    That is other modules, and the learning rates that its tasks have by default.
+    """
     package = Path(prune_env.__file__).parent
     programs = (Path(__file__).with_name(f"{name}.py") for name in ("learn", "practice", "search", "shards", "vec_env"))
-    return decisive_digest() + _digest([*(package / f"{name}.py" for name in LEARNING), *programs])
+    return decisive_digest() + _digest(
+        [*(package / f"{name}.py" for name in LEARNING), package / "recipes.json", *programs]
+    )
 
 
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:

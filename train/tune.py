@@ -124,12 +124,8 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
             raise ValueError("--save is '*' with a size: rates for one size of images are a data set's own")
         if ":" in args.save and size != str(args.image_size):
             raise ValueError(f"--save is {args.save!r}, for images of another size than --image-size {args.image_size}")
-    if (
-        args.save is not None
-        and args.label_noise
-        and run.recipe.model not in json.loads(RECIPES.read_text()).get(args.save, {})
-    ):
-        raise ValueError("--save with --label-noise: tune for clean labels first")
+        if args.label_noise and run.recipe.model not in json.loads(RECIPES.read_text()).get(args.save, {}):
+            raise ValueError("--save with --label-noise: tune for clean labels first")
     return run.recipe
 
 
