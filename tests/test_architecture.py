@@ -98,10 +98,13 @@ def test_the_arrows_have_no_cycle():
     assert there == set(ALLOWED)
 
 
-# file of agents -> what else it may import: learned policies act through the encoding, and are read from files
+# file of agents -> what else it may import: learned policies act through the encoding, and are read from files; rules on
+# ranks take those that rules of numbers have
 MORE = {
     "__init__.py": {"prune_env.encoding"},
     "rules.py": {"prune_env.encoding"},
+    "difficulty.py": {"prune_env.encoding.ranks"},
+    "swdpp.py": {"prune_env.encoding.ranks"},
     "learned.py": {
         "gymnasium.spaces",
         "prune_env.encoding",
