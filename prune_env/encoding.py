@@ -256,7 +256,7 @@ def keep_number(share: float) -> float:
 def ranks(values: Floats, there: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
     """Ranks of `values` (…, N) among those that are there, in (0, 1): (average 1-based rank - ½) / n.
 
-    The mean of these is ½, and so is what the others get.
+    The mean of these is ½; a sample that is not there gets ½.
     """
     there = np.ones(values.shape, np.bool_) if there is None else there
     masked = np.where(there, values, np.inf)

@@ -46,7 +46,7 @@ class Task:
     image_size: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of `PruneEnv`; without a `root`, images are where the environment has them."""
+        """Keyword arguments of `PruneEnv`, all but a `root` that is None: images are where the environment has them."""
         settings = asdict(self)
         factor = settings.pop("lr_factor")
         if self.root is None:
@@ -106,7 +106,7 @@ class TaskDistribution:
 
     @property
     def _apart(self) -> dict[str, tuple]:
-        """Values that make held-out tasks a grid of their own; budgets do not, which no task is told apart by."""
+        """Values that make held-out tasks a grid of their own; budgets do not: tasks are cut without them."""
         return {name: values for name, values in self.held_out_values.items() if name != "budget"}
 
     @property
@@ -185,7 +185,7 @@ class TaskDistribution:
     def _extents(self) -> list[tuple[int, int]]:
         """Samples and classes of the largest training part of each data set, in each grid."""
         largest: dict[tuple, Task] = {}
-        for which, grid in enumerate((self._grid, self._held_out_grid)):
+        for which, grid in enumerate((self._grid, self._held_out_grid) if self._apart else (self._grid,)):
             for task in grid:
                 key = which, task.dataset, task.root, task.image_size
                 if key not in largest or _extent(task) > _extent(largest[key]):
@@ -401,7 +401,7 @@ def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Ma
 
 def _sets(tasks: TaskDistribution) -> set[str]:
     """Data sets of its tasks."""
-    return {task.dataset for task in (*tasks.training, *tasks.held_out)}
+    return {task.dataset for task in (*tasks.training, *tasks.validation, *tasks.held_out)}
 
 
 def _task(task: Task | Mapping[str, Any] | None) -> Task | Mapping[str, Any] | None:

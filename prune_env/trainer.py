@@ -373,7 +373,7 @@ class Trainer:
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
     def mixed_loss(self, logits: Tensor, labels: Tensor, others: Tensor, share: Tensor) -> Tensor:
-        """The same with a share (B,) of the loss for another label (B,)."""
+        """(B,) float32 `loss`, with a share (B,) of that for other labels (B,)."""
         return torch.lerp(self.loss(logits, labels), self.loss(logits, others), share)
 
     def evaluate(self, data: Data) -> Evaluation:

@@ -121,7 +121,7 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
     Args:
         env: a PruneEnv, in whatever wrappers that leave its spaces alone.
         agents: name -> callable `(observation, rng) -> action`. One with `reset()` is reset with the env. They are
-            copied: what they remember is of this environment alone.
+            copied, so that what they remember is of this environment alone; a function is not, nor what it encloses.
 
     Raises:
         TypeError: `env` has other spaces, or an agent cannot be called, or not be copied.

@@ -151,6 +151,19 @@ def test_what_cannot_be_cut_is_named(change, match):
         TaskDistribution(**change)
 
 
+def test_tasks_of_a_data_set_that_is_only_validated_on_can_be_pinned(tmp_path):
+    trees.imagefolder(tmp_path, per_class=20, size=8)
+    values = {"dataset": ("digits", "imagefolder"), "root": (str(tmp_path),), "train_size": (20,), "model": ("mlp:4",)}
+    tasks = next(
+        each
+        for each in (TaskDistribution(values, validations=1, held_outs=0, seed=seed) for seed in range(9))
+        if each.validation[0].dataset == "imagefolder"
+    )
+    env = TaskEnv(tasks)
+    env.reset(seed=0, options={"task": tasks.validation[0]})
+    assert len(env.env.train_data.classes) != 10
+
+
 def test_the_smallest_cut():
     tasks = TaskDistribution(VALUES, validations=4, held_outs=3)
     assert [len(part) for part in (tasks.held_out, tasks.validation, tasks.training)] == [6, 8, 2]

@@ -500,7 +500,7 @@ def _try(tasks: TaskDistribution, name: str) -> None:
     """Make an environment for each value, and each size, that tasks have. Raises ValueError if one cannot be."""
     tried: set[Any] = set()
     for task in (*tasks.training, *tasks.validation):
-        values = {*asdict(task).items(), tuple(getattr(task, name) for name in SIZING)}
+        values = {*asdict(task).items(), tuple(getattr(task, field) for field in SIZING)}
         if not values <= tried:
             try:
                 PruneEnv(**task.settings())
