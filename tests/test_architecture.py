@@ -98,8 +98,8 @@ def test_the_arrows_have_no_cycle():
     assert there == set(ALLOWED)
 
 
-# file of agents -> what else it may import: learned policies act through the encoding, and are read from files; agents that
-# sort by ranks take the encoding's
+# file of agents -> what else it may import: learned policies act through the encoding, and are read from files; agents
+# that sort by ranks take the encoding's
 MORE = {
     "__init__.py": {"prune_env.encoding"},
     "rules.py": {"prune_env.encoding"},
