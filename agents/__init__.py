@@ -21,21 +21,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from agents import learned, parts, rules, switches
+from agents import learned, rules, switches
 from agents.bandits import UCB, UCB1, EpsilonGreedy
 from agents.baselines import Full, Random, StaticRandom
 from agents.difficulty import LossTopK, Middle, OrderDP
 from agents.infobatch import InfoBatch
 from agents.kakurenbo import Kakurenbo
 from agents.learned import Learned
-from agents.parts import Agent
 from agents.repb import RePB
 from agents.rules import RandomRule, Rule
 from agents.seta import SeTa
 from agents.statics import CCS, EL2N, Forgetting, Grand
 from agents.swdpp import SwDPP
 from agents.switches import SameAmounts, Switched
-from prune_env import encoding
+from prune_env import sampling
+from prune_env.policy import encoding
+from prune_env.sampling import Agent
 
 AGENTS: dict[str, type] = {
     "full": Full,
@@ -170,7 +171,7 @@ def spec_with_keep(spec: str, keep: float) -> str:
 
 
 def source_digest(spec: str) -> str:
-    """SHA-256 (hex) of the agent's code: the files of the modules that `spec` names, and agents/parts.py.
+    """SHA-256 (hex) of the agent's code: the files of the modules that `spec` names, and prune_env/sampling.py.
 
     Of a learned policy also its file and the encoding. What a module of yours imports from elsewhere is not looked at.
 
@@ -178,7 +179,7 @@ def source_digest(spec: str) -> str:
         ValueError: an unknown agent, as for `make`, or a module without a source file.
     """
     digest = hashlib.sha256()
-    for module in [*_modules(spec), parts]:
+    for module in [*_modules(spec), sampling]:
         if module.__file__ is None:
             raise ValueError(f"agent {spec!r}: module {module.__name__} has no source file")
         digest.update(hashlib.sha256(Path(module.__file__).read_bytes()).digest())
@@ -198,7 +199,7 @@ def _policies(spec: str) -> list[str]:
 
 
 def _modules(spec: str) -> list[ModuleType]:
-    """The modules whose code an agent is, but for `parts`."""
+    """The modules whose code an agent is, but for `prune_env.sampling`."""
     base, switched = _switches(spec)
     within = [module for other in _within(base) for module in _modules(other)]
     if _is_same_amounts(base):

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Mask, Observation, check, fill, hardest, how_many
 from prune_env import select
+from prune_env.sampling import Action, Mask, Observation, check, fill, hardest, how_many
 
 
 class Hold:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Mask, Observation, check, everything, how_many, uniform
 from prune_env import select
+from prune_env.sampling import Action, Mask, Observation, check, everything, how_many, uniform
 
 
 @dataclass(kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.parts import Action, Observation, check, hardest, how_many, uniform
 from prune_env import select
-from prune_env.encoding import ranks
+from prune_env.policy.encoding import ranks
+from prune_env.sampling import Action, Observation, check, hardest, how_many, uniform
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.parts import Action, Observation, check, everything, fill, in_last
 from prune_env import select
+from prune_env.sampling import Action, Observation, check, everything, fill, in_last
 
 
 @dataclass(kw_only=True)

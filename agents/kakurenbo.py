@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.parts import Action, Observation, check, everything, hardest, in_last
 from prune_env import select
+from prune_env.sampling import Action, Observation, check, everything, hardest, in_last
 
 DECAYS = (0.3, 0.6, 0.8)  # shares of the budget spent: epochs 60, 120, 160 of 200 and 30, 60, 80 of 100
 

@@ -1,6 +1,6 @@
 """Frozen policies, trained by `python -m train.learn`: from what a run shows to the numbers of a rule.
 
-Those of Stable-Baselines3 can also choose among agents, as in `prune_env.wrappers.AgentChoice`.
+Those of Stable-Baselines3 can also choose among agents, as in `prune_env.policy.wrappers.AgentChoice`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Agent, Observation, check
 from agents.state import capture, restore
 from agents.switches import reset
-from prune_env import encoding, select
+from prune_env import select
+from prune_env.policy import encoding
+from prune_env.sampling import Action, Agent, Observation, check
 
 SHIPPED = Path(__file__).with_name("policies") / "digits.safetensors"
 FORMAT = "prune_env policy 1"
@@ -63,7 +64,7 @@ class Network:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; `load` notices every byte that changes."""
-        from prune_env.files import replace
+        from prune_env.io import replace
 
         replace(path, self.content())
 
@@ -147,7 +148,7 @@ class Learned:
     """The rule, or the agent, that a trained policy chooses anew in every step, from `encoding.summarize` of the run.
 
     It works for any number of samples and classes and any budget. Nothing is drawn but by what is chosen. Agents act as
-    in `prune_env.wrappers.AgentChoice`: each sees the observations of the steps that it is chosen for, and no others.
+    in `AgentChoice`: each sees the observations of the steps that it is chosen for, and no others.
 
     Args:
         path: a policy of `train.learn`, or a zip of Stable-Baselines3; the shipped policy by default.

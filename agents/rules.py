@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.parts import Action, Observation, check
 from prune_env import select
-from prune_env.encoding import RULE, SMALLEST_KEEP, decode_rule, keep_number
+from prune_env.policy.encoding import RULE, SMALLEST_KEEP, decode_rule, keep_number
+from prune_env.sampling import Action, Observation, check
 
 
 @dataclass(kw_only=True)
 class Rule:
-    """The same rule in every step; see `prune_env.encoding.RULE` for what it is made of.
+    """The same rule in every step; see `prune_env.policy.encoding.RULE` for what it is made of.
 
     Args:
         keep: share kept, in [0.1, 1].

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Observation, check, how_many, in_last, uniform
 from prune_env import select
+from prune_env.sampling import Action, Observation, check, how_many, in_last, uniform
 
 STARTS = 10  # runs of k-means
 

@@ -12,8 +12,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Mask, Observation, check, everything, hardest, how_many, in_last
 from prune_env import select
+from prune_env.sampling import Action, Mask, Observation, check, everything, hardest, how_many, in_last
 
 
 @dataclass(kw_only=True)

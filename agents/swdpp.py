@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.parts import Action, Observation, blended, check, everything, how_many, in_last, systematic
 from prune_env import select
-from prune_env.encoding import ranks
+from prune_env.policy.encoding import ranks
+from prune_env.sampling import Action, Observation, blended, check, everything, how_many, in_last, systematic
 
 MAX_REWEIGHT = 3.0
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.parts import Action, Agent, Observation, blended, check, everything, in_last, uniform
 from prune_env import select
+from prune_env.sampling import Action, Agent, Observation, blended, check, everything, in_last, uniform
 
 
 def reset(agent: Agent) -> None:

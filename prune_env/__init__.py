@@ -20,8 +20,8 @@ for _name, _dataset in {
 }.items():
     # no max_episode_steps: the end of the budget is the end of training, and terminates
     for _id, _face, _vector in (
-        (_name, "prune_env.env:PruneEnv", "prune_env.vector:PruneVectorEnv"),
-        (f"{_name}Summary", "prune_env.wrappers:SummaryEnv", "prune_env.wrappers:vector_summary"),
+        (_name, "prune_env.env:PruneEnv", "prune_env.policy.vector:PruneVectorEnv"),
+        (f"{_name}Summary", "prune_env.policy.wrappers:SummaryEnv", "prune_env.policy.wrappers:vector_summary"),
     ):
         gymnasium.register(
             f"prune_env/{_id}-v0", entry_point=_face, vector_entry_point=_vector, kwargs={"dataset": _dataset}

@@ -13,10 +13,11 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from prune_env import data, models, render, selection, stats
+from prune_env import data, render, selection, stats
+from prune_env.budget import Ledger
 from prune_env.checks import real, text
-from prune_env.compute import Ledger
-from prune_env.recipes import Recipe, tuned
+from prune_env.students import models
+from prune_env.students.recipes import Recipe, tuned
 from prune_env.trainer import EpochResult, Trainer
 
 DEFAULT_MODEL = {"digits": "mlp", "imagenet": "torchvision:resnet50"}  # every other source: convnet
@@ -100,7 +101,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
       `prune_env.data.load`. Validation and test stay as they are, unless `val_rest` adds to validation what training
       does without.
     - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`,
-      `compile`: see `prune_env.recipes.Recipe`.
+      `compile`: see `prune_env.students.recipes.Recipe`.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
 
@@ -209,7 +210,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         if options:
             raise ValueError(
                 f"reset options {sorted(options)} are not known; there are none here. Tasks are pinned in "
-                "prune_env.tasks.TaskEnv, environments of summaries and vector environments"
+                "prune_env.policy.tasks.TaskEnv, environments of summaries and vector environments"
             )
         super().reset(seed=seed)
         run_seed = int(self.np_random.integers(2**32))

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prune_env import augment, models, ranks
-from prune_env.compute import SCORE_COST, TRAIN_COST, Ledger, Stopwatch
+from prune_env import ranks
+from prune_env.budget import SCORE_COST, TRAIN_COST, Ledger, Stopwatch
 from prune_env.data import Data
-from prune_env.recipes import Recipe
 from prune_env.selection import Action, Selection
 from prune_env.stats import MAX_LOSS, Stats
+from prune_env.students import augment, models
+from prune_env.students.recipes import Recipe
 
 EVALUATION_BATCH = 512
 FETCHED_PIXELS = 2**18  # gathered at a time, if that is more than a batch: 1 MiB

@@ -15,10 +15,10 @@ from rich.console import Group
 from rich.text import Text
 
 from prune_env.env import DEFAULT_MODEL
-from train import table
-from train.plan import SETTINGS, TASK, Block
-from train.results import Record
-from train.runner import Running, carry_out
+from train.analysis import table
+from train.execution.plan import SETTINGS, TASK, Block
+from train.execution.results import Record
+from train.execution.runner import Running, carry_out
 
 DEFAULT_AGENTS = (
     "full",
@@ -106,7 +106,7 @@ class Arguments(Running):
 def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
     """Print the table, and write it with the curves and the figure into the folder of results."""
     # imported here: worker processes import this module too, and these take a second
-    from train import curves, figures
+    from train.analysis import curves, figures
 
     heading = records[0]["task"]
     table.show(folder / "table.txt", Group(Text(heading), table.render(records, seeds)))

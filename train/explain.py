@@ -23,12 +23,12 @@ from rich.console import Group
 from rich.table import Table
 
 from agents.learned import SHIPPED, Network
-from prune_env import files
-from prune_env.encoding import LOSS_QUANTILES, RULE, SMALLEST_KEEP, SUMMARY
-from prune_env.residence import cores
-from train import statistics, table
-from train.figures import COLOURS, png
-from train.practice import Pair, Players, distribution, play
+from prune_env import io
+from prune_env.data.residence import cores
+from prune_env.policy.encoding import LOSS_QUANTILES, RULE, SMALLEST_KEEP, SUMMARY
+from train.analysis import statistics, table
+from train.analysis.figures import COLOURS, png
+from train.learning.rollouts import Pair, Players, distribution, play
 
 BINS = 10  # of the budget, in the figure
 GROUPS = {  # of inputs that say nearly the same; each is in one
@@ -176,7 +176,7 @@ def main(args: list[str] | None = None) -> int:
     for noise in sorted({task.label_noise for task, _ in pairs}):
         recorder = recorders[f"{noise:.0%} wrong labels"] = Recorder(network)
         play([pair for pair in pairs if pair[0].label_noise == noise], recorder, tasks)
-    files.replace(folder / "choices.png", choices(recorders))
+    io.replace(folder / "choices.png", choices(recorders))
     means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
     with closing(Players(tasks, given.processes)) as players:
         tables = inputs(network, pairs, players, means)

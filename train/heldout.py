@@ -8,12 +8,12 @@ python -m train.heldout compare learned runs/x                        # paired d
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
@@ -23,13 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prune_env import files
-from prune_env.tasks import Task
-from train import results, statistics, summary
-from train import table as tables
-from train.plan import TASK
-from train.practice import distribution
-from train.results import Record
+from prune_env import io
+from prune_env.policy.tasks import Task
+from train.analysis import statistics, summary
+from train.analysis import table as tables
+from train.execution import results
+from train.execution.plan import TASK
+from train.execution.results import Record
+from train.learning.rollouts import distribution
 
 ID = {
     "digits": "Digits",
@@ -46,7 +47,7 @@ class Tasks:
     """List the tasks of a distribution: budgets apart, those held out, for validation and for training."""
 
     name: tyro.conf.Positional[str]
-    """Of the distribution; see prune_env/tasks.py, or a TOML file with its arguments."""
+    """Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments."""
 
     def run(self) -> None:
         tasks_of = distribution(self.name)
@@ -144,13 +145,13 @@ class Compare:
             Console(width=tables.WIDTH).print(shown)
             return
         tables.show(self.out / "comparison.txt", shown)
-        text = io.StringIO()
+        text = StringIO()
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
         for run in records:
             accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
             lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
-        files.replace(self.out / "accuracy.csv", text.getvalue().encode())
+        io.replace(self.out / "accuracy.csv", text.getvalue().encode())
 
 
 def title(task: Task) -> str:

@@ -7,7 +7,6 @@ python -m train.evaluate --agents full learned:runs/learn/digits-ppo-0/policy.sa
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import math
 import sys
@@ -17,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,18 +34,19 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import nn
 
 from agents.learned import Network
-from prune_env import PruneEnv, files
-from prune_env.encoding import RULE
+from prune_env import PruneEnv, io
+from prune_env.data.residence import cores
 from prune_env.plain import pack, unpack
-from prune_env.residence import cores
-from prune_env.tasks import TaskDistribution
-from train import checkpoints, engines, provenance, search
-from train.checkpoints import Keeper
-from train.engines import Unavailable
-from train.practice import FULL, Pair, Players, Practice, distribution, draw_pairs, make_env, play
-from train.process import Taken, locked
-from train.shards import Died, Shards
-from train.vec_env import SB3VecEnv
+from prune_env.policy.encoding import RULE
+from prune_env.policy.tasks import TaskDistribution
+from train.execution import checkpoints, engines, provenance
+from train.execution.checkpoints import Keeper
+from train.execution.engines import Unavailable
+from train.execution.process import Taken, locked
+from train.learning import search
+from train.learning.rollouts import FULL, Pair, Players, Practice, distribution, draw_pairs, make_env, play
+from train.learning.sb3_env import SB3VecEnv
+from train.learning.subproc_env import Died, Shards
 
 CLIP = 10.0  # points, see Practice
 VALIDATION_SEEDS = range(10_000, 10_006)  # of each validation task
@@ -88,7 +89,7 @@ class Arguments:
     """
 
     tasks: str = "digits"
-    """Distribution of tasks: a name, see prune_env/tasks.py, or a TOML file with its arguments."""
+    """Distribution of tasks: a name, see prune_env/policy/tasks.py, or a TOML file with its arguments."""
     algo: Literal["ppo", "a2c", "sac", "ars", "recurrent_ppo"] = "ppo"
     """Of Stable-Baselines3, the last two of sb3-contrib."""
     minutes: float | None = None
@@ -430,9 +431,9 @@ class Learning(BaseCallback):
     def _write(self) -> None:
         """Put down what was kept, for others to read."""
         for name, content in self._kept["files"].items():
-            files.replace(self._folder / name, content)
+            io.replace(self._folder / name, content)
         lines = "".join(json.dumps(line) + "\n" for line in self._kept["evaluations"])
-        files.replace(self._folder / "evaluations.jsonl", lines.encode())
+        io.replace(self._folder / "evaluations.jsonl", lines.encode())
 
     def _renew(self) -> None:
         """Let the card tell the waste up to the end: it is of the evaluation that was the best."""
@@ -510,7 +511,7 @@ def _try(tasks: TaskDistribution, name: str) -> None:
 
 
 def _zipped(model: BaseAlgorithm) -> bytes:
-    buffer = io.BytesIO()
+    buffer = BytesIO()
     model.save(buffer)
     return buffer.getvalue()
 
@@ -570,7 +571,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder), _cluster(given):
-            files.sweep(folder)
+            io.sweep(folder)
             Learning(given, tasks, folder, Console()).run()
     except (Died, BrokenProcessPool) as error:
         print(f"error: {error}; the same command goes on from the last evaluation", file=sys.stderr)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from prune_env import files
-from train import plots, results, summary
-from train.markup import (
+from prune_env import io
+from train.analysis import plots, summary
+from train.analysis.markup import (
     Markup,
     breakable,
     bullets,
@@ -32,9 +32,10 @@ from train.markup import (
     tag,
     wrapped,
 )
-from train.results import Record
-from train.sections import Gallery, Task, chunks_of, make_task, section
-from train.summary import FULL, Win
+from train.analysis.sections import Gallery, Task, chunks_of, make_task, section
+from train.analysis.summary import FULL, Win
+from train.execution import results
+from train.execution.results import Record
 
 NAMED = 4  # agents that are named in a line; more are folded
 THRESHOLDS = 81  # of a performance profile
@@ -67,8 +68,8 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
     source = ""
     if cells.exists():
         try:
-            plan = files.unseal_line(results.CELLS, cells.read_bytes())
-        except files.DamagedFile as error:
+            plan = io.unseal_line(results.CELLS, cells.read_bytes())
+        except io.DamagedFile as error:
             raise ValueError(f"{cells} is damaged or of another format, {error}: run the same command again") from error
         keys, source = plan["keys"], plan["file"]
         planned = len(keys)
@@ -98,7 +99,7 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
         _failures(failures),
         _provenance(source, tasks, records, unreadable, unreadable_failures),
     ]
-    style = Path(__file__).with_name("report.css").read_text()
+    style = (Path(__file__).parent / "analysis" / "report.css").read_text()
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -386,8 +387,8 @@ def main(args: Sequence[str] | None = None) -> int:
         page, images = build(arguments.folder, arguments.root)
         figures = arguments.folder / "figures"
         for name, png in images.items():
-            files.replace(figures / name, png)
-        files.replace(arguments.folder / "report.html", page.encode("utf-8", "backslashreplace"))
+            io.replace(figures / name, png)
+        io.replace(arguments.folder / "report.html", page.encode("utf-8", "backslashreplace"))
         for name in {path.name for path in figures.glob("*.png")} - images.keys():
             (figures / name).unlink()  # of a report that had other tasks
     except (ValueError, OSError) as error:

@@ -14,11 +14,12 @@ import tyro
 from rich.console import Group
 from rich.text import Text
 
-from prune_env import files
-from train import table, toml
-from train.plan import SETTINGS, Block
-from train.results import Record
-from train.runner import Running, carry_out
+from prune_env import io
+from train.analysis import table
+from train.execution import toml
+from train.execution.plan import SETTINGS, Block
+from train.execution.results import Record
+from train.execution.runner import Running, carry_out
 
 
 @dataclass(kw_only=True)
@@ -118,7 +119,7 @@ def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[A
 
 def report(folder: Path, records: Sequence[Record], source: str) -> None:
     """Print the tables, task by task, and write them and the text of the sweep file into the folder of results."""
-    files.replace(folder / "sweep.toml", source.encode())
+    io.replace(folder / "sweep.toml", source.encode())
     tables = []
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]

@@ -24,12 +24,13 @@ from rich.progress import track
 from rich.table import Table
 
 import prune_env
-from prune_env import datasets, files
-from prune_env.recipes import Recipe
-from prune_env.residence import cores
-from train import process
+from prune_env import io
+from prune_env.data import sources
+from prune_env.data.residence import cores
+from prune_env.students.recipes import Recipe
+from train.execution import process
 
-RECIPES = Path(str(resources.files("prune_env").joinpath("recipes.json")))
+RECIPES = Path(str(resources.files("prune_env.students").joinpath("recipes.json")))
 
 
 @dataclass
@@ -59,8 +60,8 @@ class Args:
     workers: int = cores()
     """Parallel processes of one thread each."""
     save: str | None = None
-    """Data set, or "*" for any other, whose entry in prune_env/recipes.json the best rates replace, whatever the size
-    of images; as DATASET:SIZE the entry for --image-size SIZE alone."""
+    """Data set, or "*" for any other, whose entry in students/recipes.json the best rates replace, whatever the
+    size of images; as DATASET:SIZE the entry for --image-size SIZE alone."""
 
 
 def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
@@ -97,7 +98,7 @@ def store(
         + "\n  }"
         for name, families in table.items()
     ]
-    files.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    io.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def check(args: Args, fixed: dict[str, Any]) -> Recipe:
@@ -118,8 +119,8 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
     if args.save is not None:
         dataset, _, size = args.save.partition(":")
-        if dataset not in ("*", *datasets.SOURCES):
-            raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(datasets.SOURCES)}")
+        if dataset not in ("*", *sources.SOURCES):
+            raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(sources.SOURCES)}")
         if ":" in args.save and dataset == "*":
             raise ValueError("--save is '*' with a size: rates for one size of images are a data set's own")
         if ":" in args.save and size != str(args.image_size):

@@ -1,0 +1,234 @@
+"""What a run did to its data, against plain restatements and cases counted by hand."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from train.execution.diagnostics import EXAMPLES, RANKS, TIMES, Diary, class_visits, gini, plain, quantiles
+
+
+def parts_of(items: list, count: int) -> list[list]:
+    """`count` runs of neighbours as equal in size as can be, the longer ones first."""
+    size, longer = divmod(len(items), count)
+    found, rest = [], list(items)
+    for part in range(count):
+        cut = size + (part < longer)
+        found.append(rest[:cut])
+        rest = rest[cut:]
+    return found
+
+
+def slow_kept(steps: list[tuple[list[float], int, list[bool]]]) -> list:
+    """Of steps (difficulty, part of the budget, kept): mean share by part of the budget and of the samples."""
+    table = []
+    for time in range(20):
+        rows = []
+        for difficulty, at, kept in steps:
+            if at == time:
+                order = sorted(range(len(kept)), key=lambda i: (difficulty[i], i))
+                rows.append([[kept[i] for i in part] for part in parts_of(order, 10)])
+        if not rows:
+            table.append(None)
+            continue
+        columns = zip(*rows, strict=True)
+        table.append([np.mean([np.mean(part) for part in column]) if column[0] else None for column in columns])
+    return table
+
+
+def assert_tables(found, expected) -> None:
+    assert len(found) == len(expected) == 20
+    for row, other in zip(found, expected, strict=True):
+        if other is None:
+            assert row is None
+            continue
+        assert len(row) == 10
+        for x, y in zip(row, other, strict=True):
+            assert x is None if y is None else x == pytest.approx(y, abs=6e-5)
+
+
+def test_the_sizes_are_those_of_the_tables_below():
+    assert (TIMES, RANKS, EXAMPLES) == (20, 10, 8)
+
+
+@given(n=st.integers(1, 45), steps=st.integers(0, 12), seed=st.integers(0, 1000), full=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_the_diary_against_its_restatement(n, steps, seed, full):
+    rng = np.random.default_rng(seed)
+    diary, entered = Diary(n), []
+    for _ in range(steps):
+        difficulty = rng.choice([0.0, 0.5, 1.0, 2.0], n) if rng.random() < 0.5 else rng.random(n)
+        time = int(rng.integers(20))
+        kept = np.ones(n, bool) if rng.random() < full else rng.random(n) < rng.random()
+        before = difficulty.copy(), kept.copy()
+        diary.record(difficulty.astype(np.float32), (time + 0.5) / 20, kept)
+        np.testing.assert_array_equal(kept, before[1])
+        if any(kept):
+            entered.append((difficulty.astype(np.float32).tolist(), time, kept.tolist()))
+    assert_tables(diary.kept_by_difficulty(), slow_kept(entered))
+
+    choices = [kept for *_, kept in entered if not all(kept)]
+    found = diary.sometimes()
+    json.dumps(found, allow_nan=False)
+    if not choices:
+        empty = {"always": [], "sometimes": [], "never": []}
+        assert found == {"always": None, "sometimes": None, "never": None, "examples": empty}
+        return
+    times = [sum(kept[i] for kept in choices) for i in range(n)]
+    group = ["never" if t == 0 else "always" if t == len(choices) else "sometimes" for t in times]
+    counts = Counter(group)
+    for name in ("always", "sometimes", "never"):
+        assert found[name] == pytest.approx(counts[name] / n)
+        members = [i for i in range(n) if group[i] == name]
+        members.sort(key=lambda i: (abs(times[i] / len(choices) - 0.5), i))
+        examples = found["examples"][name]
+        assert [i for i, _ in examples] == members[:8]
+        assert [share for _, share in examples] == pytest.approx(
+            [times[i] / len(choices) for i in members[:8]], abs=6e-5
+        )
+
+
+def test_kept_by_difficulty_by_hand():
+    diary = Diary(20)
+    easiest_first = np.arange(20.0)
+    diary.record(easiest_first, 0.0, np.arange(20) >= 10)  # the hard half
+    diary.record(easiest_first, 0.049, np.ones(20, bool))  # all, in the same twentieth
+    diary.record(easiest_first[::-1], 0.999, np.arange(20) < 1)  # the hardest, at the end
+    table = diary.kept_by_difficulty()
+    assert table[0] == [0.5] * 5 + [1.0] * 5
+    assert table[1:19] == [None] * 18
+    assert table[19] == [0.0] * 9 + [0.5]
+
+
+def test_the_budget_at_its_end_is_in_the_last_part():
+    diary = Diary(10)
+    diary.record(np.arange(10.0), 1.0, np.ones(10, bool))
+    assert diary.kept_by_difficulty() == [None] * 19 + [[1.0] * 10]
+
+
+def test_parts_without_samples_are_left_open():
+    for n in range(1, 10):
+        diary = Diary(n)
+        for _ in range(2):
+            diary.record(np.arange(n, dtype=float), 0.5, np.arange(n) == n - 1)
+        table = diary.kept_by_difficulty()
+        assert table[10] == [0.0] * (n - 1) + [1.0] + [None] * (10 - n)
+        assert json.loads(json.dumps(table, allow_nan=False)) == table
+
+
+def test_equal_difficulty_goes_by_the_order_of_the_samples():
+    diary = Diary(10)
+    diary.record(np.zeros(10), 0.0, np.arange(10) < 3)
+    assert diary.kept_by_difficulty()[0] == [1.0] * 3 + [0.0] * 7
+
+
+def test_a_step_that_begins_with_a_twentieth_is_in_it():
+    diary = Diary(10)
+    for step in range(20):
+        share = float(np.float32(step / 20))  # as the observation has it
+        diary.record(np.arange(10.0), share, np.arange(10) <= step // 2)
+    table = diary.kept_by_difficulty()
+    assert table == [[1.0] * (step // 2 + 1) + [0.0] * (9 - step // 2) for step in range(20)]
+
+
+# ---------------------------------------------------------------- sometimes
+
+
+def test_always_sometimes_never_by_hand():
+    diary = Diary(5)
+    diary.record(np.zeros(5), 0.0, np.ones(5, bool))  # a step on everything says nothing
+    for kept in ([1, 1, 1, 0, 0], [1, 0, 1, 0, 0], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1]):
+        diary.record(np.zeros(5), 0.5, np.array(kept, bool))
+    found = diary.sometimes()
+    assert found == {
+        "always": 0.2,
+        "sometimes": 0.6,
+        "never": 0.2,
+        "examples": {"always": [[0, 1.0]], "sometimes": [[4, 0.5], [1, 0.25], [2, 0.75]], "never": [[3, 0.0]]},
+    }
+
+
+def test_nothing_is_known_of_an_agent_that_keeps_everything():
+    diary = Diary(4)
+    for _ in range(3):
+        diary.record(np.zeros(4), 0.5, np.ones(4, bool))
+    assert [diary.sometimes()[group] for group in ("always", "sometimes", "never")] == [None] * 3
+
+
+def test_a_static_subset_is_always_and_never():
+    diary = Diary(30)
+    for step in range(50):
+        diary.record(np.zeros(30), step / 50, np.arange(30) % 3 == 0)
+    found = diary.sometimes()
+    assert (found["always"], found["sometimes"], found["never"]) == (pytest.approx(1 / 3), 0.0, pytest.approx(2 / 3))
+    assert [i for i, _ in found["examples"]["always"]] == list(range(0, 24, 3))
+    assert [i for i, _ in found["examples"]["never"]] == [1, 2, 4, 5, 7, 8, 10, 11]
+
+
+def test_a_step_that_only_scores_is_no_choice_of_what_to_train_on():
+    diary = Diary(4)
+    diary.record(np.zeros(4), 0.0, np.ones(4, bool))
+    diary.record(np.zeros(4), 0.1, np.zeros(4, bool))  # as `grand` does
+    for _ in range(3):
+        diary.record(np.zeros(4), 0.5, np.arange(4) < 2)
+    found = diary.sometimes()
+    assert (found["always"], found["sometimes"], found["never"]) == (0.5, 0.0, 0.5)
+
+
+# ---------------------------------------------------------------- visits
+
+
+def test_quantiles_by_hand():
+    assert quantiles(np.arange(21)[::-1].astype(np.float32)) == list(range(21))
+    assert quantiles(np.array([7.0])) == [7] * 21
+    assert quantiles(np.array([0.0] * 95 + [9.0] * 6)) == [0] * 19 + [9, 9]
+    assert quantiles(np.zeros(3, np.float32)) == [0] * 21
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_quantiles_are_visits_that_occur_and_split_the_samples(visits):
+    found = quantiles(np.array(visits, dtype=np.float32))
+    assert len(found) == 21
+    assert found == sorted(found)
+    assert set(found) <= set(visits)
+    assert (found[0], found[-1]) == (min(visits), max(visits))
+    ordered, last = sorted(visits), len(visits) - 1
+    for twentieth, value in enumerate(found):
+        near = range(max(0, -(-(2 * twentieth * last - 20) // 40)), (2 * twentieth * last + 20) // 40 + 1)
+        assert value in [ordered[min(i, last)] for i in near]  # the nearest rank, either of two as near
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), min_size=1, max_size=40),
+)
+@settings(max_examples=50, deadline=None)
+def test_class_visits_against_counting(samples):
+    labels, visits = map(list, zip(*samples, strict=True))
+    found = class_visits(np.array(visits, np.float32), np.array(labels), 5)
+    for c in range(5):
+        mine = [v for label, v in samples if label == c]
+        if not mine:
+            assert np.isnan(found[c])
+        elif not any(visits):
+            assert found[c] == 1
+        else:
+            data_share, visit_share = len(mine) / len(samples), sum(mine) / sum(visits)
+            assert found[c] == pytest.approx(visit_share / data_share)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=30))
+@settings(max_examples=50, deadline=None)
+def test_gini_is_half_the_mean_difference_relative_to_the_mean(visits):
+    n, total = len(visits), sum(visits)
+    expected = sum(abs(a - b) for a in visits for b in visits) / (2 * n * total) if total else 0.0
+    assert gini(np.array(visits, np.float32)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_plain_numbers():
+    values = plain(np.array([0.123456, np.nan, 1.0], dtype=np.float32))
+    assert values == [0.1235, None, 1.0]
+    assert [type(value) for value in values] == [float, type(None), float]

@@ -1,0 +1,424 @@
+import gc
+import hashlib
+import pickle
+import random
+import re
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from prune_env.data import (
+    Data,
+    apportion,
+    draw_per_class,
+    imbalanced_rows,
+    load,
+    load_test,
+    stratified_rows,
+    validation_rows,
+    with_duplicates,
+    with_label_noise,
+)
+from prune_env.data.sources import Samples, read
+from tests.helpers import trees
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PRUNE_ENV_DATA", raising=False)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def same(one: Data, other: Data) -> bool:
+    names = ("images", "labels", "source", "wrong")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+ALL_KNOBS = {"train_size": 300, "label_noise": 0.2, "imbalance": 5.0, "duplicates": 0.25}
+
+
+# The official split becomes training, validation and test.
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
+def test_smaller_digits_are_means_over_what_lies_in_each_pixel(size):
+    """In plain loops; each pixel covers those that it touches, so that 3 of 8 overlap by one."""
+    whole, small = (read("digits", "test", None, False, side) for side in (None, size))
+    assert (small.images.shape, small.images.dtype) == ((497, 1, size, size), np.uint8)
+    np.testing.assert_array_equal(small.labels, whole.labels)
+    for image, shrunk in zip(whole.images[:40, 0].astype(float), small.images[:40, 0], strict=True):
+        for y in range(size):
+            for x in range(size):
+                rows = range(8 * y // size, -(-8 * (y + 1) // size))
+                columns = range(8 * x // size, -(-8 * (x + 1) // size))
+                mean = sum(image[r, c] for r in rows for c in columns) / (len(rows) * len(columns))
+                assert abs(shrunk[y, x] - mean) <= 0.5 + 1e-4
+
+
+def test_digits_shapes_and_types():
+    train, validation = load("digits")
+    test = load_test("digits")
+    assert (len(train), len(validation), len(test)) == (1040, 260, 497)
+    for data in (train, validation, test):
+        assert data.images.shape == (len(data), 1, 8, 8)
+        assert (data.images.dtype, data.labels.dtype) == (torch.uint8, torch.int64)
+        assert (data.source.dtype, data.wrong.dtype) == (torch.int64, torch.bool)
+        assert data.classes == tuple("0123456789")
+        assert not data.wrong.any()
+        assert not data.augment
+
+
+def test_train_and_validation_are_the_official_training_split_once_each():
+    official = read("digits", "train", None, False, None)
+    train, validation = load("digits")
+    assert sorted(train.source.tolist() + validation.source.tolist()) == list(range(1300))
+    for data in (train, validation):
+        rows = data.source.numpy()
+        assert (np.diff(rows) > 0).all()
+        np.testing.assert_array_equal(data.images, official.images[rows])
+        np.testing.assert_array_equal(data.labels, official.labels[rows])
+
+
+def test_validation_is_stratified():
+    official = read("digits", "train", None, False, None)
+    _, validation = load("digits")
+    expected = 0.2 * np.bincount(official.labels)
+    assert (np.abs(np.bincount(validation.labels) - expected) < 1).all()
+
+
+def test_validation_and_test_ignore_every_knob_and_seed():
+    _, validation = load("digits")
+    _, other = load("digits", task_seed=7, **ALL_KNOBS)
+    assert same(validation, other)
+    assert validation.digest == other.digest
+
+
+def test_other_validation_share_and_augmentation_for_colour(tmp_path):
+    trees.imagefolder(tmp_path, per_class=20)
+    train, validation = load("imagefolder", root=tmp_path)
+    assert (len(train), len(validation)) == (36, 4)
+    assert train.augment
+    assert not validation.augment
+    assert not load_test("imagefolder", root=tmp_path).augment
+
+
+def test_a_single_image_of_a_class_is_refused():
+    with pytest.raises(ValueError, match="class 'b' has 1 training images"):
+        validation_rows(np.array([0, 0, 0, 1]), ("a", "b"), 0.1)
+    assert len(validation_rows(np.array([0, 0, 1, 1]), ("a", "b"), 0.1)) == 1
+
+
+@pytest.mark.parametrize("classes", [("cat",), ()])
+def test_fewer_than_two_classes_are_refused(monkeypatch, classes):
+    none = Samples(np.zeros((9 * len(classes), 1, 4, 4), np.uint8), np.zeros(9 * len(classes), np.int64), classes)
+    monkeypatch.setattr("prune_env.data.datasets.decoded", lambda *_: none)
+    with pytest.raises(ValueError, match=re.escape(f"'digits' has the classes {classes}")):
+        load("digits")
+
+
+def test_an_image_tree_of_one_class_is_refused(tmp_path):
+    trees.imagefolder(tmp_path, classes=("cat",))
+    with pytest.raises(ValueError, match="cat"):
+        load("imagefolder", root=tmp_path)
+
+
+# Seeds.
+
+
+def test_same_task_seed_same_task_other_seed_other_task():
+    one, _ = load("digits", task_seed=3, **ALL_KNOBS)
+    two, _ = load("digits", task_seed=3, **ALL_KNOBS)
+    three, _ = load("digits", task_seed=4, **ALL_KNOBS)
+    assert same(one, two)
+    assert one.digest == two.digest
+    assert one.digest != three.digest
+    assert not torch.equal(one.source, three.source)
+
+
+def test_without_knobs_the_task_seed_changes_nothing():
+    assert same(load("digits", task_seed=0)[0], load("digits", task_seed=1)[0])
+
+
+def test_one_knob_does_not_reseed_another():
+    plain, _ = load("digits", label_noise=0.1)
+    subset, _ = load("digits", label_noise=0.1, imbalance=1.0, duplicates=0.3)
+    assert torch.equal(plain.wrong, subset.wrong)
+    more, _ = load("digits", label_noise=0.2)
+    assert not (plain.wrong & ~more.wrong).any()  # a higher share adds to the same wrong labels
+
+
+def test_global_generators_are_neither_read_nor_seeded():
+    def states():
+        return random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+
+    before = states()
+    first, _ = load("digits", **ALL_KNOBS)
+    assert states() == before
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    torch.manual_seed(1)
+    assert same(first, load("digits", **ALL_KNOBS)[0])
+
+
+# The knobs.
+
+
+def test_all_knobs_together():
+    train, _ = load("digits", **ALL_KNOBS)
+    official = read("digits", "train", None, False, None)
+    source = train.source.numpy()
+    assert len(train) == 300
+    assert len(np.unique(source)) == 225
+    assert int(train.wrong.sum()) == 60
+    np.testing.assert_array_equal(train.images, official.images[source])
+    np.testing.assert_array_equal(train.labels.numpy() != official.labels[source], train.wrong)
+
+
+def test_apportion_by_hand():
+    assert apportion(7, np.array([5, 3, 2])).tolist() == [4, 2, 1]  # 3.5, 2.1, 1.4
+    assert apportion(2, np.array([1, 1, 1])).tolist() == [1, 1, 0]
+    assert apportion(6, np.array([1, 2, 3])).tolist() == [1, 2, 3]
+
+
+def test_draw_per_class_is_uniform():
+    labels = np.array([1, 0, 1, 0, 1, 0])
+    drawn = np.zeros(6)
+    for seed in range(2000):
+        rows = draw_per_class(labels, np.array([1, 2]), rng(seed))
+        assert (np.diff(rows) > 0).all()
+        assert labels[rows].sum() == 2
+        assert len(rows) == 3
+        drawn[rows] += 1
+    np.testing.assert_allclose(drawn / 2000, [2 / 3, 1 / 3] * 3, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("counts", "ratio", "expected"),
+    [
+        ([100, 100, 100], 100, [100, 10, 1]),
+        ([50, 100, 100], 25, [50, 10, 2]),
+        ([100, 100, 5], 4, [20, 10, 5]),
+        ([7, 9, 4], 1, [7, 9, 4]),
+        ([8], 3, [8]),
+    ],
+)
+def test_imbalance_by_hand(counts, ratio, expected):
+    labels = rng(1).permutation(np.repeat(np.arange(len(counts)), counts))
+    rows = imbalanced_rows(labels, len(counts), ratio, rng())
+    assert np.bincount(labels[rows]).tolist() == expected
+    assert (np.diff(rows) > 0).all()
+
+
+def test_imbalance_that_empties_a_class():
+    with pytest.raises(ValueError, match="imbalance=1000 leaves class 2 empty"):
+        imbalanced_rows(np.repeat([0, 1, 2], 100), 3, 1000, rng())
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "expected"),
+    [([50, 30, 20], 10, [5, 3, 2]), ([50, 30, 20], 99, [50, 30, 20]), ([98, 1, 1], 10, [8, 1, 1])],
+)
+def test_train_size_by_hand(counts, size, expected):
+    labels = rng(1).permutation(np.repeat(np.arange(3), counts))
+    rows = stratified_rows(labels, 3, size, rng())
+    assert len(np.unique(rows)) == size
+    assert np.abs(np.bincount(labels[rows]) - expected).sum() <= (size == 99)
+
+
+@pytest.mark.parametrize("size", [0, -1, 9, 1041])
+def test_train_size_out_of_range_says_what_there_is(size):
+    with pytest.raises(ValueError, match=rf"train_size={size} must lie between 10, .* and 1040"):
+        load("digits", train_size=size)
+
+
+@pytest.mark.parametrize(("n", "share", "copies"), [(10, 0.3, 3), (7, 0.5, 4), (10, 0.0, 0), (10, 0.9, 9)])
+def test_duplicates_by_hand(n, share, copies):
+    rows = np.arange(n) * 10
+    result = with_duplicates(rows, share, rng(5))
+    stays = result == rows
+    assert (~stays).sum() == copies
+    assert len(np.unique(result)) == n - copies
+    assert set(result[~stays]) <= set(rows[stays])  # never a copy of a sample that was itself replaced
+
+
+def test_duplicates_of_too_few_samples():
+    with pytest.raises(ValueError, match=r"duplicates=0\.9 leaves none of 3"):
+        with_duplicates(np.arange(3), 0.9, rng())
+
+
+def test_label_noise_is_uniform_over_the_other_classes():
+    labels = np.full(9000, 2)
+    noisy, wrong = with_label_noise(labels, 4, 1 / 3, rng())
+    assert wrong.sum() == 3000
+    assert (noisy[~wrong] == 2).all()
+    counts = np.bincount(noisy[wrong], minlength=4)
+    assert counts[2] == 0
+    np.testing.assert_allclose(counts[[0, 1, 3]], 1000, atol=110)  # four standard deviations
+
+
+def test_label_noise_extremes():
+    labels = np.array([0, 1, 0, 1])
+    assert with_label_noise(labels, 2, 1.0, rng())[0].tolist() == [1, 0, 1, 0]
+    assert with_label_noise(labels, 2, 0.0, rng())[0].tolist() == labels.tolist()
+    with pytest.raises(ValueError, match=r"label_noise=0\.5 needs another class"):
+        with_label_noise(np.zeros(4, np.int64), 1, 0.5, rng())
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        {"label_noise": -0.1},
+        {"label_noise": 1.1},
+        {"label_noise": float("nan")},
+        {"imbalance": 0.9},
+        {"imbalance": float("nan")},
+        {"imbalance": float("inf")},
+        {"duplicates": 1.0},
+        {"duplicates": -0.1},
+        {"duplicates": float("nan")},
+        {"train_size": 10.5},
+        {"train_size": float("nan")},
+        {"task_seed": -1},
+        {"task_seed": 0.5},
+    ],
+)
+def test_knobs_out_of_range_are_named(knob):
+    ((name, value),) = knob.items()
+    with pytest.raises(ValueError, match=rf"^{name}(=| is ){value}[ ;].*must be"):
+        load("digits", **knob)
+
+
+# Validation that also has what training does without.
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"train_size": 300},
+        {"imbalance": 4.0},
+        {"imbalance": 4.0, "train_size": 300, "task_seed": 3},
+        {"train_size": 200, "duplicates": 0.4},
+        {"train_size": 200, "label_noise": 0.5},
+        {**ALL_KNOBS, "task_seed": 1},
+    ],
+)
+def test_val_rest_adds_what_training_leaves_out_with_clean_labels(knobs):
+    official = read("digits", "train", None, False, None)
+    train, validation = load("digits", **knobs)
+    same_train, more = load("digits", val_rest=True, **knobs)
+    assert same(same_train, train)
+    # what the size and the imbalance leave for training, before duplicates take the place of some of it
+    whole, _ = load("digits", **{**knobs, "duplicates": 0.0, "label_noise": 0.0})
+    left_out = set(range(1300)) - set(whole.source.tolist())
+    assert more.source.tolist() == sorted(left_out)
+    assert set(validation.source.tolist()) < left_out
+    assert not set(more.source.tolist()) & set(train.source.tolist())
+    rows = more.source.numpy()
+    np.testing.assert_array_equal(more.images, official.images[rows])
+    np.testing.assert_array_equal(more.labels, official.labels[rows])
+    assert not more.wrong.any()
+    assert not more.augment
+
+
+@pytest.mark.parametrize("knobs", [{}, {"duplicates": 0.4}, {"label_noise": 0.5}, {"train_size": 1040}])
+def test_val_rest_adds_nothing_where_training_has_all(knobs):
+    plain, more = (load("digits", val_rest=rest, **knobs)[1] for rest in (False, True))
+    assert same(plain, more)
+    assert plain.digest == more.digest
+
+
+# Memory.
+
+
+def address(data: Data) -> int:
+    return data.images.untyped_storage().data_ptr()
+
+
+def test_parts_with_the_same_images_share_their_memory_and_no_others():
+    one, validation = load("digits", train_size=300)
+    noisy, same_validation = load("digits", train_size=300, label_noise=0.2)
+    other, _ = load("digits", train_size=300, task_seed=1)
+    copies, more = load("digits", train_size=300, duplicates=0.2, val_rest=True)
+    assert address(one) == address(noisy)
+    assert address(validation) == address(same_validation)
+    assert len({address(data) for data in (one, validation, other, copies, more)}) == 5
+    assert len({data.labels.data_ptr() for data in (one, noisy, validation, same_validation)}) == 4
+    assert one.digest != noisy.digest
+    assert validation.digest == same_validation.digest
+
+
+def test_same_bytes_of_another_shape_are_not_shared(monkeypatch):
+    pixels = rng().integers(0, 256, (40, 16), np.uint8)
+    labels = np.arange(40) % 2
+    held = []
+    for shape in ((40, 1, 4, 4), (40, 4, 2, 2)):
+        samples = Samples(pixels.reshape(shape), labels, ("a", "b"))
+        monkeypatch.setattr("prune_env.data.datasets.decoded", lambda *_, samples=samples: samples)
+        held.append(load("digits")[0])
+        assert held[-1].images.shape[1:] == shape[1:]
+    assert address(held[0]) != address(held[1])
+
+
+def test_images_are_freed_when_nobody_uses_them():
+    one, validation = load("digits", train_size=321, task_seed=77)
+    noisy, _ = load("digits", train_size=321, task_seed=77, label_noise=0.1)
+    images = weakref.ref(one.images)
+    del one, validation
+    gc.collect()
+    assert images() is noisy.images
+    del noisy
+    gc.collect()
+    assert images() is None
+
+
+def test_digests_are_those_of_the_bytes():
+    for data in (*load("digits", **ALL_KNOBS), *load("digits", train_size=20, val_rest=True), load_test("digits")):
+        content = data.images.numpy().tobytes() + data.labels.numpy().astype("<i8").tobytes()
+        assert data.digest == hashlib.sha256(content).hexdigest()
+        again = Data(data.images, data.labels, data.classes, data.source, data.wrong, data.augment)
+        assert again.digest == data.digest
+
+
+# What Data promises.
+
+
+def test_batch_takes_any_order_and_repeats():
+    train, _ = load("digits", label_noise=0.5)
+    indices = torch.tensor([5, 0, 5, 1039])
+    images, labels = train.batch(indices)
+    assert torch.equal(images, train.images[indices])
+    assert torch.equal(labels, train.labels[indices])
+
+
+def test_to_moves_every_tensor_and_keeps_the_digest():
+    train, _ = load("digits")
+    moved = train.to("meta")
+    assert {t.device.type for t in (moved.images, moved.labels, moved.source, moved.wrong)} == {"meta"}
+    assert moved.digest == train.digest
+    assert same(train.to("cpu"), train)
+
+
+def test_digest_covers_images_and_labels():
+    images, labels = torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1])
+
+    def digest(images, labels):
+        return Data(images, labels, ("a", "b"), torch.arange(2), torch.zeros(2, dtype=torch.bool), False).digest
+
+    other = images.clone()
+    other[1, 0, 1, 1] = 1
+    assert digest(images, labels) == digest(images.clone(), labels.clone())
+    assert len({digest(images, labels), digest(other, labels), digest(images, labels.flip(0))}) == 3
+
+
+def test_tensors_own_their_memory_and_no_more():
+    for data in (*load("digits"), *load("digits", train_size=20), load_test("digits")):
+        for tensor in (data.images, data.labels, data.source, data.wrong):
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    train, validation = load("digits")
+    assert train.images.data_ptr() != validation.images.data_ptr()

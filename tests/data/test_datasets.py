@@ -1,0 +1,757 @@
+import os
+import shutil
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from prune_env.data import cifar, digits, load, load_test
+from prune_env.data.decode import square
+from prune_env.data.sources import SOURCES, read
+from prune_env.io import DamagedFile
+from tests.helpers import processes, trees
+from train import evaluate
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(folder))
+    monkeypatch.delenv("PRUNE_ENV_DATA", raising=False)
+    return folder / "decoded"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Paths of the images that were decoded."""
+    from prune_env.data import decode
+
+    paths = []
+    opened = decode.Image.open
+    monkeypatch.setattr(decode.Image, "open", lambda path: (paths.append(path), opened(path))[1])
+    return paths
+
+
+def assert_holds(name, root, splits, image_size=None):
+    for split, (images, labels) in splits.items():
+        samples = read(name, split, root, False, image_size)
+        assert (samples.images.dtype, samples.labels.dtype) == (np.uint8, np.int64)
+        np.testing.assert_array_equal(samples.images, images)
+        np.testing.assert_array_equal(samples.labels, labels)
+
+
+# Each source, pixel by pixel.
+
+
+def test_digits_are_the_uci_ones():
+    train, test = read("digits", "train", None, False, None), read("digits", "test", None, False, None)
+    images, labels = np.concatenate([train.images, test.images]), np.concatenate([train.labels, test.labels])
+    assert images.shape == (1797, 1, 8, 8)
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # UCI's own table
+    assert images.sum(dtype=np.int64) == 15 * 561718
+    first = [  # the 0 that opens optdigits.tes
+        [0, 0, 5, 13, 9, 1, 0, 0],
+        [0, 0, 13, 15, 10, 15, 5, 0],
+        [0, 3, 15, 2, 0, 11, 8, 0],
+        [0, 4, 12, 0, 0, 8, 8, 0],
+        [0, 5, 8, 0, 0, 9, 8, 0],
+        [0, 4, 11, 0, 1, 12, 7, 0],
+        [0, 2, 14, 5, 10, 12, 0, 0],
+        [0, 0, 6, 13, 10, 0, 0, 0],
+    ]
+    np.testing.assert_array_equal(images[0, 0], np.array(first) * 15)
+    assert train.labels[:10].tolist() == list(range(10))
+    assert test.labels[-5:].tolist() == [9, 0, 8, 9, 8]
+
+
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "empty", "another"])
+def test_damaged_digits_are_named_in_one_line(tmp_path, monkeypatch, capsys, damage):
+    path = Path(digits.__file__).with_name("digits.npz")
+    good = path.read_bytes()
+    changed = tmp_path / path.name
+    np.savez(changed, images=np.zeros((1797, 8, 8), np.uint8), labels=np.zeros(1797, np.uint8))
+    bad = {"truncated": good[:-1], "empty": b"", "another": changed.read_bytes()}
+    flipped = good[:9000] + bytes([good[9000] ^ 4]) + good[9001:]
+    changed.write_bytes(bad.get(damage, flipped))
+    monkeypatch.setattr(digits, "resources", SimpleNamespace(files=lambda _: tmp_path))
+    for read_split in (load, load_test):
+        with pytest.raises(DamagedFile, match=f"^{changed} is damaged: .*install the package again"):
+            read_split("digits")
+    assert evaluate.main(["--agents", "full", "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith(f"error: {changed} is damaged")
+    assert "Traceback" not in error
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    assert_holds("cifar10", tmp_path, trees.cifar10(tmp_path, monkeypatch))
+    train, validation = load("cifar10", root=tmp_path)
+    assert (len(train), len(validation), len(train.classes)) == (90, 10, 10)
+
+
+def test_cifar100(tmp_path, monkeypatch):
+    assert_holds("cifar100", tmp_path, trees.cifar100(tmp_path, monkeypatch))
+    assert len(load("cifar100", root=tmp_path)[0].classes) == 100
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
+def test_cifar_is_what_torchvision_reads(tmp_path, monkeypatch, name, theirs):
+    getattr(trees, name)(tmp_path, monkeypatch)
+    for split in ("train", "test"):
+        ours, held = read(name, split, tmp_path, False, None), theirs(tmp_path, train=split == "train")
+        np.testing.assert_array_equal(ours.images, held.data.transpose(0, 3, 1, 2))
+        assert ours.labels.tolist() == held.targets
+        assert ours.classes == tuple(held.classes)
+
+
+def test_cifar_of_any_order_in_memory():
+    images = trees.random_images(7, 32, 0)
+    for data in (images.reshape(7, -1), np.asfortranarray(images.reshape(7, -1))):
+        batch = cifar._unpickled(trees.python2_pickle({"data": data, "fine_labels": [3, 1, 4, 1, 5, 9, 2]}))
+        found, labels = cifar._batch(batch)
+        np.testing.assert_array_equal(found, images)
+        assert labels.tolist() == [3, 1, 4, 1, 5, 9, 2]
+
+
+@pytest.mark.parametrize("file", ["data_batch_1", "data_batch_5", "test_batch", "batches.meta"])
+@pytest.mark.parametrize("damage", ["first byte", "a byte", "last byte", "truncated", "empty", "gone"])
+def test_cifar_with_a_damaged_file(tmp_path, monkeypatch, file, damage):
+    """Of either split: a test split that cannot be read is better known before training than after."""
+    trees.cifar10(tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / file
+    content = bytearray(path.read_bytes())
+    if damage.endswith("byte"):
+        content[{"first byte": 0, "a byte": 50, "last byte": -1}[damage]] ^= 4
+    path.write_bytes({"truncated": content[:-1], "empty": b""}.get(damage, content))
+    if damage == "gone":
+        path.unlink()
+    for split in ("train", "test"):
+        with pytest.raises((DamagedFile, FileNotFoundError), match=rf"{file}.*pass download=True"):
+            read("cifar10", split, tmp_path, False, None)
+
+
+def test_tiny_imagenet(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path)
+    assert_holds("tiny_imagenet", tmp_path, splits)
+    assert_holds("tiny_imagenet", tmp_path / "tiny-imagenet-200", splits)
+    assert load_test("tiny_imagenet", root=tmp_path).classes == ("n02", "n01", "n03")  # the order of wnids.txt
+
+
+def test_tiny_imagenet_in_another_size(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path, per_class=2)
+    samples = read("tiny_imagenet", "train", tmp_path, False, 16)
+    image = Image.fromarray(splits["train"][0][0].transpose(1, 2, 0)).resize((16, 16), Image.Resampling.BILINEAR)
+    assert samples.images.shape == (6, 3, 16, 16)
+    np.testing.assert_array_equal(samples.images[0], np.asarray(image).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_imagefolder(tmp_path, test):
+    splits = trees.imagefolder(tmp_path, ("b", "a", "c"), per_class=3, test=test)
+    order = np.r_[3:6, 0:3, 6:9]  # classes are sorted
+    expected = {split: (images[order], np.repeat([0, 1, 2], 3)) for split, (images, _) in splits.items()}
+    assert_holds("imagefolder", tmp_path, expected)
+    assert read("imagefolder", "train", tmp_path, False, None).classes == ("a", "b", "c")
+
+
+def test_imagefolder_prefers_test_to_val(tmp_path):
+    splits = trees.imagefolder(tmp_path)
+    trees.write_png(tmp_path / "val" / "cat" / "a.png", trees.random_images(1, 32, 9)[0])
+    assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_imagefolder_needs_no_test_to_train(tmp_path):
+    trees.imagefolder(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    assert len(load("imagefolder", root=tmp_path)[0]) == 18
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "test")):
+        load_test("imagefolder", root=tmp_path)
+
+
+def test_imagefolder_takes_nested_files_and_ignores_what_is_hidden_or_no_image(tmp_path):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    image = trees.random_images(1, 32, 9)[0]
+    for hidden in (".ipynb_checkpoints/a.png", "cat/.a.png", "cat/.thumbs/a.png"):
+        trees.write_png(tmp_path / "train" / hidden, image)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "list.csv").write_text("no class")
+    assert_holds("imagefolder", tmp_path, splits)
+    trees.write_png(tmp_path / "train" / "cat" / "z" / "y" / "x.PNG", image)
+    samples = read("imagefolder", "train", tmp_path, False, None)
+    np.testing.assert_array_equal(samples.images[3], image)
+    assert np.bincount(samples.labels).tolist() == [4, 3]
+
+
+def test_test_classes_may_be_fewer_but_not_others(tmp_path):
+    splits = trees.imagefolder(tmp_path, ("a", "b"))
+    shutil.rmtree(tmp_path / "test" / "a")
+    test = load_test("imagefolder", root=tmp_path)
+    assert test.classes == ("a", "b")
+    assert set(test.labels.tolist()) == {1}
+    np.testing.assert_array_equal(test.images, splits["test"][0][10:])
+    trees.write_png(tmp_path / "test" / "zebra" / "a.png", trees.random_images(1, 32, 9)[0])
+    with pytest.raises(ValueError, match="train lacks: zebra"):
+        load_test("imagefolder", root=tmp_path)
+
+
+# Geometry and colour.
+
+
+def stripes(width, height, along):
+    """Red rises by one a pixel along x or y, so a pixel tells where it came from."""
+    ramp = np.broadcast_to(np.arange(width) if along == "x" else np.arange(height)[:, None], (height, width))
+    return np.stack([ramp, 0 * ramp, 255 + 0 * ramp]).astype(np.uint8)
+
+
+def test_the_centre_is_cut_out_of_a_long_image(tmp_path):
+    trees.write_png(tmp_path / "wide.png", stripes(20, 8, "x"))
+    np.testing.assert_array_equal(square(tmp_path / "wide.png", 8)[0], np.tile(np.arange(6, 14), (8, 1)))
+    trees.write_png(tmp_path / "high.png", stripes(8, 20, "y"))
+    np.testing.assert_array_equal(square(tmp_path / "high.png", 8)[0].T, np.tile(np.arange(6, 14), (8, 1)))
+
+
+def test_the_shorter_side_is_resized_with_antialiasing(tmp_path):
+    trees.write_png(tmp_path / "wide.png", stripes(80, 32, "x"))
+    image = square(tmp_path / "wide.png", 8)  # 80 x 32 -> 20 x 8 -> the middle 8
+    assert image.shape == (3, 8, 8)
+    assert (image[1] == 0).all()
+    assert (image[2] == 255).all()
+    centres = 4 * np.arange(6, 14) + 1.5  # of four source pixels each
+    np.testing.assert_allclose(image[0], np.tile(centres, (8, 1)), atol=0.51)
+    checks = np.indices((32, 32)).sum(0) % 2 * 255
+    trees.write_png(tmp_path / "checks.png", np.stack([checks] * 3).astype(np.uint8))
+    inner = square(tmp_path / "checks.png", 8)[:, 1:-1, 1:-1].astype(int)  # without antialiasing: 0 or 255
+    np.testing.assert_allclose(inner, 127.5, atol=3)
+
+
+def test_small_images_are_enlarged(tmp_path):
+    trees.write_png(tmp_path / "flat.png", np.full((3, 2, 5), 77, np.uint8))
+    np.testing.assert_array_equal(square(tmp_path / "flat.png", 16), 77)
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "suffix", "expected"),
+    [
+        ("L", 90, "png", (90, 90, 90)),
+        ("1", 1, "png", (255, 255, 255)),
+        ("P", 3, "png", (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 128), "png", (10, 20, 30)),
+        ("LA", (90, 7), "png", (90, 90, 90)),
+        ("L", 90, "jpg", (90, 90, 90)),
+        ("L", 90, "pgm", (90, 90, 90)),
+        ("CMYK", (255, 0, 0, 0), "tiff", (0, 255, 255)),
+        ("CMYK", (255, 0, 0, 0), "jpg", (0, 255, 255)),
+        ("YCbCr", (90, 128, 128), "jpg", (90, 90, 90)),
+    ],
+)
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode, value, suffix, expected):
+    image = Image.new(mode, (4, 4), value)
+    if mode == "P":
+        image.putpalette([0] * 9 + [10, 20, 30])
+    image.save(tmp_path / f"a.{suffix}")
+    with Image.open(tmp_path / f"a.{suffix}") as stored:
+        assert stored.mode == ("RGB" if mode == "YCbCr" else mode)
+    found = square(tmp_path / f"a.{suffix}", 4).astype(int)
+    expected = np.tile(np.reshape(expected, (3, 1, 1)), (4, 4))
+    np.testing.assert_allclose(found, expected, atol=1 if suffix == "jpg" else 0)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, ".png"), (np.int32, ".tif"), (np.float32, ".tif")])
+def test_more_than_8_bits_are_refused_by_name(tmp_path, kind, suffix):
+    trees.imagefolder(tmp_path)
+    path = tmp_path / "train" / "dog" / f"deep{suffix}"
+    Image.fromarray(np.full((32, 32), 300, kind)).save(path)
+    with pytest.raises(ValueError, match=rf"{path} has more than 8 bits"):
+        load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../.."])
+def test_a_link_to_a_folder_above_lists_every_image_once(tmp_path, target):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    (tmp_path / "train" / "cat" / "me").symlink_to(target)
+    assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_links_to_other_folders_are_followed(tmp_path):
+    images = trees.random_images(1, 32, 9)
+    splits = trees.imagefolder(tmp_path / "root", per_class=3)
+    trees.write_png(tmp_path / "elsewhere" / "deep" / "a.png", images[0])
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "train" / "dog" / "z").symlink_to(tmp_path / "elsewhere")
+    found, labels = splits["train"]
+    expected = np.concatenate([found, images]), np.append(labels, 1)
+    assert_holds("imagefolder", tmp_path / "root", {"train": expected, "test": splits["test"]})
+
+
+def test_a_test_folder_without_classes_makes_way_for_val(tmp_path):
+    splits = trees.imagefolder(tmp_path, test="val")
+    trees.write_png(tmp_path / "test" / "unlabelled.png", trees.random_images(1, 32, 9)[0])
+    assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_unknown_name_lists_the_names():
+    with pytest.raises(
+        ValueError, match="'mnist': choose one of digits, cifar10, cifar100, tiny_imagenet, imagefolder, imagenet"
+    ):
+        load("mnist")
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "digits"])
+def test_a_missing_data_set_says_what_where_and_how(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("PRUNE_ENV_DATA", str(tmp_path / "by variable"))
+    for root, where in ((None, tmp_path / "by variable"), (tmp_path / "by argument", tmp_path / "by argument")):
+        for read_split in (load, load_test):
+            with pytest.raises(FileNotFoundError) as caught:
+                read_split(name, root=root)
+            message = str(caught.value)
+            for part in (repr(name), str(where), "root=", "PRUNE_ENV_DATA", "Expected below root"):
+                assert part in message
+            assert ("pass download=True" in message) == (name not in ("imagefolder", "imagenet"))
+
+
+def test_the_default_root_is_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / ".cache/prune_env/data/train")):
+        load("imagefolder")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("digits", 0), ("cifar10", 64), ("imagefolder", 0), ("imagefolder", -3), ("imagefolder", 8.5)]
+)
+def test_image_sizes_that_cannot_be(name, size):
+    with pytest.raises(ValueError, match=f"image_size(={size} for '{name}'| is {size})"):
+        load(name, image_size=size)
+
+
+def test_imagefolder_errors(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match=r"train holds no class folders"):
+        load("imagefolder", root=tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images in .*train/empty"):
+        load("imagefolder", root=tmp_path)
+    (tmp_path / "train" / "other").mkdir()
+    for number in range(6):
+        (tmp_path / "train" / ("empty", "other")[number // 3] / f"{number}.jpg").write_bytes(b"no image at all")
+    with pytest.raises(ValueError, match=r"cannot decode the image .*train/empty/\d.jpg"):
+        load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["gif", "jfif", "JPE", "jp2", "mpo", "HEIC"])
+def test_images_of_a_format_that_is_not_read_are_named(tmp_path, ending):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    folder = tmp_path / "train" / "dog"
+    for name in ("notes.txt", "boxes", "a.json", "a.h5", "a.pdf", f".a.{ending}", f"a.{ending}.txt"):
+        (folder / name).write_text("no image, or hidden")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_holds("imagefolder", tmp_path, splits)
+    for name in ("b", "deep/a"):
+        trees.write_png(folder / f"{name}.{ending}", trees.random_images(1, 32, 9)[0])
+    words = rf"^2 image\(s\) in {folder} end in none of \.jpg, .*\.webp, the first is {folder}/b\.{ending}: convert"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=words):
+            load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.png.part", "A.JPG.crdownload", "deep/a.jpeg.tmp"])
+def test_images_that_are_half_written_are_named(tmp_path, name):
+    trees.imagefolder(tmp_path, per_class=3)
+    folder = tmp_path / "test" / "dog"
+    (folder / "deep").mkdir()
+    (folder / name).write_bytes(b"half")
+    with pytest.raises(
+        ValueError, match=rf"^1 image\(s\) in {folder} end in none of .*, the first is {folder / name}:"
+    ):
+        load_test("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "A.JPG", "a.gif", "a.png.part"])
+def test_images_beside_the_folders_of_classes_are_named(tmp_path, name):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    for place in ("train/.a.png", "test/.a.png", "train/notes.txt", "a.png"):
+        (tmp_path / place).write_bytes(b"hidden, no image, or of no split")
+    assert_holds("imagefolder", tmp_path, splits)
+    for split, read_split in (("train", load), ("test", load_test)):
+        (tmp_path / split / name).write_bytes(b"lost")
+        words = rf"^1 image\(s\) in {tmp_path / split} lie in no folder of a class, the first is .*{split}/{name}:"
+        with pytest.raises(ValueError, match=words):
+            read_split("imagefolder", root=tmp_path)
+        (tmp_path / split / name).unlink()
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    trees.write_png(tmp_path / "a.png", trees.random_images(1, 32, 0)[0])
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=str(tmp_path / "a.png")):
+        square(tmp_path / "a.png", 32)
+
+
+def test_tiny_imagenet_errors(tmp_path):
+    trees.tiny_imagenet(tmp_path, per_class=3)
+    folder = tmp_path / "tiny-imagenet-200"
+    annotations = folder / "val" / "val_annotations.txt"
+    good = annotations.read_text()
+
+    annotations.write_text(good + "val_0.JPEG\tn99\t0\t0\t1\t1\n")
+    with pytest.raises(ValueError, match=r"val_annotations.txt, line 10: class 'n99' is not in wnids.txt"):
+        load_test("tiny_imagenet", root=tmp_path)
+    annotations.write_text("val_99.JPEG\tn01\t0\t0\t1\t1\n")
+    with pytest.raises(FileNotFoundError, match=r"line 1: .*val_99.JPEG does not exist"):
+        load_test("tiny_imagenet", root=tmp_path)
+    annotations.write_text("nonsense\n")
+    with pytest.raises(ValueError, match="line 1: class ''"):
+        load_test("tiny_imagenet", root=tmp_path)
+    annotations.write_text("")
+    with pytest.raises(ValueError, match="is empty"):
+        load_test("tiny_imagenet", root=tmp_path)
+    lines = good.splitlines(keepends=True)
+    for size, left in ((len(good) - len(lines[8]), 1), (len("".join(lines[:6])), 3), (len("".join(lines[:6])) - 4, 3)):
+        annotations.write_text(good[:size])
+        with pytest.raises(ValueError, match=rf"names no class of {left} image\(s\) .*val_{9 - left}.JPEG"):
+            load_test("tiny_imagenet", root=tmp_path)
+    annotations.write_text(good)
+    (folder / "val" / "images" / ".val_9.JPEG").touch()
+    assert len(load_test("tiny_imagenet", root=tmp_path)) == 9
+
+    shutil.rmtree(folder / "train" / "n01")
+    with pytest.raises(FileNotFoundError, match=r"names the class n01, but .*train/n01/images does not exist"):
+        load("tiny_imagenet", root=tmp_path)
+    (folder / "wnids.txt").write_text("n02\nn02\n")
+    with pytest.raises(ValueError, match="must name each class once"):
+        load("tiny_imagenet", root=tmp_path)
+
+
+def test_tiny_imagenet_lacks_no_image_that_its_boxes_name(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path, per_class=3)
+    train = tmp_path / "tiny-imagenet-200" / "train"
+    for wnid in ("n02", "n03"):  # a class without the file is taken as it is
+        names = sorted(path.name for path in (train / wnid / "images").iterdir())
+        (train / wnid / f"{wnid}_boxes.txt").write_text("".join(f"{name}\t0\t0\t62\t62\n" for name in names))
+    assert_holds("tiny_imagenet", tmp_path, splits)
+    (train / "n01" / "images" / "n01_00003.JPEG").unlink()
+    assert len(read("tiny_imagenet", "train", tmp_path, False, None).labels) == 8
+    first, *others = (train / "n02" / "images" / "n02_00001.JPEG", train / "n03" / "images" / "n03_00008.JPEG")
+    first.unlink()
+    others[0].rename(others[0].with_name("other.JPEG"))
+    words = rf"^2 image\(s\) that .* names are missing, the first is {first}: remove .*download=True.*their lines out"
+    for _ in range(2):  # from the cache neither
+        with pytest.raises(FileNotFoundError, match=words):
+            load("tiny_imagenet", root=tmp_path)
+    boxes = train / "n02" / "n02_boxes.txt"
+    boxes.write_text(boxes.read_text().replace("n02_00001.JPEG\t0\t0\t62\t62\n", ""))
+    with pytest.raises(FileNotFoundError, match=rf"^1 image.* the first is {others[0]}"):
+        load("tiny_imagenet", root=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "ppm"])
+def test_an_empty_and_a_truncated_image_are_named(tmp_path, suffix):
+    trees.imagefolder(tmp_path, per_class=3)
+    path = tmp_path / "train" / "dog" / f"a.{suffix}"
+    Image.fromarray(trees.random_images(1, 32, 0)[0].transpose(1, 2, 0)).save(path)
+    load("imagefolder", root=tmp_path)
+    content = path.read_bytes()
+    for half in (b"", content[:1], content[: len(content) // 2]):
+        path.write_bytes(half)
+        with pytest.raises(ValueError, match=rf"cannot decode the image {path}"):
+            load("imagefolder", root=tmp_path)
+
+
+def test_one_changed_byte_of_a_png_is_noticed_or_changes_nothing(tmp_path):
+    path, image = tmp_path / "a.png", trees.random_images(1, 12, 0)[0]
+    trees.write_png(path, image)
+    good, noticed = path.read_bytes(), 0
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        try:
+            np.testing.assert_array_equal(square(path, 12), image)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            noticed += 1
+    assert noticed > 0.9 * len(good)
+
+
+def test_one_changed_byte_of_a_jpeg_makes_another_task(tmp_path):
+    """The format has no checksum: what still decodes is another image, and the digest of the task says so."""
+    trees.imagefolder(tmp_path, per_class=3)
+    path = tmp_path / "train" / "dog" / "a.jpg"
+    Image.fromarray(trees.random_images(1, 32, 0)[0].transpose(1, 2, 0)).save(path)
+    good = path.read_bytes()
+
+    def task():
+        held = [*load("imagefolder", root=tmp_path), load_test("imagefolder", root=tmp_path)]
+        return [data.digest for data in held], b"".join(data.images.numpy().tobytes() for data in held)
+
+    before, others = task(), 0
+    for at in range(0, len(good), 37):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        try:
+            after = task()
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        else:
+            assert (after[0] == before[0]) == (after[1] == before[1])
+            others += after[0] != before[0]
+    assert others > 5
+
+
+def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    assert_holds("imagefolder", tmp_path, splits)
+    (tmp_path / "train" / "cat" / "x.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"train/cat/x\.jpg is an empty folder that is named like an image"):
+        read("imagefolder", "train", tmp_path, False, None)
+    image = trees.random_images(1, 32, 9)[0]
+    trees.write_png(tmp_path / "train" / "cat" / "x.jpg" / "a.png", image)
+    np.testing.assert_array_equal(read("imagefolder", "train", tmp_path, False, None).images[3], image)
+    for path in (tmp_path / "train" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match=r"no images in .*train/dog"):
+        load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("when", ["before it is looked at", "before it is decoded"])
+def test_a_file_that_vanishes_is_named(tmp_path, monkeypatch, when):
+    from prune_env.data import cache
+
+    trees.imagefolder(tmp_path, per_class=3)
+    gone = tmp_path / "train" / "dog" / "00004.png"
+    look = cache.state_of
+
+    def state(files):
+        assert gone in files
+        if when == "before it is looked at":
+            gone.unlink()
+        found = look(files)
+        gone.unlink()
+        return found
+
+    monkeypatch.setattr(cache, "state_of", state)
+    with pytest.raises((OSError, ValueError), match=str(gone)):
+        load("imagefolder", root=tmp_path)
+
+
+def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tmp_path):
+    trees.imagefolder(tmp_path, per_class=3)
+    os.mkfifo(tmp_path / "train" / "dog" / "x.jpg")
+    with pytest.raises(ValueError, match=r"dog/x.jpg is neither a file nor a folder"):
+        load("imagefolder", root=tmp_path)
+
+
+@pytest.mark.parametrize("place", ["train/zebra", "train/dog/more", "train/dog/x.jpg", "test/dog/more"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, place):
+    """It may stand for a whole class on a disk that is not there."""
+    trees.imagefolder(tmp_path, per_class=3)
+    (tmp_path / place).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / place)):
+        (load_test if place.startswith("test") else load)("imagefolder", root=tmp_path)
+
+
+def test_a_hidden_link_that_leads_nowhere_is_ignored(tmp_path):
+    """Editors lock files with such links."""
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    for place in ("train/.#zebra", "train/dog/.#notes.txt", "train/dog/.#x.jpg"):
+        (tmp_path / place).symlink_to("somebody@somewhere")
+    assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_a_folder_that_cannot_be_entered_is_named(public):
+    trees.imagefolder(public / "root", per_class=3)
+    closed = public / "root" / "train" / "dog" / "more"
+    trees.write_png(closed / "a.png", trees.random_images(1, 32, 9)[0])
+    closed.chmod(0o000)
+    with processes.others_folder(public / "root"), pytest.raises(PermissionError, match=str(closed)):
+        load("imagefolder", root=public / "root")
+    closed.chmod(0o755)
+
+
+def test_fewer_images_of_a_class_are_read_as_they_are(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path, per_class=5)
+    (tmp_path / "tiny-imagenet-200" / "train" / "n01" / "images" / "n01_00007.JPEG").unlink()
+    images, labels = splits["train"]
+    assert_holds("tiny_imagenet", tmp_path, {"train": (np.delete(images, 7, 0), np.delete(labels, 7))})
+
+
+# The cache.
+
+
+@pytest.fixture
+def public(monkeypatch):
+    """A folder where everybody may look, for tests as another user."""
+    folder = Path(processes.public_folder())
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(folder / "cache"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("state", ["empty", "filled"])
+def test_a_cache_that_is_read_only(public, decoded, state):
+    splits = trees.imagefolder(public / "root", per_class=2)
+    (public / "cache" / "decoded").mkdir(parents=True)
+    if state == "filled":
+        assert_holds("imagefolder", public / "root", splits)
+    decoded.clear()
+    with processes.others_folder(public / "cache" / "decoded"), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert_holds("imagefolder", public / "root", splits)
+    said = [str(warning.message) for warning in caught]
+    assert len(decoded) == (8 if state == "empty" else 0)
+    assert len(said) == (2 if state == "empty" else 0)
+    assert all("no cache, images are decoded again next time: cannot write" in one for one in said)
+    assert all("Permission denied" in one for one in said)
+
+
+def test_a_disk_that_fills_up_while_caching(tmp_path, decoded, cache):
+    splits = trees.imagefolder(tmp_path)
+    assert_holds("imagefolder", tmp_path, splits)
+    before = {path: path.read_bytes() for path in cache.iterdir()}
+    for path in (tmp_path / "train" / "cat").iterdir():
+        os.utime(path, ns=(0, 0))
+    decoded.clear()
+    with processes.full_disk(20_000), pytest.warns(UserWarning, match="no cache, .*: cannot write .*File too large"):
+        assert_holds("imagefolder", tmp_path, splits)
+    assert len(decoded) == 20
+    assert {path: path.read_bytes() for path in cache.iterdir()} == before  # and nothing left half written
+    assert_holds("imagefolder", tmp_path, splits)
+    decoded.clear()
+    assert_holds("imagefolder", tmp_path, splits)
+    assert decoded == []
+
+
+def test_what_a_killed_writer_of_the_cache_left_is_removed_after_a_day(tmp_path, cache):
+    trees.imagefolder(tmp_path, per_class=2)
+
+    def dies_while_it_writes():
+        os.fsync = lambda _: os.kill(os.getpid(), 9)
+        load("imagefolder", root=tmp_path)
+
+    assert processes.wait(processes.fork(dies_while_it_writes)) == -9
+    (left,) = cache.iterdir()
+    load("imagefolder", root=tmp_path)
+    assert left.exists()  # it may be in the writing
+    (whole,) = set(cache.iterdir()) - {left}
+    whole.unlink()
+    os.utime(left, ns=(0, 0))
+    load("imagefolder", root=tmp_path)
+    assert list(cache.iterdir()) == [whole]
+
+
+def test_images_are_decoded_once(tmp_path, decoded, cache):
+    splits = trees.imagefolder(tmp_path)
+    assert_holds("imagefolder", tmp_path, splits)
+    assert len(decoded) == 40
+    assert len(list(cache.iterdir())) == 2  # train and test apart
+    assert_holds("imagefolder", tmp_path, splits)
+    assert read("imagefolder", "train", tmp_path, False, None).classes == ("cat", "dog")
+    assert len(decoded) == 40
+    read("imagefolder", "train", tmp_path, False, 16)
+    assert len(decoded) == 60
+
+
+def test_every_flipped_byte_of_the_cache_is_noticed_and_the_cache_rebuilt(tmp_path, decoded, cache):
+    splits = trees.imagefolder(tmp_path, per_class=2)
+    del splits["test"]
+    assert_holds("imagefolder", tmp_path, splits)
+    (path,) = cache.iterdir()
+    good = path.read_bytes()
+    damaged = [b"", good[:-1], b"other\n" + good]
+    for position in (0, 30, 89, 91, 200, len(good) // 2, len(good) - 1):
+        damaged.append(good[:position] + bytes([good[position] ^ 4]) + good[position + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        decoded.clear()
+        with pytest.warns(UserWarning, match=str(path)):
+            assert_holds("imagefolder", tmp_path, splits)
+        assert len(decoded) == 4
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_holds("imagefolder", tmp_path, splits)
+        assert len(decoded) == 4
+
+
+def test_changed_files_are_decoded_again(tmp_path, decoded):
+    images = trees.imagefolder(tmp_path)["train"][0].copy()
+    changed = tmp_path / "train" / "cat" / "00003.png"
+
+    def read_train():
+        decoded.clear()
+        samples = read("imagefolder", "train", tmp_path, False, None)
+        return samples.images, len(decoded)
+
+    read_train()
+    images[3] = 255 - images[3]
+    trees.write_png(changed, images[3])
+    found, count = read_train()
+    np.testing.assert_array_equal(found, images)
+    assert count == 20
+    os.utime(changed, ns=(0, 0))
+    assert read_train()[1] == 20
+    changed.unlink()
+    found, count = read_train()
+    np.testing.assert_array_equal(found, np.delete(images, 3, axis=0))
+    assert count == 19
+    changed.with_name("00002.png").rename(changed)
+    assert read_train()[1] == 19
+    assert read_train()[1] == 0
+
+
+def test_a_new_training_class_renumbers_the_cached_test_labels(tmp_path):
+    trees.imagefolder(tmp_path, per_class=2)
+    assert load_test("imagefolder", root=tmp_path).labels.tolist() == [0, 0, 1, 1]
+    trees.write_png(tmp_path / "train" / "ant" / "a.png", trees.random_images(1, 32, 9)[0])
+    test = load_test("imagefolder", root=tmp_path)
+    assert test.classes == ("ant", "cat", "dog")
+    assert test.labels.tolist() == [1, 1, 2, 2]
+
+
+def test_changed_annotations_are_read_again(tmp_path):
+    trees.tiny_imagenet(tmp_path, per_class=2)
+    load_test("tiny_imagenet", root=tmp_path)
+    path = tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt"
+    path.write_text(path.read_text().replace("val_1.JPEG\tn01", "val_1.JPEG\tn03"))
+    assert load_test("tiny_imagenet", root=tmp_path).labels.tolist() == [0, 2, 2, 0, 1, 2]
+
+
+def test_two_roots_do_not_share_a_cache(tmp_path, decoded):
+    for number in (0, 1):
+        trees.imagefolder(tmp_path / str(number), per_class=2 + number)
+    for _ in range(2):
+        assert [len(read("imagefolder", "train", tmp_path / n, False, None).labels) for n in "01"] == [4, 6]
+    assert len(decoded) == 10
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "file"))
+    splits = trees.imagefolder(tmp_path, per_class=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load("imagefolder", root=tmp_path)
+    assert [str(warning.message).split(":")[0] for warning in caught] == [
+        "no cache, images are decoded again next time"
+    ]
+    assert len(splits["train"][0]) == 4
+
+
+def test_the_cache_folder_without_our_variable(tmp_path, monkeypatch):
+    trees.imagefolder(tmp_path / "data", per_class=2)
+    monkeypatch.delenv("PRUNE_ENV_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    load("imagefolder", root=tmp_path / "data")
+    assert len(list((tmp_path / "xdg" / "prune_env" / "decoded").iterdir())) == 1
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    load("imagefolder", root=tmp_path / "data")
+    assert len(list((tmp_path / "home" / ".cache" / "prune_env" / "decoded").iterdir())) == 1
+
+
+def test_digits_are_not_cached(cache):
+    load("digits")
+    assert not cache.exists()

@@ -1,0 +1,131 @@
+"""ImageNet in its official layout, folders and archives; made up, and tiny."""
+
+import inspect
+import os
+import shutil
+from pathlib import Path
+from typing import cast
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import ImageNet
+from torchvision.datasets import imagenet as official
+
+from prune_env import PruneEnv, select
+from prune_env.data import load, load_test
+from prune_env.data.decode import square
+from prune_env.data.sources import get, read
+from prune_env.io import DamagedFile
+from tests.data.test_datasets import assert_holds
+from tests.helpers import processes, trees
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return tmp_path / "imagenet"
+
+
+def test_folders(root):
+    assert_holds("imagenet", root, trees.imagenet(root), image_size=40)
+    assert read("imagenet", "train", root, False, 40).classes == trees.WNIDS
+    train, validation = load("imagenet", root=root)
+    assert train.images.shape == (29, 3, 224, 224)
+    assert len(validation) == 1  # 2 % of 30
+    assert load_test("imagenet", root=root).images.shape == (30, 3, 224, 224)
+
+
+def test_archives_are_unpacked_when_that_is_asked_for(root, monkeypatch):
+    splits = trees.imagenet_archives(root, monkeypatch)
+    archives = set(root.iterdir())
+    for split, name in (("train", "train"), ("test", "val")):
+        with pytest.raises(
+            FileNotFoundError, match=rf"{'train' if split == 'train' else '.*'}.tar is packed: pass down"
+        ):
+            read("imagenet", split, root, False, 40)
+        assert not (root / name).exists()
+    load("imagenet", root=root, download=True, image_size=40)
+    assert_holds("imagenet", root, splits, image_size=40)
+    assert {path.name for path in set(root.iterdir()) - archives} == {"train", "val", ".imagenet.lock"}
+    shutil.rmtree(root / "val")
+    assert load_test("imagenet", root=root, download=True, image_size=40).labels.tolist() == splits["test"][1].tolist()
+
+
+def test_labels_are_those_of_torchvision(root, monkeypatch):
+    trees.imagenet_archives(root, monkeypatch)
+    load("imagenet", root=root, download=True, image_size=40)
+    for ours, theirs in (("train", "train"), ("test", "val")):
+        found, expected = read("imagenet", ours, root, False, 40), ImageNet(root, theirs)
+        assert found.labels.tolist() == expected.targets
+        assert found.classes == tuple(expected.wnids)
+        np.testing.assert_array_equal(found.images, [square(Path(path), 40) for path, _ in expected.imgs])
+
+
+@pytest.mark.parametrize("name", ["train", "val", "devkit"])
+@pytest.mark.parametrize("damage", ["a byte", "gone"])
+def test_a_damaged_archive_is_named_and_leaves_nothing(root, monkeypatch, name, damage):
+    trees.imagenet_archives(root, monkeypatch)
+    path = root / official.ARCHIVE_META[name][0]
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    if damage == "gone":
+        path.unlink()
+    error = FileNotFoundError if damage == "gone" and name != "devkit" else DamagedFile
+    with pytest.raises(error, match=f"{path.name}|data set 'imagenet' not found"):
+        load_test("imagenet", root=root, download=True, image_size=40)
+    made = {path.name for path in root.iterdir() if path.is_dir()}
+    assert "val" not in made or name == "train"
+    assert name not in made
+
+
+def test_what_a_killed_unpacking_left_is_no_data_set(root, monkeypatch):
+    trees.imagenet_archives(root, monkeypatch)
+
+    def dies_in_the_middle():
+        monkeypatch.setattr(official, "extract_archive", lambda *_, **__: os.kill(os.getpid(), 9))
+        load("imagenet", root=root, download=True)
+
+    assert processes.wait(processes.fork(dies_in_the_middle)) == -9
+    assert list(root.glob(".imagenet.unpacking-*"))
+    with pytest.raises(FileNotFoundError, match="is packed"):
+        load("imagenet", root=root)
+    load("imagenet", root=root, download=True, image_size=40)
+    assert not list(root.glob(".imagenet.unpacking-*"))
+
+
+def test_the_meta_file_of_torchvision_is_not_read(root):
+    trees.imagenet(root)
+    (root / "meta.bin").write_bytes(b"cos\nsystem\n(S'touch /nowhere'\ntR.")
+    assert len(load("imagenet", root=root, image_size=40)[0]) == 29
+
+
+def test_the_usual_recipe(root):
+    trees.imagenet(root)
+    env = cast(PruneEnv, gym.make("prune_env/ImageNet-v0", root=str(root), budget=90.0).unwrapped)
+    recipe = env.recipe
+    assert (recipe.model, recipe.batch_size, recipe.lr) == ("torchvision:resnet50", 256, 0.1)
+    assert (recipe.weight_decay, recipe.momentum) == (1e-4, 0.9)
+    assert get("imagenet").image_size == 224
+
+
+@pytest.mark.slow
+def test_a_step_of_the_default_student(root):
+    trees.imagenet(root)
+    env = gym.make("prune_env/ImageNet-v0", root=str(root), images="mapped", batch_size=10)
+    env.reset(seed=0)
+    *_, info = env.step(select(np.ones(29, bool)))
+    assert info["trained"] == 29
+    assert np.isfinite(info["val_loss"])
+    assert torch.get_num_threads() == 1
+
+
+def test_torchvisions_reader_of_the_meta_file_runs_no_code():
+    """It is called on a folder where torchvision has just written that file itself, and on no other."""
+    assert "weights_only=True" in inspect.getsource(official.load_meta_file)

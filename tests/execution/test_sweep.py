@@ -1,0 +1,552 @@
+"""`python -m train.sweep`: sweep files, and the program as it is run, killed and resumed."""
+
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agents
+from prune_env import io
+from train import sweep
+from train.execution import plan, results, runner
+from train.execution.plan import Block, Place, make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = 'env = "prune_env/Digits-v0"'
+TASK = f"[tasks.digits]\n{DIGITS}\n"
+
+
+def read(path: Path, more_agents: tuple[str, ...] = ()) -> list[plan.Block]:
+    """The blocks of a sweep file, its text apart."""
+    return sweep.read(path, more_agents)[0]
+
+
+def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+# The file
+
+
+def test_a_file_as_documented(tmp_path: Path):
+    path = write(
+        tmp_path,
+        f"""
+agents = ["full", "random", "infobatch+mixup=0.5"]
+budgets = [3, 12.5]
+keep = [0.5, 0.3]
+seeds = 10
+[tasks.clean]
+{DIGITS}
+[tasks."noisy, and small"]
+{DIGITS}
+label_noise = 0.2
+train_size = 100
+model = "mlp:8"
+[[blocks]]
+[[blocks]]
+tasks = ["clean"]
+agents = ["full"]
+budgets = [6]
+keep = [1]
+seeds = 3
+[[blocks]]
+tasks = ["noisy, and small", "clean"]
+budgets = [1]
+""",
+    )
+    env, top = "prune_env/Digits-v0", ("full", "random", "infobatch+mixup=0.5")
+    noisy = {"label_noise": 0.2, "train_size": 100, "model": "mlp:8"}
+    expected = [
+        Block("clean", env, {}, top, (0.5, 0.3), (3.0, 12.5), 10),
+        Block("noisy, and small", env, noisy, top, (0.5, 0.3), (3.0, 12.5), 10),
+        Block("clean", env, {}, ("full",), (1.0,), (6.0,), 3),
+        Block("noisy, and small", env, noisy, top, (0.5, 0.3), (1.0,), 10),
+        Block("clean", env, {}, top, (0.5, 0.3), (1.0,), 10),
+    ]
+    assert read(path) == expected
+    more = read(path, ("mine:Own", "ucb"))
+    assert [block.agents for block in more] == [(*block.agents, "mine:Own", "ucb") for block in expected]
+
+
+def test_a_task_may_have_learning_rates_by_budget(tmp_path: Path):
+    text = f'agents = ["full", "random"]\nbudgets = [2, 4.5, 7, 40]\nseeds = 1\n{TASK}lr = {{3 = 0.1, "12.5" = 0.05}}\n'
+    (block,) = read(write(tmp_path, text))
+    assert block.settings == {"lr": {3.0: 0.1, 12.5: 0.05}}
+    runs = make_plan([block], Place(None, False, "cpu")).runs.values()
+    # nearest in ratio: the geometric mean of 3 and 12.5 is 6.12
+    assert {(run.settings["budget"], run.settings["lr"]) for run in runs} == {
+        (2, 0.1),
+        (4.5, 0.1),
+        (7, 0.05),
+        (40, 0.05),
+    }
+    assert all(run.make_env().unwrapped.recipe.lr == run.settings["lr"] for run in runs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_defaults(tmp_path: Path):
+    (block,) = read(write(tmp_path, f'agents = ["full"]\nbudgets = [2]\n{TASK}'))
+    assert (block.keep, block.seeds, block.task) == ((0.5,), 5, "digits")
+
+
+def test_a_block_that_sets_all_needs_nothing_above(tmp_path: Path):
+    (block,) = read(write(tmp_path, f'{TASK}[[blocks]]\nagents = ["full"]\nbudgets = [2]\nseeds = 1'))
+    assert block == Block("digits", "prune_env/Digits-v0", {}, ("full",), (0.5,), (2.0,), 1)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
+def test_committed_files_are_valid(path: Path):
+    for block in read(path):
+        assert block.env.removeprefix("prune_env/").removesuffix("-v0") in {
+            "Digits", "CIFAR10", "CIFAR100", "TinyImageNet", "ImageFolder", "ImageNet",
+        }  # fmt: skip
+        for spec, keep in itertools.product(block.agents, block.keep):
+            agents.make(agents.spec_with_keep(spec, keep))
+        assert min(block.budgets) > 0
+        assert block.seeds >= 5 or path.stem.endswith("-cpu")
+
+
+TOP = 'agents = ["full"]\nbudgets = [2]\n'
+WRONG = {
+    "no TOML": ("agents = [", ["is not a TOML file"]),
+    "empty": ("", ["no tasks"]),
+    "no tasks": (TOP, ["no tasks", "[tasks.NAME]"]),
+    "tasks are no tables": (f'{TOP}tasks = ["digits"]', ["no tasks"]),
+    "a task is no table": (f"{TOP}[tasks]\ndigits = 3", ["no tasks"]),
+    "no env": (f"{TOP}[tasks.digits]\nlr = 0.1", ["task 'digits'", "needs an env"]),
+    "env is no string": (f"{TOP}[tasks.digits]\nenv = 3", ["task 'digits'", "needs an env"]),
+    "unknown setting": (f"{TOP}{TASK}learning_rate = 0.1", ["task 'digits'", "'learning_rate'", "lr"]),
+    "a setting of the place": (f'{TOP}{TASK}root = "/"', ["task 'digits'", "'root' is not known"]),
+    "a setting of the block": (f"{TOP}{TASK}budget = 3", ["task 'digits'", "'budget' is not known"]),
+    "unknown at the top": (f"{TOP}seed = 3\n{TASK}", ["'seed' is not known", "seeds"]),
+    "unknown in a block": (f"{TOP}{TASK}[[blocks]]\n[[blocks]]\nbudget = [3]", ["block 2", "'budget' is not known"]),
+    "blocks are no tables": (f"blocks = [3]\n{TOP}{TASK}", ["blocks must be tables"]),
+    "no block": (f"blocks = []\n{TOP}{TASK}", ["blocks must be tables"]),
+    "no agents": (f"budgets = [2]\n{TASK}", ["block 1", "agents is None", "list of strings"]),
+    "no budgets": (f'agents = ["full"]\n{TASK}', ["block 1", "budgets is None", "list of numbers"]),
+    "one agent": (f'agents = "full"\nbudgets = [2]\n{TASK}', ["block 1", "agents is 'full'", "list of strings"]),
+    "one budget": (f'agents = ["full"]\nbudgets = 2\n{TASK}', ["block 1", "budgets is 2"]),
+    "empty agents": (f"{TOP}{TASK}[[blocks]]\nagents = []", ["block 1", "agents is []"]),
+    "empty keep": (f"{TOP}{TASK}[[blocks]]\n[[blocks]]\nkeep = []", ["block 2", "keep is []"]),
+    "a number among the agents": (f'agents = ["full", 3]\nbudgets = [2]\n{TASK}', ["block 1", "agents", "3"]),
+    "a string among the budgets": (f'agents = ["full"]\nbudgets = [2, "3"]\n{TASK}', ["block 1", "budgets", "'3'"]),
+    "true among the budgets": (f'agents = ["full"]\nbudgets = [true]\n{TASK}', ["block 1", "budgets", "True"]),
+    "half a seed": (f"{TOP}seeds = 2.5\n{TASK}", ["block 1", "seeds is 2.5"]),
+    "seeds by name": (f"{TOP}{TASK}[[blocks]]\nseeds = [0, 1]", ["block 1", "seeds is [0, 1]"]),
+    "no rates": (f"{TOP}{TASK}lr = {{}}", ["task 'digits'", "lr is {}"]),
+    "rates of words": (f"{TOP}{TASK}lr = {{small = 0.1}}", ["task 'digits'", "lr is {'small': 0.1}"]),
+    "a rate of 0": (f"{TOP}{TASK}lr = {{3 = 0}}", ["task 'digits'", "positive"]),
+    "true seeds": (f"{TOP}seeds = true\n{TASK}", ["block 1", "seeds is True"]),
+    "unknown task": (f'{TOP}{TASK}[[blocks]]\ntasks = ["digit"]', ["block 1", "task 'digit'", "digits"]),
+}
+# What only the plan finds is named without the file and the block.
+PLANNED = {
+    "unknown agent": (f'agents = ["fool"]\nbudgets = [2]\n{TASK}', ["unknown agent 'fool'"]),
+    "unknown switch": (f'agents = ["full+mixin=1"]\nbudgets = [2]\n{TASK}', ["'full+mixin=1'", "'mixin'"]),
+    "unknown option": (f'agents = ["ucb:kep=0.3"]\nbudgets = [2]\n{TASK}', ["kep=0.3'", "'kep'", "the options of ucb"]),
+    "no such module": (f'agents = ["nowhere:Me"]\nbudgets = [2]\n{TASK}', ["'nowhere'"]),
+    "keep out of range": (f'agents = ["ucb"]\nkeep = [1.5]\nbudgets = [2]\n{TASK}', ["keep", "1.5"]),
+    "budget of nothing": (f'agents = ["full"]\nbudgets = [0]\n{TASK}', ["budget is 0"]),
+    "budget of less than a batch": (f'agents = ["full"]\nbudgets = [1e-3]\n{TASK}', ["budget is 0.001"]),
+    "infinite budget": (f'agents = ["full"]\nbudgets = [inf]\n{TASK}', ["budget is inf"]),
+    "budget that is no number": (f'agents = ["full"]\nbudgets = [nan]\n{TASK}', ["budget is nan"]),
+    "no seeds": (f"{TOP}seeds = 0\n{TASK}", ["seeds is 0"]),
+    "unknown env": (f'{TOP}[tasks.a]\nenv = "prune_env/Nothing-v0"', ["Nothing"]),
+    "another's env": (f'{TOP}[tasks.a]\nenv = "CartPole-v1"', ["CartPole-v1"]),
+    "no images": (f'{TOP}[tasks.a]\nenv = "prune_env/ImageFolder-v0"', ["imagefolder"]),
+    "setting of another type": (f'{TOP}{TASK}label_noise = "much"', ["label_noise", "'much'"]),
+    "setting out of range": (f"{TOP}{TASK}label_noise = 2", ["label_noise", "2"]),
+    "unknown model": (f'{TOP}{TASK}model = "perceptron"', ["perceptron"]),
+    "model of another type": (f"{TOP}{TASK}model = 3", ["model", "3"]),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG.values(), ids=WRONG)
+def test_an_error_of_the_file_names_it_and_the_entry(text: str, words: list[str], tmp_path: Path):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        read(path)
+    assert str(error.value).startswith(str(path))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "words"), [*WRONG.values(), *PLANNED.values()], ids=[*WRONG, *PLANNED])
+def test_a_wrong_file_ends_at_once(
+    text: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("PRUNE_ENV_DATA", raising=False)
+    assert sweep.main([str(write(tmp_path, text)), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["absent", "a folder", "no text"])
+def test_a_file_that_cannot_be_read(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "mine.toml"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "no text":
+        path.write_bytes(b"\xff\xfe\x00")
+    assert sweep.main([str(path), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*mine\.toml.*\n", error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_copy_is_of_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file that is edited, or deleted, after it was planned is not what the results are of."""
+    text = f'agents = ["full"]\r\nbudgets = [1]\r\nseeds = 1\r\n{TASK}train_size = 60\r\nmodel = "mlp:4"\r\n'
+    path = tmp_path / "mine.toml"
+    planned = runner.make_plan
+    for change in (lambda: path.write_text("other = 1"), path.unlink):
+        path.write_bytes(text.encode())
+        monkeypatch.setattr(runner, "make_plan", lambda *given, change=change: (planned(*given), change())[0])
+        assert sweep.main([str(path), "--workers", "1", "--out", str(tmp_path), "--name", "run"]) == 0
+        assert (tmp_path / "run" / "sweep.toml").read_bytes() == text.encode()
+        cells = io.unseal_line(results.CELLS, (tmp_path / "run" / "cells.json").read_bytes())
+        assert cells["file"] == text
+
+
+def test_cells_are_planned_once_however_often_they_are_named(tmp_path: Path):
+    path = write(
+        tmp_path,
+        f"""
+agents = ["full", "full", "ucb", "ucb:keep=0.5"]
+budgets = [2, 2.0]
+keep = [0.5, 0.5, 0.25]
+seeds = 2
+[tasks.digits]
+{DIGITS}
+[[blocks]]
+[[blocks]]
+seeds = 3
+agents = ["full"]
+""",
+    )
+    runs = plan.make_plan(read(path), plan.Place(None, False, "cpu")).runs.values()
+    cells = [(run.agent, run.seed) for run in runs]
+    expected = {(agent, seed) for agent in ("full", "ucb:keep=0.5", "ucb:keep=0.25") for seed in (0, 1)} | {("full", 2)}
+    assert len(cells) == len(expected)
+    assert set(cells) == expected
+
+
+# The program
+
+SWEEP = f"""
+agents = ["full", "random"]
+budgets = [1.5, 2]
+keep = [0.5, 0.25]
+seeds = 2
+[tasks.clean]
+{DIGITS}
+train_size = 100
+[tasks.noisy]
+{DIGITS}
+train_size = 100
+label_noise = 0.2
+[[blocks]]
+[[blocks]]
+tasks = ["noisy"]
+agents = ["kakurenbo+mixup=0.5"]
+budgets = [1.5]
+seeds = 3
+"""
+MY_MODULE = """
+import os, time
+import numpy as np
+from prune_env import select
+
+class MyAgent:
+    def __init__(self, keep=0.5):
+        self.keep = keep
+
+    def __call__(self, observation, rng):
+        n = len(observation["loss"])
+        return select(rng.permutation(n)[: round(self.keep * n)], n=n)
+
+class Raises:
+    def __init__(self, after=1):
+        self.left = after
+
+    def __call__(self, observation, rng):
+        self.left -= 1
+        if self.left < 0:
+            raise LookupError("no idea")
+        return MyAgent(0.25)(observation, rng)
+
+def dies(observation, rng):
+    os._exit(9)
+
+def nan(observation, rng):
+    action = MyAgent(0.5)(observation, rng)
+    action["weight"][3] = np.nan
+    return action
+
+def short(observation, rng):
+    return {"weight": np.ones(3), "mixup": np.zeros(3)}
+
+def hangs(observation, rng):
+    time.sleep(600)
+"""
+DRIVER = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from train import sweep
+
+arguments, out, moments = json.loads(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+
+def start():
+    pid = os.fork()  # of a process with one thread, which has imported everything
+    if pid == 0:
+        os._exit(sweep.main(arguments))
+    return pid
+
+counts = []
+for lines, delay in moments:
+    pid = start()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if lines == 0 or (out.exists() and out.read_bytes().count(b"\\n") >= lines):
+            break
+        time.sleep(0.002)
+    time.sleep(delay)
+    os.kill(pid, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    counts.append(out.read_bytes().count(b"\\n") if out.exists() else 0)
+    if counts[-1] and len(counts) == 2:  # and a kill in the middle of a line
+        whole = out.read_bytes().splitlines(keepends=True)
+        out.write_bytes(b"".join(whole[:-1]) + whole[-1][: len(whole[-1]) // 2])
+status = os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1])
+print(json.dumps([status, counts]))
+"""
+FAILURES = {
+    "my_module:Raises:after=2": "LookupError: no idea",
+    "my_module:dies": "process died",
+    "my_module:nan": "ValueError: action['weight'][3] is nan",
+    "my_module:short": "ValueError: action['weight'] has shape (3,)",
+    "my_module:hangs": "took more than 5 s for one decision",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder outside the repository with a sweep file and a module of agents."""
+    folder = tmp_path_factory.mktemp("home")
+    write(folder, SWEEP)
+    (folder / "my_module.py").write_text(MY_MODULE)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def records_of(folder: Path) -> list[dict]:
+    """Complete lines of the results there are."""
+    path = folder / "results.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1] if line]
+
+
+def numbers(record: dict) -> dict:
+    """A record but for seconds, the time, the command, the state of the checkout, which others may edit, and kills."""
+    results = {name: value for name, value in record["results"].items() if name != "seconds"}
+    varies = ("time", "command", "commit", "dirty", "waste")
+    provenance = {name: value for name, value in record["provenance"].items() if name not in varies}
+    rest = {name: value for name, value in record.items() if "sha256" not in name}  # the digest of the line
+    return {**rest, "results": results, "provenance": provenance}
+
+
+def cell(record: dict) -> tuple:
+    return record["task"], record["agent"], record["budget"], record["seed"]
+
+
+MINE = ["my_module:MyAgent:keep=0.5", "my_module:MyAgent:keep=0.25"]
+CELLS = [
+    *itertools.product(["clean", "noisy"], ["full", "random:keep=0.5", "random:keep=0.25", *MINE], [1.5, 2.0], [0, 1]),
+    *(("noisy", "kakurenbo+mixup=0.5", 1.5, seed) for seed in range(3)),
+    *(("noisy", spec, 1.5, 2) for spec in MINE),  # seeds 0 and 1 are above
+]
+
+
+@pytest.fixture(scope="module")
+def killed(home: Path) -> Iterator[subprocess.Popen[str]]:
+    """The program killed three times and resumed, beside the other tests; what came of it is read at the end."""
+    rng = random.Random(0)  # killed once before there is a result, then with some
+    moments = [(0, rng.uniform(0.2, 3.0)), *((lines, rng.uniform(0.0, 0.1)) for lines in (rng.randint(1, 6), 17))]
+    arguments = json.dumps(["mine.toml", "--agents", "my_module:MyAgent", "--workers", "1", "--out", "killed"])
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, arguments, "killed/mine/results.jsonl", json.dumps(moments)],
+        cwd=home,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        yield process
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def done(home: Path, killed: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """The program run once from the folder, with an agent of its module."""
+    command = [sys.executable, "-m", "train.sweep", "mine.toml", "--workers", "1", "--agents", "my_module:MyAgent"]
+    return subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, timeout=400)
+
+
+def test_the_cells_are_the_product_each_once(home: Path, done: subprocess.CompletedProcess[str]):
+    assert done.returncode == 0, done.stderr
+    records = records_of(home / "runs" / "mine")
+    assert sorted(map(cell, records)) == sorted(CELLS)
+    assert len({record["key"] for record in records}) == len(records)
+    for record in records:
+        configuration = record["configuration"]
+        settings = {"train_size": 100, "budget": record["budget"], "device": "auto"}
+        assert configuration["settings"] == settings | ({"label_noise": 0.2} if record["task"] == "noisy" else {})
+        assert record["provenance"]["command"].startswith("python -m train.sweep mine.toml --workers 1 --agents my_mod")
+        spent = record["results"]["spent"]
+        assert spent["total"] == pytest.approx(spent["train"] + spent["score"])
+        assert spent["total"] <= record["budget"]
+        assert (spent["score"] > 0) <= (record["agent"] == "kakurenbo+mixup=0.5")
+
+
+def test_the_folder_of_results(home: Path, done: subprocess.CompletedProcess[str]):
+    folder = home / "runs" / "mine"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
+        "cells.json",
+        "results.jsonl",
+        "sweep.toml",
+        "table.txt",
+    ]
+    assert (folder / "sweep.toml").read_text() == SWEEP
+    assert done.stdout == (folder / "table.txt").read_text()
+    assert [line.strip() for line in done.stdout.splitlines() if line.strip() in ("clean", "noisy")] == [
+        "clean",
+        "noisy",
+    ]
+    for spec in ("my_module:MyAgent:keep=0.25", "kakurenbo+mixup=0.5"):
+        assert spec in done.stdout
+
+
+def test_progress_tells_the_time_left_where_there_is_no_terminal(done: subprocess.CompletedProcess[str]):
+    first, *lines = done.stderr.splitlines()
+    total = len(CELLS)
+    assert first == f"{total} runs, 0 of them done before; results in runs/mine"
+    pattern = re.compile(
+        r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+), seed (\d): [\d.]+%; (\d+):(\d\d):(\d\d) left"
+    )
+    found = [pattern.fullmatch(line) for line in lines]
+    assert all(found)
+    groups: list[Any] = [match.groups() for match in found if match]
+    assert [(int(done), int(of)) for done, of, *_ in groups] == [(i, total) for i in range(1, total + 1)]
+    told = sorted((task, agent, float(budget), int(seed)) for _, _, task, agent, budget, seed, *_ in groups)
+    assert told == sorted(CELLS)
+    left = [3600 * int(h) + 60 * int(m) + int(s) for *_, h, m, s in groups]
+    assert left[-1] == 0
+    assert max(left) > 0
+
+
+@pytest.mark.slow
+def test_agents_that_fail_cost_their_own_cells_only(
+    home: Path,
+    done: subprocess.CompletedProcess[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.syspath_prepend(str(home))
+    specs = json.dumps(["full", *FAILURES])
+    path = write(tmp_path, f"agents = {specs}\nbudgets = [1.5]\nseeds = 1\n{TASK}train_size = 100\n", "failing.toml")
+    arguments = [str(path), "--out", str(tmp_path), "--workers", "2", "--agent-timeout", "5"]
+    start = time.monotonic()
+    assert sweep.main([*arguments, "--agents", "my_module:MyAgent"]) == 1
+    assert time.monotonic() - start < 90
+    folder = tmp_path / "failing"
+    printed = capsys.readouterr()
+    failed = re.search(r"^error: 5 run\(s\) failed, of (.*); tracebacks are in (.*)$", printed.err, re.M)
+    assert failed
+    assert set(failed[1].split(", ")) == set(FAILURES)
+    assert failed[2] == str(folder / "failures.jsonl")
+    records = records_of(folder)
+    assert {cell(record) for record in records} == {
+        ("digits", "full", 1.5, 0),
+        ("digits", "my_module:MyAgent:keep=0.5", 1.5, 0),
+    }
+    failures = [json.loads(line) for line in (folder / "failures.jsonl").read_text().splitlines()]
+    assert len(failures) == 5
+    for failure in failures:
+        spec = failure["run"]["agent"]
+        assert FAILURES[spec] in failure["error"]
+        assert "\n" not in failure["error"]
+        assert f"{spec}, budget 1.5, seed 0: failed: {failure['error']}" in printed.err
+        assert (failure["run"]["task"], failure["run"]["seed"]) == ("digits", 0)
+    tracebacks = {failure["run"]["agent"]: failure["traceback"] for failure in failures}
+    assert 'raise LookupError("no idea")' in tracebacks["my_module:Raises:after=2"]
+    assert "exit code 9" in tracebacks["my_module:dies"]
+    for spec in ("my_module:nan", "my_module:short"):
+        assert tracebacks[spec].startswith("Traceback")
+    # what did not fail is what it is without the others
+    before = {r["key"]: numbers(r) for r in records_of(home / "runs" / "mine")}
+    for record in records:
+        assert before[record["key"]]["results"] == numbers(record)["results"]
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_it_gives_the_same(
+    home: Path, done: subprocess.CompletedProcess[str], killed: subprocess.Popen[str]
+):
+    output, error = killed.communicate(timeout=400)
+    assert killed.returncode == 0, error
+    status, counts = json.loads(output.splitlines()[-1])
+    assert status == 0, error
+    assert 0 < counts[1] <= counts[2] < len(CELLS)
+    assert "warning: 1 line(s) of killed/mine/results.jsonl are damaged or of another format" in error
+    assert f"{len(CELLS)} runs, {counts[2]} of them done before" in error
+    assert_same(home, "killed")
+
+
+def assert_same(home: Path, out: str) -> None:
+    """What is in the folder `out` is what the program gives that was never killed."""
+    resumed, straight = (records_of(home / folder / "mine") for folder in (out, "runs"))
+    assert sorted(map(cell, resumed)) == sorted(CELLS)
+    assert {r["key"]: numbers(r) for r in resumed} == {r["key"]: numbers(r) for r in straight}
+    assert (home / out / "mine" / "sweep.toml").read_text() == SWEEP
+    accuracies = [re.findall(r"\d+\.\d+ \[.*?\]", (home / o / "mine" / "table.txt").read_text()) for o in (out, "runs")]
+    assert accuracies[0] == accuracies[1] != []
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(home: Path, done: subprocess.CompletedProcess[str]):
+    rng = random.Random()
+    lines = sorted(rng.randrange(len(CELLS) // 2) for _ in range(10))  # results; before the first it takes longer
+    moments = [(many, rng.uniform(0.0, 0.1 if many else 2.0)) for many in lines]
+    arguments = json.dumps(["mine.toml", "--agents", "my_module:MyAgent", "--workers", "2", "--out", "often"])
+    command = [sys.executable, "-c", DRIVER, arguments, "often/mine/results.jsonl", json.dumps(moments)]
+    ended = subprocess.run(command, cwd=home, env=environment(), capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0, (moments, ended.stderr)
+    status, counts = json.loads(ended.stdout.splitlines()[-1])
+    assert status == 0, (moments, counts, ended.stderr)
+    print("lines at the kills:", counts)
+    assert_same(home, "often")

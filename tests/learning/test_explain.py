@@ -1,0 +1,332 @@
+"""`train.explain`: a planted dependence is found, only what was acted on is shown, and in units that people know."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from rich.table import Table
+
+from agents.learned import Network
+from prune_env.policy import tasks as distributions
+from prune_env.policy.encoding import RULE, SUMMARY, decode_rule, keep_number
+from prune_env.policy.tasks import TaskDistribution
+from prune_env.policy.wrappers import SummaryEnv
+from train import explain
+from train.analysis.statistics import mean_interval
+from train.bench import scale as bench_scale
+from train.explain import GROUPS, Recorder, Without, choices, inputs
+from train.learning.rollouts import Pair, draw_pairs, play
+
+D, R = len(SUMMARY), len(RULE)
+TINY = {
+    "values": {
+        "train_size": (60,),
+        "label_noise": (0.0, 0.2),
+        "imbalance": (1.0, 2.0),
+        "model": ("mlp:4",),
+        "budget": (1.0,),
+        "val_rest": (True,),
+    },
+    "validations": 2,
+    "held_outs": 1,
+}
+VARIED = TaskDistribution(
+    {"train_size": (40, 60), "label_noise": (0.0, 0.2), "model": ("mlp:4",), "budget": (1.0, 2.5), "val_rest": (True,)},
+    validations=1,
+    held_outs=1,
+)
+
+
+class Players:
+    """`practice.Players` in this process; notes whose tasks were played."""
+
+    played: list[Pair]
+
+    def __init__(self, tasks: TaskDistribution, processes: int = 1):
+        self._tasks = tasks
+
+    def play(self, pairs, policy) -> NDArray:
+        self.played += pairs
+        return play(pairs, policy, self._tasks)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _nothing_played(monkeypatch):
+    monkeypatch.setattr(Players, "played", [], raising=False)
+
+
+def network(seed: int = 0, only: str | None = None, size: float = 0.6) -> Network:
+    """Random layers, which see one input `only`."""
+    rng = np.random.default_rng(seed)
+    first, bias = rng.normal(0, size, (6, D)).astype(np.float32), rng.normal(0, size, 6).astype(np.float32)
+    if only is not None:
+        first[:, np.arange(D) != SUMMARY.index(only)] = 0.0
+    last = rng.normal(0, size, (R, 6)).astype(np.float32), rng.normal(0, 0.3, R).astype(np.float32)
+    return Network([(first, bias), last], "tanh", "clip", {"made": "for a test"})
+
+
+def rows(table: Table) -> dict[str, str]:
+    names, points = ([str(cell) for cell in column.cells] for column in table.columns)
+    return dict(zip(names, points, strict=True))
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def test_every_input_is_in_one_group():
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(SUMMARY)
+
+
+def test_without_holds_what_it_is_told():
+    policy, rng = network(), np.random.default_rng(1)
+    summaries = rng.uniform(-1, 1, (5, D)).astype(np.float32)
+    before, begun = summaries.copy(), np.zeros(5, np.bool_)
+    for place, name in enumerate(SUMMARY):
+        held = summaries.copy()
+        held[:, place] = 0.25
+        np.testing.assert_array_equal(Without(policy, {name: 0.25})(summaries, begun), policy(held))
+    held = summaries.copy()
+    held[:, [2, 7]] = 0.25, -0.5
+    np.testing.assert_array_equal(Without(policy, {SUMMARY[2]: 0.25, SUMMARY[7]: -0.5})(summaries, begun), policy(held))
+    np.testing.assert_array_equal(summaries, before)
+
+
+class Judges:
+    """Of run i a policy loses by how far its numbers for summary i are from those of the network as it is."""
+
+    def __init__(self, policy: Network, summaries: NDArray):
+        self.expected, self.summaries = policy(summaries), summaries
+
+    def lost(self, numbers: NDArray) -> NDArray:
+        return np.abs(numbers - self.expected).sum(axis=1) / 100
+
+    def play(self, pairs, policy) -> NDArray:
+        assert len(pairs) == len(self.summaries)
+        return 0.9 - self.lost(policy(self.summaries, np.ones(len(pairs), np.bool_)))
+
+
+def test_inputs_are_worth_what_is_lost_without_them():
+    rng = np.random.default_rng(2)
+    summaries, means = rng.uniform(-1, 1, (7, D)).astype(np.float32), rng.uniform(-1, 1, D)
+    pairs = draw_pairs(VARIED.training, 7, rng)
+    policy = network()
+    judges = Judges(policy, summaries)
+    tables = inputs(policy, pairs, judges, means)  # pyright: ignore[reportArgumentType]
+    for table, parts in zip(tables, (GROUPS, {name: (name,) for name in SUMMARY}), strict=True):
+        assert "7 runs" in str(table.title)
+        expected: dict[str, NDArray] = {}
+        for part, names in parts.items():
+            held, places = summaries.copy(), [SUMMARY.index(name) for name in names]
+            held[:, places] = means[places]
+            expected[part] = 100 * judges.lost(policy(held))
+        assert list(rows(table)) == sorted(parts, key=lambda part: -expected[part].mean())
+        for part, told in rows(table).items():
+            found = tuple(map(float, re.findall(r"[+-]\d+\.\d\d", told)))
+            assert found == pytest.approx((expected[part].mean(), *mean_interval(expected[part])), abs=0.006)
+
+
+def test_a_planted_dependence_is_found_in_runs():
+    only = "confidence"
+    policy, pairs = network(3, only=only, size=2.0), draw_pairs(VARIED.training, 4, np.random.default_rng(0))
+    means = np.full(D, 0.1)
+    tables = inputs(policy, pairs, Players(VARIED), means)  # pyright: ignore[reportArgumentType]
+    (group,) = (group for group, names in GROUPS.items() if only in names)
+    assert len(GROUPS[group]) > 2
+    constant = policy(np.full(D, 0.1, np.float32))  # the rule that is left when the input stands still
+    points = 100 * (play(pairs, policy, VARIED) - play(pairs, constant, VARIED))
+    low, high = mean_interval(points)
+    for told, part in zip(map(rows, tables), (group, only), strict=True):
+        assert {name for name, points in told.items() if points != "+0.00 [+0.00, +0.00]"} == {part}
+        assert list(told)[0 if told[part].startswith("+") else -1] == part
+        assert told[part] == f"{points.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+@pytest.mark.parametrize("width", [2, 64])
+def test_what_is_recorded_is_what_was_acted_on_in_the_runs_asked_for(width):
+    """Members without a run left go on with something else, which is nothing to look at."""
+    policy, pairs = network(), draw_pairs(VARIED.training, 5, np.random.default_rng(0))
+    recorder = Recorder(policy)
+    accuracy = play(pairs, recorder, VARIED, width)
+    seen, chosen = [], []
+    for (task, seed), reached in zip(pairs, accuracy, strict=True):
+        env: Any = SummaryEnv(**task.settings())
+        now, info = env.reset(seed=seed)
+        over = False
+        while not over:
+            seen.append(now)
+            chosen.append(policy(now))
+            now, _, over, _, info = env.step(chosen[-1])
+        assert info["val_accuracy"] == reached
+    recorded = np.concatenate(recorder.seen), np.concatenate(recorder.chosen)
+    assert [len(values) for values in recorded] == [len(seen)] * 2
+    for values, alone in zip(recorded, (seen, chosen), strict=True):
+        for value in values:  # students in batches differ by the rounding of sums
+            assert np.abs(np.array(alone) - value).max(axis=1).min() < 1e-3
+        np.testing.assert_allclose(values.sum(axis=0), np.sum(alone, axis=0), atol=1e-2)
+    np.testing.assert_allclose(recorded[1], policy(recorded[0]), atol=1e-5)
+
+
+def recorded(spent: list[float], chosen: NDArray) -> Recorder:
+    """As if these numbers (T, R) had been chosen at these shares of the budget."""
+    recorder = Recorder(network())
+    seen = np.zeros((len(spent), D))
+    seen[:, SUMMARY.index("spent")] = 2.0 * np.array(spent) - 1.0
+    half = len(spent) // 2
+    recorder.seen, recorder.chosen = [seen[:half], seen[half:]], [chosen[:half], chosen[half:]]
+    return recorder
+
+
+def test_choices_draws_every_number_of_the_rule(monkeypatch):
+    drawn: list[Figure] = []
+
+    class Kept(Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            drawn.append(self)
+
+    monkeypatch.setattr(explain, "Figure", Kept)
+    rng = np.random.default_rng(0)
+    spent = [0.0, 0.02, 0.04, 0.06, 0.55, 0.58, 0.51, 1.0]
+    groups = {"0% wrong labels": rng.uniform(-1, 1, (8, R)), "20% wrong labels": rng.uniform(-1, 1, (8, R))}
+    png = choices({group: recorded(spent, chosen) for group, chosen in groups.items()})
+    with Image.open(io.BytesIO(png)) as image:
+        assert (image.format, image.size) == ("PNG", (1320, 600))
+        assert len(image.convert("RGB").getcolors(2**24) or ()) > 100
+
+    (figure,) = drawn
+    assert [panel.get_title() for panel in figure.axes] == [
+        "share kept", "loss", "middle", "volatility", "age", "randomness", "weighting", "share blended",
+    ]  # fmt: skip
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(groups)
+    for r, panel in enumerate(figure.axes):
+        low_edge, high_edge = panel.get_ylim()
+        for line, band, chosen in zip(panel.lines, panel.collections, groups.values(), strict=True):
+            numbers = chosen[:, r]
+            if RULE[r] == "keep":  # 10 % at -1, everything at 1, even on a log scale
+                numbers = 10.0 ** ((numbers - 1.0) / 2.0)
+            elif RULE[r] == "mixup":
+                numbers = (1.0 + numbers) / 2.0
+            bins = [numbers[:4], numbers[4:7], numbers[7:]]  # of 0 to 10 %, 50 to 60 %, 90 to 100 %
+            np.testing.assert_allclose(np.array(line.get_xdata()), [0.05, 0.55, 0.95])
+            np.testing.assert_allclose(np.array(line.get_ydata()), [x.mean() for x in bins])
+            quartiles = {round(float(y), 6) for x in bins for y in np.quantile(x, (0.25, 0.75))}
+            heights = {round(float(y), 6) for y in np.array(band.get_paths()[0].vertices)[:, 1]}
+            assert heights == quartiles
+            assert low_edge <= min(numbers) <= max(numbers) <= high_edge
+
+
+def test_natural_units_are_those_of_the_rule():
+    shares = np.array([0.1, 0.25, 0.5, 0.9, 1.0])
+    numbers = np.array([keep_number(share) for share in shares])
+    np.testing.assert_allclose(explain._natural("keep", numbers), shares)
+    for name in RULE[1:-1]:
+        np.testing.assert_array_equal(explain._natural(name, numbers), numbers)
+
+    rng = np.random.default_rng(0)
+    seen = bench_scale.observation(4000, rng)
+    seen["visits"] = np.ones(4000, np.float32)
+    for x in (-1.0, -0.3, 0.4, 1.0):
+        rule = np.full(R, x)
+        action = decode_rule(seen, rule, rng.random((4000, 2)))
+        kept = action["weight"] > 0
+        assert kept.mean() == pytest.approx(explain._natural("keep", rule[:1])[0], abs=1 / 4000)
+        blended = np.mean(action["mixup"][kept] > 0)
+        assert blended == pytest.approx(explain._natural("mixup", rule[:1])[0], abs=5 * 0.5 / kept.sum() ** 0.5)
+
+
+# ---------------------------------------------------------------- the program
+
+
+@pytest.fixture
+def policy(tmp_path, monkeypatch) -> Path:
+    """A policy in a folder of its own, and tasks called tiny."""
+    monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", TINY)
+    path = tmp_path / "mine" / "policy.safetensors"
+    path.parent.mkdir()
+    network().save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
+    arguments = [str(policy), "--tasks", "tiny", "--seeds", "1", "--processes", "1"]
+    assert explain.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert {path.name for path in policy.parent.iterdir()} == {policy.name, "choices.png", "inputs.txt"}
+    told = (policy.parent / "inputs.txt").read_text()
+    assert told == printed
+    assert "2 runs" in told
+    found = re.findall(r"│ (\w[\w, ]*\w) +│ +[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] │", told)
+    assert sorted(found) == sorted([*GROUPS, *SUMMARY])
+    with Image.open(policy.parent / "choices.png") as image:
+        assert (image.format, image.size) == ("PNG", (1320, 600))
+
+    monkeypatch.setattr(explain, "Players", Players)  # in this process: the same again, on validation tasks only
+    out = tmp_path / "deep" / "er"
+    assert explain.main([*arguments, "--out", str(out)]) == 0
+    tasks = TaskDistribution(**TINY)
+    assert set(Players.played) == {(task, 20_000) for task in tasks.validation}
+    assert {path.name for path in out.iterdir()} == {"choices.png", "inputs.txt"}
+    for name in ("choices.png", "inputs.txt"):
+        assert (out / name).read_bytes() == (policy.parent / name).read_bytes()
+
+
+def test_means_are_over_what_was_seen(policy, monkeypatch):
+    given: list = []
+    monkeypatch.setattr(explain, "Players", Players)
+    monkeypatch.setattr(explain, "inputs", lambda *arguments: given.extend(arguments) or (Table("a", "b"),) * 2)
+    assert explain.main([str(policy), "--tasks", "tiny", "--seeds", "2"]) == 0
+    _, pairs, _, means = given
+    assert set(pairs) == {(task, 20_000 + seed) for task in TaskDistribution(**TINY).validation for seed in (0, 1)}
+    seen = []
+    loaded = Network.load(policy)
+    for task, seed in pairs:
+        env: Any = SummaryEnv(**task.settings())
+        now, _ = env.reset(seed=seed)
+        over = False
+        while not over:
+            seen.append(now)
+            now, _, over, *_ = env.step(loaded(now))
+    np.testing.assert_allclose(means, np.mean(seen, axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["POLICY", "--tasks", "mnist"], ["mnist", "digits"]),
+        (["missing.safetensors"], ["missing.safetensors"]),
+        (["FOLDER"], ["FOLDER"]),
+        (["DAMAGED"], ["DAMAGED", "damaged"]),
+        (["POLICY", "--seeds", "0"], ["seeds is 0"]),
+        (["POLICY", "--processes", "0"], ["processes is 0"]),
+        (["POLICY", "--out", "DAMAGED"], ["DAMAGED"]),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(arguments: list[str], words, policy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(explain, "play", None)  # nothing is played
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(policy.read_bytes()[:-9])
+    named: dict[str, str] = {"POLICY": str(policy), "FOLDER": str(tmp_path), "DAMAGED": str(damaged)}
+    assert explain.main(["--tasks", "tiny", *(named.get(word, word) for word in arguments)]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert named.get(word, word) in error
+    assert {path.name for path in policy.parent.iterdir()} == {policy.name}

@@ -1,0 +1,151 @@
+"""`train.tune`: what it measures, what it chooses, what it writes, what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from gymnasium.utils import seeding
+
+import prune_env
+from prune_env import data
+from prune_env.selection import select
+from prune_env.students.recipes import Recipe
+from prune_env.trainer import Trainer
+from train import tune
+from train.tune import Args, full_training, store
+
+RECIPES = Path(prune_env.__file__).parent / "students" / "recipes.json"
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """A copy of the recipes, as the program wrote them."""
+    copy = tmp_path / "recipes.json"
+    copy.write_bytes(RECIPES.read_bytes())
+    return copy
+
+
+def test_full_training_is_a_loop_over_everything():
+    settings = {"train_size": 100, "budget": 2.5, "batch_size": 16, "lr": 0.3, "weight_decay": 1e-3, "model": "mlp:8"}
+    train, val = data.load("digits", train_size=100)
+    for seed in (0, 3):
+        run_seed = int(seeding.np_random(seed)[0].integers(2**32))
+        student = Trainer(train, val, Recipe("mlp:8", 16, 0.3, weight_decay=1e-3), 2.5, run_seed)
+        steps = [student.run_epoch(student.select(select(np.ones(100, bool)))) for _ in range(3)]
+        assert [step.trained for step in steps] == [100, 100, 50]
+        assert full_training("prune_env/Digits-v0", settings, seed) == steps[-1].val_accuracy > 0.3
+
+
+@pytest.mark.parametrize(("diverged", "accuracy"), [(True, 0.0), (False, 0.7)])
+def test_a_run_that_diverges_counts_as_nothing(monkeypatch, diverged, accuracy):
+    """Whatever validation says: weights can be finite where a training row was not."""
+    observation, info = {"loss": np.zeros(5)}, {"val_accuracy": 0.7, "diverged": diverged}
+    planted = SimpleNamespace(
+        reset=lambda seed: (observation, {"val_accuracy": 0.1}),
+        step=lambda action: (observation, 0.0, True, False, info),
+    )
+    monkeypatch.setattr(tune.gym, "make", lambda *args, **kwargs: planted)
+    assert full_training("any", {}, 0) == accuracy
+
+
+@pytest.mark.parametrize(("dataset", "family"), [("digits", "mlp"), ("*", "convnet"), ("*", "resnet18")])
+def test_store_replaces_one_entry_and_keeps_the_rest_as_it_was(path, dataset, family):
+    before = json.loads(path.read_text())
+    lines = path.read_text().splitlines()
+    store(path, dataset, Recipe(family, 17, 0.9, weight_decay=0.125), {30.0: 0.4, 2.5: 0.1}, "python -m 'it'")
+    after = json.loads(path.read_text())
+    entry = {"batch_size": 17, "weight_decay": 0.125, "lr": {"2.5": 0.1, "30": 0.4}, "command": "python -m 'it'"}
+    entry |= {name: noisy for name, noisy in before[dataset][family].items() if name == "noisy"}
+    assert after == {**before, dataset: {**before[dataset], family: entry}}
+    assert list(after[dataset][family]["lr"]) == ["2.5", "30"]  # ascending
+    changed = [a for a, b in zip(lines, path.read_text().splitlines(), strict=True) if a != b]
+    assert len(changed) == 1
+    assert changed[0].lstrip().startswith(f'"{family}"')
+
+
+def test_rates_for_wrong_labels_stand_beside_those_for_clean_ones(path):
+    before = json.loads(path.read_text())
+    for noise, rates in ((0.4, {6.0: 0.1}), (0.4, {3.0: 0.2}), (0.05, {3.0: 0.3})):
+        store(path, "digits", Recipe("mlp", 17, 0.9), rates, f"tune {rates}", noise)
+    after = json.loads(path.read_text())
+    noisy = after["digits"]["mlp"].pop("noisy")
+    assert noisy == {
+        **before["digits"]["mlp"].pop("noisy"),
+        "0.4": {"lr": {"3": 0.2}, "command": "tune {3.0: 0.2}"},
+        "0.05": {"lr": {"3": 0.3}, "command": "tune {3.0: 0.3}"},
+    }
+    assert after == before
+
+
+def test_store_adds_an_entry_that_was_not_there(path):
+    text = path.read_text()
+    assert "planted" not in json.loads(text)
+    recipe = Recipe("convnet", 64, 0.9)
+    store(path, "planted", recipe, {10.0: 0.2}, "command")
+    kept = iter(path.read_text().splitlines())
+    assert all(any(line.rstrip(",") == other.rstrip(",") for other in kept) for line in text.splitlines())
+    assert json.loads(path.read_text())["planted"]["convnet"]["lr"] == {"10": 0.2}
+
+
+def test_the_best_mean_is_stored(path, monkeypatch, capsys):
+    planted = {
+        (3.0, 0.1): [50.0, 60.0, 61.0],
+        (3.0, 0.2): [99.0, 20.0, 30.0],  # the best seed, not the best mean
+        (3.0, 0.4): [56.9, 57.0, 56.9],  # the best worst seed
+        (12.0, 0.1): [70.0, 70.0, 70.0],
+        (12.0, 0.2): [70.1, 70.0, 70.0],
+        (12.0, 0.4): [0.0, 99.0, 99.0],
+    }
+    options = ["--budget", "12", "3", "--save", "digits"]
+    monkeypatch.setattr(tune, "tune", lambda args, fixed: planted)
+    monkeypatch.setattr(tune, "RECIPES", path)
+    monkeypatch.setattr(sys, "argv", ["tune.py", *options])
+    before = json.loads(path.read_text())
+    assert tune.main(Args(budget=(12.0, 3.0), lr=(0.1, 0.2, 0.4), seeds=3, save="digits", batch_size=24)) == 0
+    entry = json.loads(path.read_text())["digits"]["mlp"]
+    assert entry["lr"] == {"3": 0.1, "12": 0.2}
+    assert entry["batch_size"] == 24
+    assert entry["weight_decay"] == before["digits"]["mlp"]["weight_decay"]
+    assert entry["command"] == "python -m train.tune --budget 12 3 --save digits"
+    starred = [line for line in capsys.readouterr().out.splitlines() if "±" in line and "*" in line]
+    assert len(starred) == 2
+    assert "57.00 ± 3.51*" in starred[0]  # sqrt((49 + 9 + 16) / 2 / 3)
+    assert "70.03 ± 0.03*" in starred[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"budget": (3.0, 0.0)}, "budget is 0.0"),
+        ({"budget": (0.001,)}, "budget is 0.001"),
+        ({"budget": ()}, "--budget"),
+        ({"lr": (0.1, -1.0)}, "lr is -1.0"),
+        ({"lr": (float("nan"),)}, "lr is nan"),
+        ({"lr": ()}, "--lr"),
+        ({"seeds": 0}, "--seeds"),
+        ({"workers": 0}, "--workers"),
+        ({"save": "digit"}, "--save is 'digit'"),
+        ({"save": "*:4", "image_size": 4}, "a data set's own"),
+        ({"save": "digits:4"}, "another size than --image-size None"),
+        ({"save": "digits:4", "image_size": 5}, "another size than --image-size 5"),
+        ({"save": "tiny_imagenet", "label_noise": 0.2}, "clean labels first"),
+        ({"label_noise": 2.0}, "label_noise=2.0"),
+        ({"model": "perceptron"}, "perceptron"),
+        ({"env": "prune_env/Nothing-v0"}, "Nothing"),
+        ({"env": "CartPole-v1"}, ""),
+        ({"env": "prune_env/ImageFolder-v0", "root": "nowhere"}, "nowhere"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"train_size": 3}, "train_size=3"),
+    ],
+)
+def test_wrong_arguments_end_at_once(args, words, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "tune", None)
+    assert tune.main(Args(**args)) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1

@@ -1,0 +1,69 @@
+"""Pictures of training samples, for a report."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import gymnasium as gym
+import torch
+from PIL import Image
+from torch import Tensor
+
+from agents import SWITCH
+from prune_env import data
+from prune_env.data import Data, sources
+from train.analysis.markup import Markup, image, tag
+from train.execution.plan import TASK
+from train.execution.results import Record
+
+CHOOSING = ("ucb", "swdpp", "epsilon_greedy", "middle")  # by statistics: their pictures say most
+RANDOM = ("full", "random", "static_random")
+PICTURED = 3  # agents with pictures, at most
+PIXELS = 64  # of a picture's longer side; larger ones are made smaller
+
+
+def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
+    """What a run trained on, or None and why. Without `root` only what comes with the package: it may be passed on."""
+    configuration = record["configuration"]
+    try:
+        settings = {**gym.spec(configuration["env"]).kwargs, **configuration["settings"]}
+        size = settings.get("image_size")
+        if root is None and sources.find(settings["dataset"], "train", None, False, size)[0].files:
+            return None, "--root, the folder with the images, was not given."
+        train, _ = data.load(
+            settings["dataset"], root=root, **{name: settings[name] for name in TASK if name in settings}
+        )
+    except FileNotFoundError:
+        return None, "the images were not found; --root says where they are."
+    except (ValueError, TypeError, KeyError, OSError, gym.error.Error) as error:
+        return None, f"the images could not be read ({' '.join(str(error).split())}); --root says where they are."
+    if train.digest != configuration["data"]["train"]:
+        return None, "the images there are not those of the runs: their digest is another."
+    return train, ""
+
+
+def pictured(agents: Sequence[str]) -> list[str]:
+    """Those of `agents` whose pictures say most: rules that choose by statistics, without switches."""
+    names = {agent: agent.partition(":")[0] for agent in agents if not re.search(SWITCH, agent)}
+    chosen = [next((agent for agent in names if names[agent] == name), "") for name in CHOOSING]
+    others = [agent for agent in names if names[agent] not in (*CHOOSING, *RANDOM)]
+    return [*filter(None, chosen), *others][:PICTURED]
+
+
+def thumbnail(train: Data, index: int, share: float) -> Markup:
+    name, wrong = train.classes[int(train.labels[index])], bool(train.wrong[index])
+    text = f"{name}{', wrong' if wrong else ''}"
+    shown = image(picture(train.batch(torch.tensor([index]))[0][0]), f"sample {index}: {text}")
+    return tag("figure", shown, tag("figcaption", f"{text}: {share:.0%}"), class_="wrong" if wrong else "right")
+
+
+def picture(pixels: Tensor) -> bytes:
+    """PNG of (C, H, W) uint8, grey or coloured, pixel by pixel if it is not larger than PIXELS."""
+    values = pixels.cpu().numpy()
+    picture = Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
+    picture.thumbnail((PIXELS, PIXELS))
+    png = io.BytesIO()
+    picture.save(png, "png")
+    return png.getvalue()

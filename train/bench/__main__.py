@@ -1,0 +1,176 @@
+"""What the environment costs: against loops that others write, with many students, and at a million samples.
+
+    python -m train.bench                                          # all sections; digits only
+    python -m train.bench --root DIR --train-size 10000            # and the images in DIR/train/<class>/
+    python -m train.bench --only scale decisions --samples 1281167 10000000
+    python -m train.bench --device cuda                            # the same tables on a GPU
+
+Ratios are medians over rounds in which both were timed one after the other in this process. Sections: `steps`, a step
+against a bare PyTorch loop; `peers`, an epoch against DataLoader loops; `students`, many in one vector environment;
+`scale`, what samples cost beside training; `decisions`, of every agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import agents
+from prune_env.stats import BOUNDS, COLUMNS
+from train.bench.peers import time_many, time_peers, time_step
+from train.bench.scale import time_decision, time_parts, time_selecting, turns
+
+Section = Literal["steps", "peers", "students", "scale", "decisions"]
+
+
+@dataclass
+class Args:
+    only: tuple[Section, ...] = ("steps", "peers", "students", "scale", "decisions")
+    """Sections to run."""
+    root: str | None = None
+    """Folder of images, as for prune_env/ImageFolder-v0: its epochs are timed too."""
+    train_size: int = 10_000
+    """Training images taken from it."""
+    image_size: int | None = None
+    """Their side; the id's default without."""
+    samples: tuple[int, ...] = (50_000, 1_281_167)
+    """Numbers of samples for `scale` and `decisions`, rising."""
+    classes: int = 1000
+    """Classes of the stub student of `scale`."""
+    members: tuple[int, ...] = (1, 8, 64)
+    """Numbers of students in a vector environment."""
+    conv_members: tuple[int, ...] = (1, 8)
+    """Likewise, of convolutional ones."""
+    workers: tuple[int, ...] = (0, 2)
+    """Loading processes that a DataLoader may have, beside ours; the fastest number counts."""
+    threads: int = 1
+    """Threads of torch; `students` has as many as there are cores."""
+    rounds: int = 15
+    """Timed rounds; the median counts. Steps on digits take three times as many, large numbers of samples fewer."""
+    device: str = "auto"
+    """Where the student trains."""
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    console = Console(width=100)
+    for section in args.only:
+        for table in SECTIONS[section](args):
+            console.print(table)
+
+
+def _tasks(args: Args) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, id and settings of what is trained on."""
+    tasks: list[tuple[str, str, dict[str, Any]]] = [
+        ("digits, mlp", "prune_env/Digits-v0", {"device": args.device}),
+    ]
+    if args.root is not None:
+        folder = {"root": args.root, "train_size": args.train_size, "image_size": args.image_size}
+        name = f"{args.train_size:,} images, convnet"
+        tasks.append((name, "prune_env/ImageFolder-v0", {**folder, "device": args.device}))
+    return tasks
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text, and the others numbers."""
+    table = Table(title=title)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+    return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f}" if seconds < 0.1 else f"{seconds * 1e3:,.0f}"
+
+
+def steps(args: Args) -> list[Table]:
+    title = "A step of the environment against a bare PyTorch loop"
+    table = _table(title, "task", "step, ms", "bare, ms", "step ÷ bare (median)")
+    for i, (name, env_id, settings) in enumerate(_tasks(args)):
+        step, bare, ratio = time_step(env_id, args.rounds if i else 3 * args.rounds, **settings)
+        table.add_row(name, _ms(step), _ms(bare), f"{ratio:.3f}")
+    return [table]
+
+
+def peers(args: Args) -> list[Table]:
+    """Full training against a plain DataLoader loop, infobatch against InfoBatch's."""
+    title = "An epoch of an agent, validation included, against its DataLoader loop"
+    table = _table(title, "task", "agent", "kept", "ours, ms", "peer, ms", "its workers", "peer ÷ ours (median)")
+    for name, env_id, settings in _tasks(args):
+        for agent in ("full", "infobatch"):
+            epochs = 1 if "root" in settings else 8  # those of the digits take milliseconds
+            duel = time_peers(env_id, agent, args.rounds, args.workers, epochs, **settings)
+            numbers = f"{duel.kept:.2f}", _ms(duel.ours), _ms(duel.peer), str(duel.workers), f"{duel.ratio:.2f}"
+            table.add_row(name, agent, *numbers)
+    return [table]
+
+
+def students(args: Args) -> list[Table]:
+    title = "Epochs per second of many students on digits, all cores"
+    table = _table(title, "network", "students", "one vector environment", "a loop of singles", "ratio (median)")
+    for model, counts in (("mlp", args.members), ("convnet", args.conv_members)):
+        for members in counts:
+            batched, looped, ratio = time_many(members, args.rounds, model=model, device=args.device)
+            table.add_row(model, str(members), f"{batched:.1f}", f"{looped:.1f}", f"{ratio:.2f}")
+    return [table]
+
+
+def scale(args: Args) -> list[Table | str]:
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    title = f"Milliseconds beside training by number of samples, stub student of {args.classes:,} classes"
+    costs = _table(title, "part", *(f"{n:,}" for n in args.samples), GROWTH, "host's peak, bytes a sample")
+    measured = [time_parts(n, turns(args.rounds, n), args.classes, device) for n in args.samples]
+    for parts in zip(*measured, strict=True):
+        times = [part.seconds for part in parts]
+        costs.add_row(parts[0].name, *map(_ms, times), _growth(times, args.samples), f"{parts[-1].host:.0f}")
+    sums = [sum(part.seconds for part in parts if part.epoch) for parts in measured]
+    costs.add_section()
+    costs.add_row("an epoch: the first five", *map(_ms, sums), _growth(sums, args.samples), "")
+
+    title = "InfoBatch's selection against prune() in the shape of its authors' code, ms"
+    columns = ("samples", "prune()", "decision", "prune() ÷ decision", "with check and order", "prune() ÷ that")
+    selections = _table(title, *columns)
+    for n in args.samples:
+        found = time_selecting(n, turns(args.rounds, n))
+        ours = _ms(found.decision), f"{found.decision_ratio:.1f}", _ms(found.whole), f"{found.whole_ratio:.1f}"
+        selections.add_row(f"{n:,}", _ms(found.published), *ours)
+
+    table, observed = 4 * len(COLUMNS), 4 * (len(BOUNDS) + 1) + 8
+    said = f"Statistics on the device: {table} bytes a sample; an observation on the host: {observed}."
+    return [costs, selections, said]
+
+
+def decisions(args: Args) -> list[Table]:
+    title = "Milliseconds of an agent's decision by number of samples, median"
+    table = _table(title, "agent", *(f"{n:,}" for n in args.samples), GROWTH)
+    for spec in sorted(agents.AGENTS):
+        times = [time_decision(spec, n, turns(args.rounds, n)) for n in args.samples]
+        table.add_row(spec, *(f"{t * 1e3:,.1f}" for t in times), _growth(times, args.samples))
+    return [table]
+
+
+GROWTH = "ns a sample, last ÷ first"
+
+
+def _growth(times: Sequence[float], samples: Sequence[int]) -> str:
+    """1 where seconds are in proportion to samples."""
+    return f"{times[-1] / times[0] * samples[0] / samples[-1]:.2f}"
+
+
+SECTIONS: dict[Section, Callable[[Args], list[Any]]] = {
+    "steps": steps,
+    "peers": peers,
+    "students": students,
+    "scale": scale,
+    "decisions": decisions,
+}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))

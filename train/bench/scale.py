@@ -1,0 +1,144 @@
+"""What N samples cost beside training: statistics, observation, decisions, selection, with a stub for the student."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+import agents
+from prune_env.policy import encoding
+from prune_env.selection import Selection, check
+from prune_env.stats import BOUNDS, Stats
+from train.bench.peers import Published
+from train.bench.timing import Work, in_turn, ratio, seconds
+
+BATCH = 4096  # rows of logits at a time: 16 MiB at 1,000 classes
+BATCHES = 8  # timed in a round; statistics of all samples take as long as so many of these
+PER_PART = 20_000_000  # samples that a part is timed on at least, which bounds the rounds at large N
+
+
+def turns(rounds: int, n: int) -> int:
+    """Rounds at n samples: fewer where each takes long, at least one."""
+    return max(1, min(rounds, PER_PART // n))
+
+
+def observation(n: int, rng: np.random.Generator, classes: int = 10) -> dict[str, np.ndarray]:
+    """Plausible statistics of n samples in the middle of a run."""
+    seen = {name: rng.random(n, dtype=np.float32) for name in BOUNDS}
+    loss = rng.exponential(0.7, n).astype(np.float32)
+    seen |= {"loss": loss, "loss_mean": loss * rng.random(n, dtype=np.float32) * 2, "loss_var": loss**2}
+    seen |= {"visits": np.ceil(seen["visits"] * 9), "age": seen["forgets"] * 5}
+    seen |= {"correct": np.round(seen["correct"]), "forgets": np.floor(seen["forgets"] * 4)}
+    figures = {"spent": 0.4, "budget": 100.0, "val_accuracy": 0.7, "train_accuracy": 0.75}
+    return {
+        **seen,
+        "label": rng.integers(classes, size=n),
+        **{name: np.array([value], np.float32) for name, value in figures.items()},
+    }
+
+
+def time_decision(spec: str, n: int, rounds: int) -> float:
+    """Median seconds of a decision that is not the episode's first, for bandits one that selects anew."""
+    rng = np.random.default_rng(0)
+    seen = observation(n, rng)
+    agent = agents.make(spec)
+    times = []
+    for turn in range(rounds + 1):
+        seen["spent"] = np.array([0.01 + 0.8 * turn / (rounds + 1)], np.float32)
+        times.append(seconds(lambda: agent(seen, rng)))
+    return float(np.median(times[1:]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the things that an epoch does beside training."""
+
+    name: str
+    epoch: bool  # whether every epoch does it, whatever the agent
+    seconds: float  # median
+    host: float  # bytes a sample at the peak: what numpy holds at once, the result included
+
+
+def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> list[Part]:
+    """Time what n samples of so many classes cost beside training.
+
+    The student is a block of noise that stands for the logits of every batch. Statistics are timed on some batches
+    of random samples, and scaled.
+    """
+    rng = np.random.default_rng(0)
+    stats = Stats(n, classes, 0.8, device)
+    rows = min(BATCH, n)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, classes, generator=generator).to(device)
+    labels = torch.randint(classes, (rows,), generator=generator).to(device)
+    clean = torch.ones(rows, dtype=torch.bool, device=device)
+    batches = torch.randperm(n, generator=generator)[: rows * BATCHES].split(rows)
+    batches = [batch.to(device) for batch in batches if len(batch) == rows]
+
+    def update() -> None:
+        for batch in batches:
+            stats.update(batch, logits, labels, clean, 1.0)
+
+    update()
+    classes_of = rng.integers(classes, size=n)
+    seen = observation(n, rng, classes)
+    agent = agents.make("infobatch")
+    action = agent(seen, rng)
+    tilted = np.array([0.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.5, 0.0])
+    works: dict[str, tuple[bool, Work]] = {
+        "statistics of all samples": (True, update),
+        "observation": (True, lambda: {**stats.observe(1.0), "label": classes_of.copy()}),
+        "infobatch's decision": (True, lambda: agent(seen, rng)),
+        "check of an action": (True, lambda: check(action, n)),
+        "order of the batches": (True, lambda: Selection.from_action(action, rng)),
+        "summary in 43 numbers": (False, lambda: encoding.summarize(seen)),
+        "rule of eight numbers": (False, lambda: encoding.decode_rule(seen, tilted, rng.random((n, 2)))),
+    }
+    parts = []
+    for name, (epoch, work) in works.items():
+        median = float(np.median(in_turn([work], rounds, device)))
+        scale = n / (rows * len(batches)) if work is update else 1.0
+        parts.append(Part(name, epoch, median * scale, peak(work) / n))
+    return parts
+
+
+def peak(work: Work) -> int:
+    """Bytes that Python and numpy allocate at once during a call, beyond what they hold before it."""
+    tracemalloc.start()
+    held, _ = tracemalloc.get_traced_memory()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] - held
+    finally:
+        tracemalloc.stop()
+
+
+@dataclass(frozen=True)
+class Selecting:
+    """InfoBatch's selection of n samples, medians: seconds, and how many times as long `prune()` takes."""
+
+    published: float  # the published prune(), which also shuffles
+    decision: float  # ours
+    decision_ratio: float
+    whole: float  # ours with the check and the order of the batches
+    whole_ratio: float
+
+
+def time_selecting(n: int, rounds: int) -> Selecting:
+    """Time InfoBatch's published selection against ours, on the same losses."""
+    rng = np.random.default_rng(0)
+    seen = observation(n, rng)
+    published = Published(n)
+    published.scores.copy_(torch.from_numpy(seen["loss"]))
+    agent = agents.make("infobatch")
+    works = (
+        published.prune,
+        lambda: agent(seen, rng),
+        lambda: Selection.from_action(check(agent(seen, rng), n), rng),
+    )
+    times = in_turn(works, rounds)
+    prune, decision, whole = np.median(times, axis=0).tolist()
+    return Selecting(prune, decision, ratio(times, 0, to=1), whole, ratio(times, 0, to=2))

@@ -1,0 +1,121 @@
+"""Where a result comes from: code, libraries, machine, time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import gymnasium
+import numpy
+import torch
+
+import prune_env
+from prune_env import ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+# The modules that decide a run's numbers: with other ones a run is another run.
+DECISIVE = (
+    "budget",
+    "data/__init__",
+    "data/images",
+    "env",
+    "ranks",
+    "selection",
+    "stats",
+    "students/augment",
+    "students/models",
+    "students/recipes",
+    "trainer",
+)
+
+
+def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
+    """SHA-256 (hex) of the source of the modules that decide a run's record, those of `train` among them."""
+    recording = (Path(__file__).with_name(f"{name}.py") for name in ("episode", "diagnostics"))
+    return _digest([*(folder / f"{name}.py" for name in DECISIVE), *recording])
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+# Those that decide a training's numbers beside them.
+LEARNING = ("policy/encoding", "policy/tasks", "students/batched_mlp", "policy/vector", "policy/wrappers")
+PROGRAMS = ("learn", "learning/rollouts", "learning/search", "learning/subproc_env", "learning/sb3_env")
+
+
+def learning_digest() -> str:
+    """SHA-256 (hex) of the source of the modules that decide runs, and of what `train.learn` rests on beside.
+
+    That is other modules, and the learning rates that its tasks have by default.
+    """
+    package = Path(prune_env.__file__).parent
+    programs = (ROOT / "train" / f"{name}.py" for name in PROGRAMS)
+    return decisive_digest() + _digest(
+        [*(package / f"{name}.py" for name in LEARNING), package / "students" / "recipes.json", *programs]
+    )
+
+
+def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:
+    """Versions of the package and of what it runs on, and the state of the checkout at `root`.
+
+    `commit` and `dirty` (files that differ from the commit, or are unknown to it, but for results/, which a run
+    writes itself) are None where `root` is not the top of a git checkout that has a commit.
+    """
+    commit = _git(root, "rev-parse", "HEAD")
+    top = _git(root, "rev-parse", "--show-toplevel")
+    if commit is None or top is None or Path(top).resolve() != root.resolve():
+        commit = dirty = None
+    else:
+        dirty = bool(_git(root, "status", "--porcelain", "--", ".", ":!results"))
+    return {
+        "version": prune_env.__version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "gymnasium": gymnasium.__version__,
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # inside a git hook GIT_DIR and its like would answer for another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or nothing to ask it about
+        return None
+    return done.stdout.strip()
+
+
+def of_machine() -> str:
+    """What rounding depends on: a run that went on elsewhere is as exact as these agree."""
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([_processor(), *gpu, f"torch {torch.__version__}"])
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def of_process(device: torch.device) -> dict[str, str | int]:
+    """What this process computes on, and the time (UTC)."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "ranks": ranks.here().size,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }

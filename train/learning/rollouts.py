@@ -1,0 +1,170 @@
+"""Episodes for learning: pairs of task and seed, judged by the accuracy that others reach on the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv, VectorWrapper
+from numpy.typing import NDArray
+
+from prune_env.policy.encoding import RULE
+from prune_env.policy.tasks import Task, TaskDistribution
+from prune_env.policy.wrappers import vector_summary
+from train.execution import process, toml
+
+Pair = tuple[Task, int]  # what is trained on, and the seed of the run
+# Numbers (K, R) from summaries (K, D) and which runs (K,) have just begun
+Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
+
+FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE])
+
+
+def distribution(name: str) -> TaskDistribution:
+    """The one of this name, or that whose arguments a TOML file of this path has.
+
+    Raises:
+        ValueError: there is none, or the file is not one of such arguments.
+        OSError: the file cannot be read.
+    """
+    if not name.endswith(".toml"):
+        return TaskDistribution.named(name)
+    try:
+        return TaskDistribution(**toml.read(Path(name))[0])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no distribution of tasks: {error}") from error
+
+
+def draw_pairs(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Pair]:
+    """`count` pairs of a task, each equally likely, and a seed."""
+    return [(tasks[int(rng.integers(len(tasks)))], int(rng.integers(2**31))) for _ in range(count)]
+
+
+def make_env(members: int, tasks: TaskDistribution) -> VectorEnv:
+    """Runs of tasks that are seen in summaries and steered by rules."""
+    return vector_summary(members, dataset=tasks.training[0].dataset, tasks=tasks)
+
+
+def play(
+    pairs: Sequence[Pair], policy: Policy | NDArray, tasks: TaskDistribution, width: int = 64
+) -> NDArray[np.float64]:
+    """Final validation accuracy (P,) of a run of each pair.
+
+    Args:
+        pairs: P of them.
+        policy: chooses the rules, told which members have just begun; or fixed rules, (R,) for all or (P, R).
+        tasks: where the pairs are from.
+        width: how many run at a time.
+    """
+    rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
+    # the longest first: members without a pair left go on with an old one until the last is through
+    waiting = sorted(range(len(pairs)), key=lambda i: pairs[i][0].budget)
+    env = _kept_env(min(width, len(pairs)), tasks)
+    accuracy = np.full(len(pairs), np.nan)
+    at = np.array([waiting.pop() for _ in range(env.num_envs)])  # pair of each member
+    begun = np.ones(env.num_envs, np.bool_)
+    seen, _ = assign(env, begun, [pairs[i] for i in at])
+    while np.isnan(accuracy).any():
+        numbers = policy(seen, begun) if callable(policy) else rules[at]  # pyright: ignore[reportOptionalSubscript]
+        seen, _, done, _, infos = env.step(numbers)
+        begun = done  # a step later for members that are left to reset themselves: nobody looks at these
+        again = np.zeros(env.num_envs, np.bool_)
+        for k in np.flatnonzero(done):
+            if np.isnan(accuracy[at[k]]):
+                accuracy[at[k]] = infos["val_accuracy"][k]
+            if waiting:
+                at[k], again[k] = waiting.pop(), True
+        if again.any():
+            seen, _ = assign(env, again, [pairs[i] for i in at])
+    return accuracy
+
+
+def _kept_env(members: int, tasks: TaskDistribution) -> VectorEnv:
+    """That of the last play with as many members if its tasks were these: making one takes as long as some episodes."""
+    if _kept[:2] != [members, tasks]:
+        _kept[:] = members, tasks, make_env(members, tasks)
+    return _kept[2]
+
+
+_kept: list[Any] = [0, None, None]
+
+
+def assign(env: VectorEnv, mask: NDArray[np.bool_], pairs: Sequence[Pair]) -> tuple[NDArray, dict[str, Any]]:
+    """Reset the members of the mask (K,) to their pairs, of K."""
+    seeds, options = [seed for _, seed in pairs], {"task": [task for task, _ in pairs], "reset_mask": mask}
+    return env.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]  (a list of seeds is allowed)
+
+
+class Players:
+    """`play` in several processes; deterministic, whatever their number."""
+
+    def __init__(self, tasks: TaskDistribution, processes: int):
+        self._tasks, self._count = tasks, processes
+        self._pool = ProcessPoolExecutor(processes, mp_context=process.CONTEXT, initializer=process.start)
+
+    def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
+        """As `play`."""
+        parts = [range(i, len(pairs), self._count) for i in range(min(self._count, len(pairs)))]
+        rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
+        played = self._play(
+            [([pairs[i] for i in part], policy if rules is None else rules[part], self._tasks) for part in parts]
+        )
+        accuracy = np.empty(len(pairs))
+        for part, result in zip(parts, played, strict=True):
+            accuracy[part] = result
+        return accuracy
+
+    def _play(self, parts: list[tuple[Any, ...]]) -> list[NDArray[np.float64]]:
+        """What `play` returns for the arguments of each part."""
+        futures = [self._pool.submit(play, *part) for part in parts]
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class Practice(VectorWrapper):
+    """Episodes of pairs drawn from a pool; an episode's only reward comes at its end, in points over a baseline.
+
+    What others reach on the same task and seed is the baseline that leaves the least noise: what is left differs by
+    the policy's choices.
+
+    Args:
+        env: from `make_env`.
+        pairs: the pool.
+        baseline: (P,) accuracy to compare with on each, from `play`.
+        rng: draws the pairs.
+        clip: bound of the reward, in points: one wreck must not outweigh all other episodes.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        pairs: Sequence[Pair],
+        baseline: NDArray[np.float64],
+        rng: np.random.Generator,
+        clip: float,
+    ):
+        super().__init__(env)
+        self._pairs, self._baseline, self._rng, self._clip = pairs, baseline, rng, clip
+        self._at = np.zeros(env.num_envs, np.int64)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray, dict[str, Any]]:
+        """Reset all, or those of `options["reset_mask"]`, to pairs drawn anew; `seed` seeds the draws."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
+        self._at = np.where(mask, self._rng.integers(len(self._pairs), size=self.num_envs), self._at)
+        return assign(self.env, mask, [self._pairs[i] for i in self._at])
+
+    def step(self, actions: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray, dict[str, Any]]:
+        """Step as the env within does, but for the reward (K,)."""
+        seen, _, terminated, truncated, infos = self.env.step(np.clip(actions, -1.0, 1.0))
+        points = np.zeros(self.num_envs)
+        done = np.flatnonzero(terminated)
+        if len(done):
+            points[done] = 100.0 * (infos["val_accuracy"][done] - self._baseline[self._at[done]])
+        return seen, np.clip(points, -self._clip, self._clip), terminated, truncated, {}

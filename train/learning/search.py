@@ -1,0 +1,45 @@
+"""The best fixed rule, by the cross-entropy method: a yardstick for policies, and where their training starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune_env.policy.encoding import RULE
+from prune_env.policy.tasks import TaskDistribution
+from train.learning.rollouts import FULL, Players, draw_pairs
+
+CANDIDATES = 48  # rules of a generation
+ELITES = 12
+PAIRS = 6  # of task and seed, on which all rules of a generation are tried
+SMOOTHING = 0.7  # of the step from a generation's mean and deviation to the next one's
+SPREAD = 0.45  # deviation of the first generation in every number
+SMALLEST_SPREAD = 0.08
+
+
+def fixed_rule(
+    players: Players, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[int], bool]
+) -> tuple[NDArray[np.float64], int]:
+    """The rule (R,) with the highest mean validation accuracy over training tasks, and the episodes that it took.
+
+    All candidates of a generation are tried on the same tasks and seeds, new ones in each generation.
+
+    Args:
+        players: what plays the episodes.
+        tasks: only the training part is drawn from.
+        rng: of candidates and tasks.
+        go_on: asked before each generation but the first, with the number of those before.
+    """
+    mean, spread = 0.5 * FULL, np.full(len(RULE), SPREAD)
+    episodes = 0
+    while episodes == 0 or go_on(episodes // (CANDIDATES * PAIRS)):
+        rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE))), -1.0, 1.0)
+        pairs = draw_pairs(tasks.training, PAIRS, rng)
+        accuracy = players.play(pairs * CANDIDATES, np.repeat(rules, PAIRS, axis=0)).reshape(CANDIDATES, PAIRS)
+        episodes += accuracy.size
+        elites = rules[np.argsort(-accuracy.mean(axis=1))[:ELITES]]
+        mean = (1 - SMOOTHING) * mean + SMOOTHING * elites.mean(axis=0)
+        spread = np.maximum((1 - SMOOTHING) * spread + SMOOTHING * elites.std(axis=0), SMALLEST_SPREAD)
+    return mean, episodes
