@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from prune_env import select
+from prune_env.selection import select
 
 Observation = Mapping[str, np.ndarray]
 Action = dict[str, NDArray[np.float32]]  # weight (N,), mixup (N,), score (N,)
