@@ -16,19 +16,20 @@ ALLOWED: dict[str, set[str]] = {
     "policy": {"data", "env", "policy", "selection", "students", "trainer"},
     "trainer": {"budget", "data", "ranks", "selection", "stats", "students"},
     "render": {"data"},
-    "data": {"checks", "data", "io", "parent"},
+    "data": {"checks", "data", "io", "machine"},
     "students": {"budget", "checks", "selection", "stats", "students", "trainer"},
     "sampling": {"selection"},
     "parent": set(),
     "checks": set(),
     "budget": set(),
     "io": set(),
+    "machine": set(),
     "plain": set(),
     "ranks": set(),
     "selection": {"checks"},
     "stats": set(),
 }
-CORE_PACKAGES = {"gymnasium", "numpy", "torch", "torchvision"}
+CORE_PACKAGES = {"filelock", "gymnasium", "numpy", "torch", "torchvision"}
 PILLOW = {"render", "data"}  # comes with torchvision: decoding images and drawing frames
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prune_env.data.download import alone, download, untar, unzip
 from torchvision.datasets import CIFAR10
 
 from prune_env import io
 from prune_env.data import cifar as cifar_source
 from prune_env.data import download as downloads
 from prune_env.data import load, load_test, tiny_imagenet
-from prune_env.data.download import alone, download, untar, unzip
 from prune_env.data.sources import read
 from prune_env.io import DamagedFile
 from tests.helpers import processes, trees

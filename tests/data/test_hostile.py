@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prune_env.data.download import untar, unzip
 from torchvision.datasets import CIFAR10
 
 import agents
 from agents.learned import Learned, Network
 from prune_env import io, plain
 from prune_env.data import cifar
-from prune_env.data.download import untar, unzip
 from prune_env.data.sources import read
 from prune_env.io import DamagedFile
 from tests.helpers import trees

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prune_env.data.images import AHEAD, Images, Threads
+from prune_env.data.residence import KINDS, choose
 
 from prune_env import PruneEnv, io, select
 from prune_env.data import Data, load, load_test, mapped, residence, workers
-from prune_env.data.images import AHEAD, Images, Threads
-from prune_env.data.residence import KINDS, choose
 from prune_env.io import DamagedFile
 from tests.helpers import processes, trees
 
