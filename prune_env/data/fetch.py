@@ -1,5 +1,6 @@
 """Download with torchvision, one process at a time, with errors that say what to do."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -21,6 +22,8 @@ def alone(root: Path, name: str) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):
+            for left in root.glob(f".{name}.unpacking-*"):  # of a process that was killed
+                shutil.rmtree(left)
             yield
     except (ConnectionError, FileExistsError):
         raise

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_env.data.decode import folders_in, image_files, images_beside
+from prune_env.data.decode import ENDINGS, folders_in, image_files, images_beside
 from prune_env.data.source import Listing, Source, Split, missing, printable, tell
 from prune_env.data.task import apportion, draw_per_class
 
@@ -31,7 +31,7 @@ def find(root: Path, split: str, size: int) -> Split:
     root = _unwrapped(root)
     train = _named(root, TRAIN)
     if not train:
-        if root.is_dir() and not _named(root, TEST) and len(_classes(root)) > 1:
+        if root.is_dir() and not _named(root, TEST) and sum(map(_has_images, folders_in(root))) > 1:
             return _divided(root, split, size)
         raise missing("imagefolder", root / "train", LAYOUT, downloadable=False)
     present = _classes(train[0])
@@ -48,8 +48,14 @@ def find(root: Path, split: str, size: int) -> Split:
 
 def _unwrapped(root: Path) -> Path:
     """Enter the single folder that an archive was unpacked to, if the splits are in there."""
-    inner = folders_in(root) if root.is_dir() and not _named(root, TRAIN + TEST) else []
-    return inner[0] if len(inner) == 1 and _named(inner[0], TRAIN) else root
+    if not root.is_dir() or _named(root, TRAIN + TEST):
+        return root
+    inner = [folder for folder in folders_in(root) if _named(folder, TRAIN)]
+    return inner[0] if len(inner) == 1 else root
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.name.lower().endswith(ENDINGS) for path in folder.rglob("*"))
 
 
 def _named(root: Path, names: tuple[str, ...]) -> list[Path]:

@@ -134,7 +134,7 @@ def fetch(root: Path) -> None:
             raise FileExistsError(f"{root / FOLDER} exists but is incomplete: {_again(root / FOLDER)}")
         archive = root / f"{FOLDER}.zip"
         download(URL, archive, MD5)
-        with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.", dir=root) as beside:
+        with tempfile.TemporaryDirectory(prefix=f".{FOLDER}.unpacking-", dir=root) as beside:
             extract_archive(archive, beside)
             (Path(beside) / FOLDER).rename(root / FOLDER)
 
