@@ -63,7 +63,8 @@ def _train(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path]
             )
         per_class.append(image_files(images))
         there = {path.name for path in per_class[-1]}
-        absent += [images / name for name in _named(images) if name not in there]
+        place = images / "images" if (images / "images").is_dir() else images
+        absent += [place / name for name in _named(images) if name not in there]
     if absent:
         raise FileNotFoundError(
             f"{len(absent)} image(s) that <wnid>_boxes.txt names are missing, the first is {absent[0]}: "
