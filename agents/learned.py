@@ -64,9 +64,9 @@ class Network:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all; `load` notices every byte that changes."""
-        from prune_env.io import replace
+        from prune_env.io import write_atomic
 
-        replace(path, self.content())
+        write_atomic(path, self.content())
 
     def content(self) -> bytes:
         """The file that `save` writes."""

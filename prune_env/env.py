@@ -94,11 +94,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     - `price`: taken from the reward for each full-epoch equivalent.
     - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
       the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
-    - `images`: where decoded images are kept: on the `device`, on the `host`, in a file of the cache that is `mapped`
-      into memory, nowhere (their `files` are decoded as they are needed), or in the first of these that has room
-      (`auto`); see `prune_env.data.load`. No number depends on it.
+    - `images`: where decoded images are kept: on the `device`, in a file of the cache that is `mapped` into memory, or
+      in the first of these that has room (`auto`); see `prune_env.data.load`. No number depends on it.
     - `train_size`, `label_noise`, `imbalance`, `duplicates`, `task_seed`: make another task of the data; see
-      `prune_env.data.load`. Validation and test stay as they are, unless `val_rest` adds to validation what training
+      `prune_env.data.Variant`. Validation and test stay as they are, unless `val_rest` adds to validation what training
       does without.
     - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`,
       `compile`: see `prune_env.students.recipes.Recipe`.

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from agents.learned import SHIPPED, Network
 from prune_env import io
-from prune_env.data.residence import cores
+from prune_env.machine import cores
 from prune_env.policy.encoding import LOSS_QUANTILES, RULE, SMALLEST_KEEP, SUMMARY
 from train.analysis import statistics, table
 from train.analysis.figures import COLOURS, png
@@ -176,7 +176,7 @@ def main(args: list[str] | None = None) -> int:
     for noise in sorted({task.label_noise for task, _ in pairs}):
         recorder = recorders[f"{noise:.0%} wrong labels"] = Recorder(network)
         play([pair for pair in pairs if pair[0].label_noise == noise], recorder, tasks)
-    io.replace(folder / "choices.png", choices(recorders))
+    io.write_atomic(folder / "choices.png", choices(recorders))
     means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
     with closing(Players(tasks, given.processes)) as players:
         tables = inputs(network, pairs, players, means)

@@ -151,7 +151,7 @@ class Compare:
         for run in records:
             accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
             lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
-        io.replace(self.out / "accuracy.csv", text.getvalue().encode())
+        io.write_atomic(self.out / "accuracy.csv", text.getvalue().encode())
 
 
 def title(task: Task) -> str:

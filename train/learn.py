@@ -35,7 +35,7 @@ from torch import nn
 
 from agents.learned import Network
 from prune_env import PruneEnv, io
-from prune_env.data.residence import cores
+from prune_env.machine import cores
 from prune_env.plain import pack, unpack
 from prune_env.policy.encoding import RULE
 from prune_env.policy.tasks import TaskDistribution
@@ -431,9 +431,9 @@ class Learning(BaseCallback):
     def _write(self) -> None:
         """Put down what was kept, for others to read."""
         for name, content in self._kept["files"].items():
-            io.replace(self._folder / name, content)
+            io.write_atomic(self._folder / name, content)
         lines = "".join(json.dumps(line) + "\n" for line in self._kept["evaluations"])
-        io.replace(self._folder / "evaluations.jsonl", lines.encode())
+        io.write_atomic(self._folder / "evaluations.jsonl", lines.encode())
 
     def _renew(self) -> None:
         """Let the card tell the waste up to the end: it is of the evaluation that was the best."""

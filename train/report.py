@@ -387,8 +387,8 @@ def main(args: Sequence[str] | None = None) -> int:
         page, images = build(arguments.folder, arguments.root)
         figures = arguments.folder / "figures"
         for name, png in images.items():
-            io.replace(figures / name, png)
-        io.replace(arguments.folder / "report.html", page.encode("utf-8", "backslashreplace"))
+            io.write_atomic(figures / name, png)
+        io.write_atomic(arguments.folder / "report.html", page.encode("utf-8", "backslashreplace"))
         for name in {path.name for path in figures.glob("*.png")} - images.keys():
             (figures / name).unlink()  # of a report that had other tasks
     except (ValueError, OSError) as error:

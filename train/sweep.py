@@ -119,7 +119,7 @@ def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[A
 
 def report(folder: Path, records: Sequence[Record], source: str) -> None:
     """Print the tables, task by task, and write them and the text of the sweep file into the folder of results."""
-    io.replace(folder / "sweep.toml", source.encode())
+    io.write_atomic(folder / "sweep.toml", source.encode())
     tables = []
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]

@@ -26,7 +26,7 @@ from rich.table import Table
 import prune_env
 from prune_env import io
 from prune_env.data import sources
-from prune_env.data.residence import cores
+from prune_env.machine import cores
 from prune_env.students.recipes import Recipe
 from train.execution import process
 
@@ -98,7 +98,7 @@ def store(
         + "\n  }"
         for name, families in table.items()
     ]
-    io.replace(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+    io.write_atomic(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def check(args: Args, fixed: dict[str, Any]) -> Recipe:

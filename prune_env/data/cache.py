@@ -1,50 +1,95 @@
-"""Decoded samples kept on disk, so that image files are decoded once."""
+"""Keep decoded image files in one `.npy` file a split, which is memory-mapped."""
 
 import hashlib
 import os
 import stat
 import time
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
-from prune_env.data.source import Samples, Split
-from prune_env.io import UNFINISHED, load_arrays, save_arrays
+from prune_env.data.decode import decode
+from prune_env.data.source import Listing, Split, printable
+from prune_env.io import UNFINISHED, open_atomic
+from prune_env.machine import free_memory
 
-VERSION = 1  # raise it when the same files would decode to other arrays
+VERSION = 2  # raise it when the same files would decode to other pixels
+MEMORY_SHARE = 0.4  # of the free memory, for images that could not be cached
 DAY = 24 * 60 * 60  # seconds
 
 
-def cached(split: Split, root: Path, name: str) -> Samples:
-    """The samples of `split`, from the cache while its files are unchanged (path, size, time), else decoded.
+def decoded(split: Split, state: str, root: Path, name: str) -> np.ndarray:
+    """Return the images (n, 3, size, size) uint8 of a split of image files, memory-mapped and decoded once.
 
-    `root` and `name` say which cache file. One that is damaged, or cannot be written, costs a warning and a
-    decoding, never an error.
+    Other processes wait for the one that decodes. If the cache cannot be written, a warning says so, and the images
+    are decoded into memory. Raises OSError if they do not fit there, ValueError for an image that cannot be decoded.
+
+    Args:
+        split: the split, with a listing.
+        state: of its files, as from `state_of`.
+        root, name: what the cache file is called after.
     """
-    path = place(root, name, "arrays")
-    state = state_of(split.files)  # taken before reading: what changes meanwhile is noticed next time
-    samples = _load(path, state)
-    if samples is None:
-        samples = split.read()
-        _save(path, state, samples)
-    return samples
+    listing = split.listing
+    assert listing is not None
+    path = place(root, name, state, "npy")
+    images = _open(path, listing)
+    if images is not None:
+        return images
+    try:
+        with ExitStack() as stack:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(NotImplementedError):  # a file system without locks: processes decode side by side
+                stack.enter_context(FileLock(path.with_name(f"{_stem(root, name)}.lock")))
+            images = _open(path, listing)  # the process that we waited for may have made it
+            if images is None:
+                _clean(path.parent, _stem(root, name))
+                _write(path, listing)
+                images = _open(path, listing)
+    except OSError as error:
+        needed = len(listing.paths) * 3 * listing.size**2
+        if needed > MEMORY_SHARE * free_memory():
+            raise OSError(
+                error.errno,
+                f"cannot write {printable(path)} ({error.strerror or error}), and the {needed / 2**30:.1f} GiB of "
+                "decoded images do not fit into memory: make room there, or set PRUNE_ENV_CACHE to another folder",
+            ) from error
+        warnings.warn(
+            f"no cache, images are decoded again next time: cannot write {printable(path)}: {error}", stacklevel=4
+        )
+    if images is None:
+        images = np.concatenate(list(decode(listing.paths, listing.size)))
+    return images
 
 
-def place(root: Path, name: str, kind: str) -> Path:
-    """The cache file of this kind for what is called `name` and lies below `root`."""
-    return folder() / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}-v{VERSION}.{kind}"
+def _write(path: Path, listing: Listing) -> None:
+    with open_atomic(path) as file:
+        shape = len(listing.paths), 3, listing.size, listing.size
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in decode(listing.paths, listing.size):
+            file.write(block.data)
+
+
+def place(root: Path, name: str, state: str, kind: str) -> Path:
+    """Return the cache file of this kind for what is called `name`, lies below `root` and has this state."""
+    return folder() / f"{_stem(root, name)}-v{VERSION}-{state[:16]}.{kind}"
+
+
+def _stem(root: Path, name: str) -> str:
+    return f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:16]}"
 
 
 def folder() -> Path:
+    """Return the folder of the cache: $PRUNE_ENV_CACHE/decoded, else below ~/.cache/prune_env."""
     if chosen := os.environ.get("PRUNE_ENV_CACHE"):
         return Path(chosen).expanduser() / "decoded"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prune_env" / "decoded"
 
 
 def state_of(files: list[Path]) -> str:
-    """Digest of absolute path, size and time of modification of each file.
+    """Return a digest of absolute path, size and time of modification of each file.
 
     Raises OSError for one that cannot be found, ValueError for one that is no file: a pipe would never end.
     """
@@ -57,37 +102,22 @@ def state_of(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path, state: str) -> Samples | None:
-    """The samples cached at `path`; None if there are none or they were made from other files."""
+def _open(path: Path, listing: Listing) -> np.ndarray | None:
     try:
-        arrays = load_arrays(path)
-        if str(arrays["state"]) != state:
-            return None
-        return Samples(arrays["images"], arrays["labels"], tuple(arrays["classes"].tolist()))
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        if images.shape == (len(listing.paths), 3, listing.size, listing.size) and images.dtype == np.uint8:
+            return images
+        raise ValueError(f"it holds {images.dtype} of shape {images.shape}")
     except OSError:
         return None  # absent, or unreadable: if it cannot be written either, that is what the warning is for
-    except Exception as error:  # damaged; or under a good digest something else, and reading that raises anything
-        warnings.warn(f"the cache {path} is built anew: {error}", stacklevel=4)
+    except (ValueError, EOFError) as error:
+        warnings.warn(f"the cache {printable(path)} is built anew: {error}", stacklevel=5)
         return None
 
 
-def _save(path: Path, state: str, samples: Samples) -> None:
-    classes = np.array(samples.classes)
-    try:
-        clean(path)
-        save_arrays(path, images=samples.images, labels=samples.labels, classes=classes, state=np.array(state))
-    except OSError as error:
-        warnings.warn(f"no cache, images are decoded again next time: cannot write {path}: {error}", stacklevel=4)
-
-
-def clean(path: Path, *, alone: bool = False) -> None:
-    """Remove what writers of `path` left behind when they were killed.
-
-    What another one may still be writing is not a day old; `alone`: a lock says that there is no other.
-    """
-    for left in path.parent.glob(f".{path.name}.*"):
-        if not UNFINISHED.fullmatch(left.name):  # the lock itself
-            continue
-        with suppress(FileNotFoundError):  # another process sweeps too
-            if alone or left.stat().st_mtime < time.time() - DAY:
-                left.unlink()
+def _clean(folder: Path, stem: str) -> None:
+    """Remove decoded images of former states and versions, and what writers left when they were killed a day ago."""
+    for path in [*folder.glob(f"{stem}-*"), *folder.glob(f".{stem}-*")]:
+        with suppress(OSError):  # another process cleans too
+            if not UNFINISHED.fullmatch(path.name) or path.stat().st_mtime < time.time() - DAY:
+                path.unlink()

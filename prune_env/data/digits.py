@@ -19,7 +19,7 @@ TRAIN = 1300  # neighbours seem to share their writer, so the last 497 are mostl
 
 def find(root: Path, split: str, size: int) -> Split:
     """`root` plays no part: the images lie in the package."""
-    return Split(lambda: read(split, size), files=[])
+    return Split([], lambda: read(split, size))
 
 
 def read(split: str, size: int = SIZE) -> Samples:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torchvision.datasets import imagenet as official
 
 from prune_env.data import imagefolder
-from prune_env.data.download import alone
+from prune_env.data.fetch import alone
 from prune_env.data.source import Source, Split, missing
 from prune_env.io import DamagedFile
 

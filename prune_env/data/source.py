@@ -1,19 +1,36 @@
 """What a data set must provide (`Source`) and what it hands over (`Split`, `Samples`)."""
 
+import functools
+import logging
+import multiprocessing
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
-    """The decoded samples of one official split, in the official order."""
+    """The decoded samples of one official split, in the official order. Nobody writes to the arrays."""
 
-    images: np.ndarray  # (n, C, H, W) uint8
+    images: np.ndarray  # (n, C, H, W) uint8; a memory-mapped one where they come from image files
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]
+    state: str = ""  # digest of the files that `images` were decoded from; empty if they are no image files
+    gathered: WeakValueDictionary[Any, Any] = field(default_factory=WeakValueDictionary)  # parts in use, see `storage`
+
+
+@dataclass(frozen=True)
+class Split:
+    """One official split, found but not yet decoded."""
+
+    files: list[Path]  # all that decides what is in it; none if it comes with the package
+    read: Callable[[], Samples] | None = None  # where samples are no files
+    listing: "Listing | None" = None  # where every sample is a file of its own
 
 
 @dataclass(frozen=True)
@@ -24,20 +41,6 @@ class Listing:
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]
     size: int  # pixels a side, once decoded
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(n, C, H, W) of the images."""
-        return len(self.paths), 3, self.size, self.size
-
-
-@dataclass(frozen=True)
-class Split:
-    """One official split, found but not yet decoded."""
-
-    read: Callable[[], Samples]
-    files: list[Path]  # all that decides what `read` returns; a cached copy holds while they are unchanged
-    listing: Listing | None = None  # where every sample is a file of its own
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,21 @@ class Source:
 
 
 def missing(name: str, looked_for: Path, layout: str, downloadable: bool) -> FileNotFoundError:
-    """The error for a data set that is not there: what was looked for, where, and how to get it."""
+    """Return the error for a data set that is not there: what was looked for, where, and how to get it."""
     by_download = ", or pass download=True to fetch it" if downloadable else " (it has no download)"
     return FileNotFoundError(
         f"data set {name!r} not found: {looked_for} does not exist. Pass root= or set the environment "
         f"variable PRUNE_ENV_DATA to the folder that holds it{by_download}. Expected below root: {layout}"
     )
+
+
+@functools.cache
+def tell(line: str) -> None:
+    """Log a line about a data set, once a process. Processes that multiprocessing started leave it to their parent."""
+    if multiprocessing.parent_process() is None:
+        logging.getLogger("prune_env").warning(line)
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """Return a file's name as text that can be printed and encoded: bytes that are not UTF-8 become \\xNN."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

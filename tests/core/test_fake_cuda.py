@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prune_env.data import Data, images
+from prune_env.data import Data, storage
+from prune_env.data.source import Samples
 from prune_env.selection import Selection, select
 from prune_env.students import batched_mlp as together
 from prune_env.students import models
@@ -28,7 +29,7 @@ aten = torch.ops.aten
 def data(n: int, device: str = "cuda") -> Data:
     images = torch.zeros(n, 3, 16, 16, dtype=torch.uint8, device=device)
     labels = torch.zeros(n, dtype=torch.int64, device=device)
-    return Data(images, labels, ("a", "b", "c"), labels, labels.bool(), augment=True, digest="none")
+    return Data(images, labels, ("a", "b", "c"), labels, labels.bool(), augment=True)
 
 
 def selection(n: int, mixed: bool) -> Selection:
@@ -153,7 +154,6 @@ def misplace(student: Trainer, what: str) -> None:
             student.train_data.source,
             student.train_data.wrong,
             augment=True,
-            digest="none",
         )
     elif what == "training images":
         student.train_data = data(20, "cpu")
@@ -217,7 +217,7 @@ def test_the_number_of_transfers_does_not_grow_with_what_is_scored(cuda, monkeyp
         assert (transfers.up, transfers.down) == (min(scored, 1), 0)  # the indices
 
 
-def test_images_on_the_host_are_waited_for_once_a_pass(cuda, monkeypatch):
+def test_images_in_a_file_are_waited_for_once_a_pass(cuda, monkeypatch):
     """Whatever the number of batches; each is sent from a buffer of its own, without a wait."""
     waits: list[int] = []
 
@@ -229,13 +229,14 @@ def test_images_on_the_host_are_waited_for_once_a_pass(cuda, monkeypatch):
         assert device.type == "cuda"
         return torch.empty(shape, dtype=torch.uint8), np.empty(shape, np.uint8)  # no driver to pin memory with
 
-    monkeypatch.setattr(images, "on_host", on_host)
-    monkeypatch.setattr(images, "buffer", buffer)
+    monkeypatch.setattr(storage, "on_host", on_host)
+    monkeypatch.setattr(storage, "buffer", buffer)
     monkeypatch.setattr("prune_env.trainer.FETCHED_PIXELS", 1)
     student = cuda(n=80)
     read: list[int] = []
-    reader = images.Threads((3, 16, 16), lambda rows, into: read.append(len(rows)))
-    kept = images.Images(np.arange(80), (3, 16, 16), reader)
+    monkeypatch.setattr(storage.Mapped, "_gather", lambda _, rows, into: read.append(len(rows)))
+    samples = Samples(np.empty((80, 3, 16, 16), np.uint8), np.zeros(80, np.int64), ("a", "b"))
+    kept = storage.Mapped(samples, np.arange(80))
     for mixed in (False, True):
         for k in (8, 16, 79):
             student.train_data = data(80)

@@ -1,6 +1,5 @@
 """ImageNet in its official layout, folders and archives; made up, and tiny."""
 
-import inspect
 import os
 import shutil
 from pathlib import Path
@@ -18,13 +17,8 @@ from prune_env.data import load, load_test
 from prune_env.data.decode import square
 from prune_env.data.sources import get, read
 from prune_env.io import DamagedFile
-from tests.data.test_datasets import assert_holds
 from tests.helpers import processes, trees
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+from tests.helpers.trees import assert_holds
 
 
 @pytest.fixture
@@ -100,12 +94,6 @@ def test_what_a_killed_unpacking_left_is_no_data_set(root, monkeypatch):
     assert not list(root.glob(".imagenet.unpacking-*"))
 
 
-def test_the_meta_file_of_torchvision_is_not_read(root):
-    trees.imagenet(root)
-    (root / "meta.bin").write_bytes(b"cos\nsystem\n(S'touch /nowhere'\ntR.")
-    assert len(load("imagenet", root=root, image_size=40)[0]) == 29
-
-
 def test_the_usual_recipe(root):
     trees.imagenet(root)
     env = cast(PruneEnv, gym.make("prune_env/ImageNet-v0", root=str(root), budget=90.0).unwrapped)
@@ -124,8 +112,3 @@ def test_a_step_of_the_default_student(root):
     assert info["trained"] == 29
     assert np.isfinite(info["val_loss"])
     assert torch.get_num_threads() == 1
-
-
-def test_torchvisions_reader_of_the_meta_file_runs_no_code():
-    """It is called on a folder where torchvision has just written that file itself, and on no other."""
-    assert "weights_only=True" in inspect.getsource(official.load_meta_file)

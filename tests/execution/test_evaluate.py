@@ -607,7 +607,7 @@ def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
 ):
     shutil.copytree(done.folder, tmp_path / "small")
     former = tmp_path / "small" / checkpoints.FOLDER / "a" / "journal"
-    io.replace(former, b"")
+    io.write_atomic(former, b"")
     arguments = [*SMALL, "--name", "small", "--out", str(tmp_path), "--agents", "full"]
 
     def fails(runs, *_):

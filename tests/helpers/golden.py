@@ -332,7 +332,7 @@ def record() -> None:
     """Put what is found now in the place of what was recorded, a line a step."""
     lines = [f'{{"versions": {json.dumps(versions())},', f'"defaults": {json.dumps(defaults())},']
     trajectories = [f"{json.dumps(of)}: [\n" + ",\n".join(map(json.dumps, s)) + "\n]" for of, s in play().items()]
-    io.replace(PATH, "\n".join([*lines, '"trajectories": {', ",\n".join(trajectories), "}}", ""]).encode())
+    io.write_atomic(PATH, "\n".join([*lines, '"trajectories": {', ",\n".join(trajectories), "}}", ""]).encode())
 
 
 @contextmanager

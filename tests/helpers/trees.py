@@ -13,6 +13,8 @@ from scipy.io import savemat
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets import imagenet as official
 
+from prune_env.data import sources
+
 Arrays = tuple[np.ndarray, np.ndarray]  # images (n, 3, H, W) uint8, labels (n,) int64
 
 
@@ -168,3 +170,13 @@ def _cifar(
     md5 = write(meta["filename"], {meta["key"]: [f"class {number}" for number in range(classes)]})
     monkeypatch.setattr(dataset, "meta", {**meta, "md5": md5})
     return splits
+
+
+def assert_holds(name: str, root: Path, splits: dict[str, Arrays], image_size: int | None = None) -> None:
+    """Assert that a new process would read just these arrays."""
+    sources.forget()
+    for split, (images, labels) in splits.items():
+        samples = sources.read(name, split, root, False, image_size)
+        assert (samples.images.dtype, samples.labels.dtype) == (np.uint8, np.int64)
+        np.testing.assert_array_equal(samples.images, images)
+        np.testing.assert_array_equal(samples.labels, labels)

@@ -31,7 +31,7 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
         run = [record[name] for name in ("agent", "budget", "seed")]
         steps = zip(*(record["curve"][name] for name in CURVE), strict=True)
         writer.writerows([*run, step, *row] for step, row in enumerate(steps, start=1))
-    io.replace(path, text.getvalue().encode())
+    io.write_atomic(path, text.getvalue().encode())
 
 
 def write_events(folder: Path, records: Sequence[Record]) -> None:

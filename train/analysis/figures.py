@@ -45,7 +45,7 @@ def write_accuracy(path: Path, records: Sequence[Record], title: str) -> None:
         right.set_ylabel("test accuracy (%)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=3.5)
-    io.replace(path, png(figure))
+    io.write_atomic(path, png(figure))
 
 
 def png(figure: Figure) -> bytes:

@@ -104,7 +104,7 @@ def show(path: Path, tables: RenderableType) -> None:
     text = StringIO()
     Console(width=WIDTH, file=text).print(tables)
     plain = "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
-    io.replace(path, plain.encode())
+    io.write_atomic(path, plain.encode())
     if sys.stdout.isatty():
         Console().print(tables)
     else:

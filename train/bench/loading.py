@@ -24,7 +24,7 @@ from rich.table import Table
 
 from prune_env import select
 from prune_env.data import Data
-from prune_env.data.residence import KINDS
+from prune_env.data.storage import KINDS
 from prune_env.env import PruneEnv
 from prune_env.trainer import Trainer
 from train.bench.timing import seconds

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DECISIVE = (
     "budget",
     "data/__init__",
-    "data/images",
+    "data/storage",
+    "data/task",
     "env",
     "ranks",
     "selection",

@@ -30,9 +30,9 @@ def read(path: Path, *, repair: bool = True) -> tuple[dict[str, Record], int]:
     if repair and damaged:
         aside = path.with_name(path.name + ".damaged")
         before = aside.read_bytes() if aside.exists() else b""
-        io.replace(aside, before + b"".join(line + b"\n" for line in damaged))
+        io.write_atomic(aside, before + b"".join(line + b"\n" for line in damaged))
     if repair and text != b"\n".join(lines):
-        io.replace(path, text)
+        io.write_atomic(path, text)
     return {record["key"]: record for _, record in parsed if record is not None}, len(damaged)
 
 
@@ -46,7 +46,7 @@ def _parse(line: bytes) -> Record | None:
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Put these records in place of the file. Errors as for `append`."""
-    io.replace(path, b"".join(io.seal_line(KIND, record) for record in records))
+    io.write_atomic(path, b"".join(io.seal_line(KIND, record) for record in records))
 
 
 def append(path: Path, record: Record) -> None:

@@ -37,7 +37,7 @@ class Running(Where):
     download: bool = False
     """Fetch images that are not there."""
     images: str = "auto"
-    """Where they are kept: `device`, `host`, `mapped`, `files`, or the first of these that fits; no number changes."""
+    """Where they are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
     device: str = "auto"
     """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
     agent_timeout: float = 600.0
@@ -108,7 +108,9 @@ def _carry_out(
     try:
         with locked(folder):
             io.sweep(folder)
-            io.replace(folder / "cells.json", io.seal_line(results.CELLS, {"keys": list(plan.runs), "file": source}))
+            io.write_atomic(
+                folder / "cells.json", io.seal_line(results.CELLS, {"keys": list(plan.runs), "file": source})
+            )
             records, failures = _run_missing(
                 plan, folder, partial(_outcomes, plan, engine, terms, running), command, console
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 
-from prune_env.data.residence import cores
+from prune_env.machine import cores
 from train.execution import workers
 from train.execution.engines import Where
 from train.execution.episode import Run

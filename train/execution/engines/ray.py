@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
 
 import train
-from prune_env.data.residence import cores
+from prune_env.machine import cores
 from train.execution import workers
 from train.execution.companion import line_of
 from train.execution.engines import Unavailable, Where, gpus_for, import_path

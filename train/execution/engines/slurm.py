@@ -83,7 +83,7 @@ class _Job(Checkpointable):
         assert terms.folder is not None
         told = workers.alone(key, run, terms)
         line = {"failure": [told.error, told.traceback, told.final]} if isinstance(told, Failure) else told
-        io.replace(_path(terms.folder / "slurm", key), io.seal_line(OUTCOME, line))
+        io.write_atomic(_path(terms.folder / "slurm", key), io.seal_line(OUTCOME, line))
 
 
 def _path(folder: Path, key: str) -> Path:

@@ -1,0 +1,160 @@
+"""Vary a data set's task: how its official training split becomes a training and a validation part."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from prune_env.checks import real, whole
+
+VALIDATION_SEED = 0  # fixed: every task of a data set is judged on the same images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What makes one task of a data set differ from another; all at their defaults leave the data as they are.
+
+    Validation is carved first and is the same for every task. The training part then goes through `imbalance`,
+    `train_size`, `duplicates` and `label_noise`, in this order, each drawing from its own generator seeded by
+    `task_seed`. Samples stay in the official order; a duplicate stands in the place of the sample that it replaces.
+
+    Raises TypeError or ValueError for a value of another type or out of range.
+    """
+
+    train_size: int | None = None
+    """Number of training samples, classes keeping their shares: from one a class to all; None: all."""
+    label_noise: float = 0.0
+    """Share of the labels replaced by another class: 0 to 1."""
+    imbalance: float = 1.0
+    """Ratio of the largest to the smallest class, falling exponentially with the class: 1 or more."""
+    duplicates: float = 0.0
+    """Share of the training set that repeats other samples of it: at least 0 and below 1."""
+    task_seed: int = 0
+    """Seed of what is drawn: 0 or more."""
+    val_rest: bool = False
+    """Whether validation also has, with clean labels, the samples that `imbalance` and `train_size` leave out."""
+
+    def __post_init__(self) -> None:
+        # Comparisons are written so that NaN fails them.
+        if not 0 <= real("label_noise", self.label_noise) <= 1:
+            raise ValueError(f"label_noise={self.label_noise} must be a share between 0 and 1")
+        if not 1 <= real("imbalance", self.imbalance) < math.inf:
+            raise ValueError(f"imbalance={self.imbalance} must be a finite ratio of 1 or more")
+        if not 0 <= real("duplicates", self.duplicates) < 1:
+            raise ValueError(f"duplicates={self.duplicates} must be a share of at least 0 and below 1")
+        if self.train_size is not None:
+            whole("train_size", self.train_size)
+        if whole("task_seed", self.task_seed) < 0:
+            raise ValueError(f"task_seed={self.task_seed} must be 0 or more")
+
+    def parts(self, labels: np.ndarray, classes: tuple[str, ...], validation_share: float) -> "Parts":
+        """Divide the samples of a split with `labels` (n,). Raises ValueError for what leaves a class empty."""
+        validation = validation_rows(labels, classes, validation_share)
+        every = np.setdiff1d(np.arange(len(labels)), validation)
+        rngs = [np.random.default_rng((self.task_seed, knob)) for knob in (1, 2, 3, 4)]
+        rows = every[imbalanced_rows(labels[every], len(classes), self.imbalance, rngs[0])]
+        if self.train_size is not None:
+            rows = rows[stratified_rows(labels[rows], len(classes), self.train_size, rngs[1])]
+        if self.val_rest:
+            validation = np.union1d(validation, np.setdiff1d(every, rows))
+        rows = with_duplicates(rows, self.duplicates, rngs[2])
+        noisy, wrong = with_label_noise(labels[rows], len(classes), self.label_noise, rngs[3])
+        return Parts(rows, noisy, wrong, validation)
+
+
+VARIANT = tuple(field.name for field in fields(Variant))  # the names of what varies a task
+
+
+class Parts(NamedTuple):
+    """Rows of a split for training and validation."""
+
+    train: np.ndarray  # (n,) int64
+    labels: np.ndarray  # (n,) int64, what training sees
+    wrong: np.ndarray  # (n,) bool, label replaced by label_noise
+    validation: np.ndarray  # (m,) int64
+
+
+def validation_rows(labels: np.ndarray, classes: tuple[str, ...], share: float) -> np.ndarray:
+    """Sorted rows of a stratified `share` of samples with `labels` (n,); always the same ones.
+
+    Raises ValueError for a class with a single sample: training would be left without it.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        name = classes[counts.argmin()]
+        raise ValueError(f"class {name!r} has {counts.min()} training images: two or more are needed")
+    sizes = apportion(max(1, round(share * len(labels))), counts)
+    return draw_per_class(labels, sizes, np.random.default_rng(VALIDATION_SEED))
+
+
+def imbalanced_rows(labels: np.ndarray, classes: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
+    """Sorted rows that leave class c with n_max · ratio^(−c / (C−1)) samples; ratio 1 leaves all as they are.
+
+    n_max is the largest for which every class has that many. Raises ValueError if a class would be empty.
+    """
+    if ratio == 1:
+        return np.arange(len(labels))
+    counts = np.bincount(labels, minlength=classes)
+    profile = ratio ** -np.linspace(0, 1, classes)
+    sizes = np.rint(profile * (counts / profile).min()).astype(np.int64)
+    if sizes.min() < 1:
+        raise ValueError(f"imbalance={ratio} leaves class {sizes.argmin()} empty: use {sizes.max()} or less")
+    return draw_per_class(labels, sizes, rng)
+
+
+def stratified_rows(labels: np.ndarray, classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Sorted rows of exactly `size` samples in which classes keep their shares, none below one sample.
+
+    Raises ValueError for more samples than there are, or fewer than classes.
+    """
+    if not classes <= size <= len(labels):
+        raise ValueError(f"train_size={size} must lie between {classes}, one a class, and {len(labels)}, all there are")
+    sizes = apportion(size, np.bincount(labels, minlength=classes))
+    for empty in np.flatnonzero(sizes == 0):
+        sizes[sizes.argmax()] -= 1
+        sizes[empty] = 1
+    return draw_per_class(labels, sizes, rng)
+
+
+def with_duplicates(rows: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """`rows` (n,) with round(share · n) replaced, in place, by uniform draws among those that stay."""
+    order = rng.permutation(len(rows))
+    copies = round(share * len(rows))
+    replaced, kept = order[:copies], order[copies:]
+    if len(kept) == 0:
+        raise ValueError(f"duplicates={share} leaves none of {len(rows)} samples to copy: it must be lower")
+    result = rows.copy()
+    result[replaced] = rows[rng.choice(kept, copies)]
+    return result
+
+
+def with_label_noise(
+    labels: np.ndarray, classes: int, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`labels` (n,) with round(share · n) replaced by a uniformly drawn other class, and which (n,) bool.
+
+    Raises ValueError if there is no other class.
+    """
+    if share > 0 and classes < 2:
+        raise ValueError(f"label_noise={share} needs another class: the data set has {classes}")
+    chosen = rng.permutation(len(labels))[: round(share * len(labels))]
+    wrong = np.zeros(len(labels), bool)
+    wrong[chosen] = True
+    shift = rng.integers(1, max(classes, 2), len(labels))
+    return np.where(wrong, (labels + shift) % classes, labels), wrong
+
+
+def apportion(total: int, counts: np.ndarray) -> np.ndarray:
+    """Split `total` in proportion to `counts` (C,): (C,) int64, largest remainders first, then lower classes."""
+    shares, remainders = np.divmod(total * counts.astype(np.int64), counts.sum())
+    shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
+    return shares
+
+
+def draw_per_class(labels: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Sorted rows holding `sizes[c]` uniformly drawn samples of each class c."""
+    order = np.lexsort((rng.random(len(labels)), labels))  # class by class, shuffled inside a class
+    ordered = labels[order]
+    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)  # place inside the class, 0 first
+    return np.sort(order[rank < sizes[ordered]])
