@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from prune_env import data, render, selection, stats
 from prune_env.budget import Ledger
 from prune_env.checks import real, text
-from prune_env.data.task import Task
+from prune_env.data.task import Variant
 from prune_env.students import models
 from prune_env.students.recipes import Recipe, Training, tuned
 from prune_env.trainer import EpochResult, Trainer
@@ -92,12 +92,13 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet`, `imagenet` or `imagefolder`; the id sets it.
     - `budget`: full-epoch equivalents of compute.
     - `price`: taken from the reward for each full-epoch equivalent.
-    - `root`, `download`: where the images are (else `PRUNE_ENV_DATA`), and whether to fetch them. Decoded images are
-      cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
+    - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
+      the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
     - `images`: where decoded images are kept: on the `device`, on the `host`, in a file of the cache that is `mapped`
       into memory, nowhere (their `files` are decoded as they are needed), or in the first of these that has room
       (`auto`); see `prune_env.data.load`. No number depends on it.
-    - the fields of `prune_env.data.task.Task`, such as `train_size` and `label_noise`: make another task of the data.
+    - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`: make another task of the
+      data.
       Validation and test stay as they are, unless `val_rest` adds to validation what training does without.
     - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`. The tuned learning rate is the one
       for clean labels, whatever `label_noise` is: an agent could read the share from another.
@@ -118,6 +119,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         price: float = 0.0,
         root: str | None = None,
         download: bool = False,
+        image_size: int | None = None,
         images: str = "auto",
         device: str = "auto",
         render_mode: str | None = None,
@@ -133,16 +135,18 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.price = float(price)
         self.render_mode = render_mode
 
-        task, training = asdict(Task()), asdict(Training())
+        variant, training = asdict(Variant()), asdict(Training())
         for name, value in options.items():
-            if name not in {**task, **training}:
-                raise TypeError(f"PruneEnv has no argument {name!r}; there are {', '.join((*task, *training))}")
-            (task if name in task else training)[name] = value
+            if name not in {**variant, **training}:
+                raise TypeError(f"PruneEnv has no argument {name!r}; there are {', '.join((*variant, *training))}")
+            (variant if name in variant else training)[name] = value
         # the rate for clean labels, however many are wrong: a recipe must not tell that
-        values = tuned(dataset, training["model"], self.budget, image_size=task["image_size"]).values
+        values = tuned(dataset, training["model"], self.budget, image_size=image_size).values
         self.recipe = Recipe(**values | {name: value for name, value in training.items() if value is not None})
         target = _device(device)
-        train, val = data.load(dataset, root=root, download=download, images=images, device=target, **task)
+        train, val = data.load(
+            dataset, root=root, download=download, image_size=image_size, images=images, device=target, **variant
+        )
         self.train_data, self.val_data = train, val
         self._labels = train.labels.cpu().numpy()
         self.trainer: Trainer | None = None

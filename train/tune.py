@@ -127,10 +127,8 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
             raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(sources.SOURCES)}")
         if ":" in args.save and dataset == "*":
             raise ValueError("--save is '*' with a size: rates for one size of images are a data set's own")
-        if ":" in args.save and size != str(args.task.image_size):
-            raise ValueError(
-                f"--save is {args.save!r}, for images of another size than --image-size {args.task.image_size}"
-            )
+        if ":" in args.save and size != str(args.image_size):
+            raise ValueError(f"--save is {args.save!r}, for images of another size than --image-size {args.image_size}")
     return run.recipe
 
 
@@ -175,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(f"{lr:g}", *(f"{np.mean(cell):.2f} ± {e:.2f}{mark}" for cell, e, mark in shown))
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {args.seeds} paired seeds")
     if args.save is not None:
-        store(RECIPES, args.save, recipe, best, command, args.task.label_noise)
+        store(RECIPES, args.save, recipe, best, command, args.variant.label_noise)
     return 0
 
 

@@ -13,13 +13,13 @@ import tyro
 
 import agents
 from prune_env import PruneEnv, data
-from prune_env.data.task import Task
+from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution.companion import AgentDied, AgentError, Companion
 from train.execution.episode import OF_MACHINE, Run
 from train.execution.workers import DIED, Failure, Terms, closed_files
 
-TASK = tuple(option.name for option in fields(Task))
+TASK = ("image_size", *VARIANT)
 SETTINGS = (*TASK, *(option.name for option in fields(Training)))
 UNKNOWN = "unknown"  # in place of the digest of an agent's code: no record has such a key
 
@@ -43,17 +43,18 @@ class Options:
 
     env: str = "prune_env/Digits-v0"
     """Environment id: the data set."""
-    task: Annotated[Task, tyro.conf.arg(name="")] = field(default_factory=Task)
+    image_size: int | None = None
+    """Side in pixels that images are resized to, where the data set allows it."""
+    variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
     training: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
 
     def settings(self) -> dict[str, Any]:
         """Return the options that differ from their defaults: keyword arguments of the environment."""
-        return {
-            option.name: getattr(of, option.name)
-            for of in (self.task, self.training)
-            for option in fields(of)
-            if getattr(of, option.name) != option.default
-        }
+        settings = {} if self.image_size is None else {"image_size": self.image_size}
+        for of in (self.variant, self.training):
+            values = {option.name: (getattr(of, option.name), option.default) for option in fields(of)}
+            settings |= {name: value for name, (value, default) in values.items() if value != default}
+        return settings
 
 
 def dataset_of(env_id: str) -> str:
