@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
-from prune_env.sampling import Action, Mask, Observation, check, fill, hardest, how_many
+from prune_env.sampling import Action, Mask, Observation, check, fill, n_keep, top_k_mask
 
 
 class Hold:
@@ -70,10 +70,10 @@ class EpsilonGreedy:
         self._held = Hold(self.period)
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        k = how_many(self.keep, len(observation["loss"]))
+        k = n_keep(self.keep, len(observation["loss"]))
 
         def choose() -> Mask:
-            greedy = hardest(observation["loss_mean"], round((1 - self.epsilon) * k), rng)
+            greedy = top_k_mask(observation["loss_mean"], round((1 - self.epsilon) * k), rng)
             return fill(greedy, k, rng)
 
         return select(self._held(observation, choose))
@@ -113,8 +113,8 @@ class UCB:
         return observation["loss_mean"] + np.float32(self.c) * observation["loss_var"]
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        k = how_many(self.keep, len(observation["loss"]))
-        return select(self._held(observation, lambda: hardest(self.score(observation), k, rng)))
+        k = n_keep(self.keep, len(observation["loss"]))
+        return select(self._held(observation, lambda: top_k_mask(self.score(observation), k, rng)))
 
 
 class UCB1(UCB):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
-from prune_env.sampling import Action, Mask, Observation, check, everything, how_many, uniform
+from prune_env.sampling import Action, Mask, Observation, all_samples, check, n_keep, uniform
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,7 @@ class Full:
     """
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        return everything(observation)
+        return all_samples(observation)
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,7 @@ class Random:
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         n = len(observation["loss"])
-        k = how_many(self.keep, n)
+        k = n_keep(self.keep, n)
         if self.fresh:
             return select(uniform(n, k, rng))
         if n != self._n:  # another data set: its samples are others
@@ -97,5 +97,5 @@ class StaticRandom:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         n = len(observation["loss"])
         if n != len(self._mask):  # the first step, or another data set
-            self._mask = uniform(n, how_many(self.keep, n), rng)
+            self._mask = uniform(n, n_keep(self.keep, n), rng)
         return select(self._mask)

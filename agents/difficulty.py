@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
-from prune_env.policy.encoding import ranks
-from prune_env.sampling import Action, Observation, check, hardest, how_many, uniform
+from prune_env.sampling import Action, Observation, check, n_keep, ranks, top_k_mask, uniform
 
 
 @dataclass(kw_only=True)
@@ -30,7 +29,7 @@ class LossTopK:
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         loss = observation["loss"]
-        return select(hardest(loss, how_many(self.keep, len(loss)), rng))
+        return select(top_k_mask(loss, n_keep(self.keep, len(loss)), rng))
 
 
 @dataclass(kw_only=True)
@@ -63,10 +62,10 @@ class OrderDP:
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         loss = observation["loss"]
-        k = how_many(self.keep, len(loss))
+        k = n_keep(self.keep, len(loss))
         share = math.sqrt(self.keep) if self.pool is None else self.pool
         pool = uniform(len(loss), max(k, round(share * len(loss))), rng)
-        return select(hardest(np.where(pool, loss, -np.inf), k, rng))
+        return select(top_k_mask(np.where(pool, loss, -np.inf), k, rng))
 
 
 @dataclass(kw_only=True)
@@ -96,4 +95,4 @@ class Middle:
         rank = ranks(observation["loss_mean"])  # (N,) float64
         z = np.log(rank / (1 - rank))
         keys = rng.gumbel(size=len(rank)) - (z / self.width) ** 2
-        return select(hardest(keys, how_many(self.keep, len(rank)), rng))
+        return select(top_k_mask(keys, n_keep(self.keep, len(rank)), rng))

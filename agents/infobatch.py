@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
-from prune_env.sampling import Action, Observation, check, everything, fill, in_last
+from prune_env.sampling import Action, Observation, all_samples, check, fill, in_last
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class InfoBatch:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         loss, seen = observation["loss"], observation["visits"] > 0
         if in_last(observation, self.anneal) or not seen.any():
-            return everything(observation)
+            return all_samples(observation)
         # in float64 the mean never exceeds the largest loss, so W is never everything
         easy = seen & (loss < loss.mean(dtype=np.float64, where=seen))
         count = np.count_nonzero(easy)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
-from prune_env.sampling import Action, Observation, check, everything, hardest, in_last
+from prune_env.sampling import Action, Observation, all_samples, check, in_last, top_k_mask
 
 DECAYS = (0.3, 0.6, 0.8)  # shares of the budget spent: epochs 60, 120, 160 of 200 and 30, 60, 80 of 100
 
@@ -50,9 +50,9 @@ class Kakurenbo:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         loss, seen = observation["loss"], observation["visits"] > 0
         if not seen.any():
-            return everything(observation)
+            return all_samples(observation)
         share = self.hide * (1 - sum(in_last(observation, 1 - spent) for spent in DECAYS) / 5)
-        easy = hardest(-loss, int(share * len(loss) + 1e-9), rng)  # 0.29 * 100 is 28.999999999999996
+        easy = top_k_mask(-loss, int(share * len(loss) + 1e-9), rng)  # 0.29 * 100 is 28.999999999999996
         sure = (observation["correct"] > 0) & (observation["confidence"] >= np.float32(self.confidence))
         hidden = easy & sure & seen
         weight = 1 / (1 - (share if self.nominal else hidden.mean()))

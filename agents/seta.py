@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
-from prune_env.sampling import Action, Observation, check, how_many, in_last, uniform
+from prune_env.sampling import Action, Observation, check, in_last, n_keep, uniform
 
 STARTS = 10  # runs of k-means
 
@@ -67,14 +67,14 @@ class SeTa:
         if n != self._n:  # another data set
             self._step, self._n = 0, n
         step, self._step = self._step, self._step + 1
-        drawn = uniform(n, how_many(1 - self.r, n), rng)
+        drawn = uniform(n, n_keep(1 - self.r, n), rng)
         seen = np.flatnonzero(drawn & (observation["visits"] > 0))
         if step == 0 or in_last(observation, self.anneal) or not len(seen):
             return select(drawn)
         seen = rng.permutation(seen)
         seen = seen[np.argsort(loss[seen], kind="stable")]
         ends = group_ends(loss[seen], self.groups, rng)
-        width = how_many(self.window, self.groups)
+        width = n_keep(self.window, self.groups)
         start = step % (self.groups - width + 1)
         mask = drawn.copy()
         mask[seen[: ends[start]]] = False

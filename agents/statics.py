@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
-from prune_env.sampling import Action, Mask, Observation, check, everything, hardest, how_many, in_last
+from prune_env.sampling import Action, Mask, Observation, all_samples, check, in_last, n_keep, top_k_mask
 
 
 @dataclass(kw_only=True)
@@ -54,16 +54,16 @@ class Static:
             self._sums += observation[self.measured]
             if in_last(observation, 1 - self.scoring):
                 return self.freeze(observation, rng)
-        return everything(observation) if self._mask is None else select(self._mask)
+        return all_samples(observation) if self._mask is None else select(self._mask)
 
     def freeze(self, observation: Observation, rng: np.random.Generator) -> Action:
         """What follows the scoring passes: the first step with the subset."""
-        self._mask = self.choose(observation, how_many(self.keep, len(self._sums)), rng)
+        self._mask = self.choose(observation, n_keep(self.keep, len(self._sums)), rng)
         return select(self._mask)
 
     def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
         """Mask of the k samples to keep; the largest sums, equals drawn uniformly."""
-        return hardest(self._sums, k, rng)
+        return top_k_mask(self._sums, k, rng)
 
 
 @dataclass(kw_only=True)
@@ -104,7 +104,7 @@ class Forgetting(Static):
     scoring: float = 0.25
 
     def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
-        return hardest(np.where(self._sums > 0, observation["forgets"], np.inf), k, rng)
+        return top_k_mask(np.where(self._sums > 0, observation["forgets"], np.inf), k, rng)
 
 
 @dataclass(kw_only=True)
@@ -141,7 +141,7 @@ class Grand(Static):
         return select(np.zeros(n), score=np.ones(n))
 
     def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
-        return hardest(observation["el2n"], k, rng)
+        return top_k_mask(observation["el2n"], k, rng)
 
 
 @dataclass(kw_only=True)
@@ -177,7 +177,7 @@ class CCS(Static):
 
     def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
         n = len(self._sums)
-        dropped = hardest(-self._sums, min(round(self.beta * n), n - k), rng)
+        dropped = top_k_mask(-self._sums, min(round(self.beta * n), n - k), rng)
         left = rng.permutation(np.flatnonzero(~dropped))
         hardness = -self._sums[left]
         low, width = hardness.min(), np.ptp(hardness) or 1.0

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
-from prune_env.policy.encoding import ranks
-from prune_env.sampling import Action, Observation, blended, check, everything, how_many, in_last, systematic
+from prune_env.sampling import Action, Observation, all_samples, check, in_last, mixup_shares, n_keep, ranks, systematic
 
 MAX_REWEIGHT = 3.0
 
@@ -48,7 +47,7 @@ def inclusion(observation: Observation, keep: float, tau: float = 0.25, dynamics
         dynamics: see `difficulty`.
     """
     g = difficulty(observation, dynamics)
-    kept = how_many(keep, len(g))
+    kept = n_keep(keep, len(g))
     k = kept / len(g)
     if kept == len(g):
         return np.ones(len(g))
@@ -112,12 +111,12 @@ class SwDPP:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         n = len(observation["loss"])
         if in_last(observation, self.anneal) or not observation["visits"].any():
-            return everything(observation)
+            return all_samples(observation)
         pi = inclusion(observation, self.keep, self.tau, self.dynamics)
-        kept = how_many(self.keep, n)
+        kept = n_keep(self.keep, n)
         mask = systematic(pi, kept, rng)
         weight = mask.astype(np.float32)
         if self.reweight:
             weight[mask] = np.minimum(kept / n / pi[mask], MAX_REWEIGHT)
         q = self.q_max * min(max((1 - self.keep - 0.3) / 0.6, 0.0), 1.0)
-        return select(weight, blended(mask, q, rng))
+        return select(weight, mixup_shares(mask, q, rng))

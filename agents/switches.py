@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
-from prune_env.sampling import Action, Agent, Observation, blended, check, everything, in_last, uniform
+from prune_env.sampling import Action, Agent, Observation, all_samples, check, in_last, mixup_shares, uniform
 
 
 def reset(agent: Agent) -> None:
@@ -48,7 +48,7 @@ class Switched:
         agent: what is wrapped.
         anneal: share of the budget at the end that trains on all data with weight 1 and unmixed, in [0, 1].
         mixup: probability with which a kept sample that the agent does not blend itself is blended, in [0, 1];
-            see `parts.blended`. A sample's first visit stays unmixed, so that every sample is measured once.
+            see `prune_env.sampling.mixup_shares`. First visits stay unmixed, so that every sample is measured once.
 
     Raises:
         ValueError: a share out of range.
@@ -67,11 +67,11 @@ class Switched:
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         if in_last(observation, self.anneal):
-            return everything(observation)
+            return all_samples(observation)
         action = self.agent(observation, rng)
         if self.mixup == 0:  # nothing is drawn: the agent goes on as without the switch
             return action
         mixup = np.asarray(action["mixup"])
         mask = (np.asarray(action["weight"]) > 0) & (mixup == 0) & (observation["visits"] > 0)
-        shares = blended(mask, self.mixup, rng)
+        shares = mixup_shares(mask, self.mixup, rng)
         return select(np.asarray(action["weight"], dtype=np.float64), mixup + shares, action.get("score"))

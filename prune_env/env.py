@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from prune_env import data, render, selection, stats
 from prune_env.budget import Ledger
 from prune_env.checks import real, text
+from prune_env.data.task import Variant
 from prune_env.students import models
-from prune_env.students.recipes import Recipe, tuned
+from prune_env.students.recipes import Recipe, Training, tuned
 from prune_env.trainer import EpochResult, Trainer
 
-DEFAULT_MODEL = {"digits": "mlp", "imagenet": "torchvision:resnet50"}  # every other source: convnet
 MAX_BUDGET = 1e6  # full-epoch equivalents: a finite bound for the observation
 
 
@@ -96,11 +96,11 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
       the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
     - `images`: where decoded images are kept: on the `device`, in a file of the cache that is `mapped` into memory, or
       in the first of these that has room (`auto`); see `prune_env.data.load`. No number depends on it.
-    - `train_size`, `label_noise`, `imbalance`, `duplicates`, `task_seed`: make another task of the data; see
-      `prune_env.data.Variant`. Validation and test stay as they are, unless `val_rest` adds to validation what training
-      does without.
-    - `model`, `batch_size`, `lr`, `momentum`, `weight_decay`, `warmup`, `label_smoothing`, `ema`, `precision`,
-      `compile`: see `prune_env.students.recipes.Recipe`.
+    - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`: make another task of the
+      data.
+      Validation and test stay as they are, unless `val_rest` adds to validation what training does without.
+    - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`. The tuned learning rate is the one
+      for clean labels, whatever `label_noise` is: an agent could read the share from another.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
 
@@ -119,25 +119,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         root: str | None = None,
         download: bool = False,
         image_size: int | None = None,
-        train_size: int | None = None,
-        label_noise: float = 0.0,
-        imbalance: float = 1.0,
-        duplicates: float = 0.0,
-        task_seed: int = 0,
-        val_rest: bool = False,
         images: str = "auto",
-        model: str | None = None,
-        batch_size: int | None = None,
-        lr: float | None = None,
-        momentum: float = 0.9,
-        weight_decay: float | None = None,
-        warmup: float = 0.1,
-        label_smoothing: float = 0.0,
-        ema: float = 0.8,
-        precision: str = "auto",
-        compile: str = "off",
         device: str = "auto",
         render_mode: str | None = None,
+        **options: Any,
     ):
         if not 0.0 < real("budget", budget) <= MAX_BUDGET:
             raise ValueError(f"budget is {budget}; it must lie in (0, {MAX_BUDGET:g}], in full-epoch equivalents")
@@ -149,34 +134,17 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.price = float(price)
         self.render_mode = render_mode
 
-        model = text("model", model or DEFAULT_MODEL.get(text("dataset", dataset), "convnet"))
-        given = {"batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
-        chosen = tuned(dataset, model, self.budget, image_size=image_size)
-        chosen |= {name: value for name, value in given.items() if value is not None}
-        self.recipe = Recipe(
-            model=model,
-            momentum=momentum,
-            warmup=warmup,
-            label_smoothing=label_smoothing,
-            ema=ema,
-            precision=precision,
-            compile=compile,
-            **chosen,
-        )
+        variant, training = asdict(Variant()), asdict(Training())
+        for name, value in options.items():
+            if name not in {**variant, **training}:
+                raise TypeError(f"PruneEnv has no argument {name!r}; there are {', '.join((*variant, *training))}")
+            (variant if name in variant else training)[name] = value
+        # the rate for clean labels, however many are wrong: a recipe must not tell that
+        values = tuned(dataset, training["model"], self.budget, image_size=image_size).values
+        self.recipe = Recipe(**values | {name: value for name, value in training.items() if value is not None})
         target = _device(device)
         train, val = data.load(
-            dataset,
-            root=root,
-            download=download,
-            image_size=image_size,
-            train_size=train_size,
-            label_noise=label_noise,
-            imbalance=imbalance,
-            duplicates=duplicates,
-            task_seed=task_seed,
-            val_rest=val_rest,
-            images=images,
-            device=target,
+            dataset, root=root, download=download, image_size=image_size, images=images, device=target, **variant
         )
         self.train_data, self.val_data = train, val
         self._labels = train.labels.cpu().numpy()
@@ -188,9 +156,12 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
         # what does not fit raises now, not at reset
+        model = self.recipe.model
         is_random = models.check(model, channels, size, len(train.classes))
-        if compile != "off" and is_random:  # compiled code would draw from the global generator
-            raise ValueError(f"compile is {compile!r}; {model!r} draws random numbers (dropout) and needs 'off'")
+        if self.recipe.compile != "off" and is_random:  # compiled code would draw from the global generator
+            raise ValueError(
+                f"compile is {self.recipe.compile!r}; {model!r} draws random numbers (dropout) and needs 'off'"
+            )
         self.action_space = actions(n)
         self.observation_space = observations(n, len(train.classes), self.budget)
 

@@ -1,6 +1,20 @@
-"""The parts that the rules are made of: how many, the hardest, a uniform draw, a draw by probability.
+"""Parts of rules: how many samples, the largest scores, uniform draws, draws by probability, ranks, Mixup shares.
 
-N is the number of samples and k the number to keep. Everything is O(N).
+An agent needs numpy and this package only, so its file can be copied into any project:
+
+    import numpy as np
+    from prune_env import sampling, select
+
+    class HardHalf:
+        '''Keep a fifth at random, and of the others the largest losses up to a half.'''
+
+        def __call__(self, observation, rng):
+            n = len(observation["loss"])
+            drawn = sampling.uniform(n, sampling.n_keep(0.2, n), rng)
+            scores = np.where(drawn, np.inf, observation["loss"])
+            return select(sampling.top_k_mask(scores, sampling.n_keep(0.5, n), rng))
+
+N is the number of samples and k the number to keep. Masks are (N,) bool. All but `ranks`, which sorts, takes O(N).
 """
 
 from __future__ import annotations
@@ -22,7 +36,7 @@ SAMPLE = 4096  # scores that bracket the border of a selection
 
 
 def check(name: str, value: object, allowed: str | type[bool]) -> None:
-    """Check a hyper-parameter.
+    """Check a hyper-parameter of an agent.
 
     Args:
         name: what the message calls it.
@@ -48,38 +62,38 @@ def check(name: str, value: object, allowed: str | type[bool]) -> None:
         raise ValueError(f"{name} must be a number in {allowed}, not {value!r}")
 
 
-def everything(observation: Observation) -> Action:
-    """All samples, each with weight 1."""
+def all_samples(observation: Observation) -> Action:
+    """Return the action that keeps all samples with weight 1."""
     return select(np.ones(len(observation["loss"]), dtype=np.bool_))
 
 
-def how_many(keep: float, n: int) -> int:
-    """Number of samples that a share `keep` in (0, 1] of n stands for: max(1, round(keep n))."""
+def n_keep(keep: float, n: int) -> int:
+    """Return how many of n samples a share `keep` in (0, 1] stands for: max(1, round(keep n))."""
     return max(1, round(keep * n))
 
 
 def in_last(observation: Observation, share: float) -> bool:
-    """Whether the last `share` of the budget has begun."""
+    """Return whether the last `share` of the budget, in [0, 1], has begun."""
     return float(observation["spent"][0]) >= 1 - share - 1e-6  # spent is float32: 0.9 arrives as 0.89999998
 
 
-def hardest(scores: NDArray[np.floating], k: int, rng: np.random.Generator) -> Mask:
-    """Mask of the k largest of `scores` (N,), 0 <= k <= N; equals at the border are drawn uniformly."""
+def top_k_mask(scores: NDArray[np.floating], k: int, rng: np.random.Generator) -> Mask:
+    """Return the mask of the k largest `scores` (N,), 0 <= k <= N; equals at the border are drawn uniformly."""
     mask = np.zeros(len(scores), dtype=np.bool_)
     if k == 0:
         return mask
-    border = largest(scores, k)
+    border = kth_largest(scores, k)
     mask = scores > border
     equals = np.flatnonzero(scores == border)
     mask[rng.choice(equals, k - np.count_nonzero(mask), replace=False, shuffle=False)] = True
     return mask
 
 
-def largest(scores: NDArray[np.floating], k: int) -> np.floating:
-    """The k-th largest of `scores` (N,), 1 <= k <= N.
+def kth_largest(scores: NDArray[np.floating], k: int) -> np.floating:
+    """Return the k-th largest of `scores` (N,), 1 <= k <= N.
 
     Of many scores an evenly spaced sample brackets it (Floyd and Rivest 1975), and the few inside are partitioned:
-    a quarter of the time. Where the order of the scores makes the sample a poor one, all are.
+    which takes a quarter of the time. Where the order of the scores makes the sample a poor one, all are partitioned.
     """
     step = len(scores) // SAMPLE
     if step >= 4:
@@ -95,22 +109,22 @@ def largest(scores: NDArray[np.floating], k: int) -> np.floating:
 
 
 def uniform(n: int, k: int, rng: np.random.Generator) -> Mask:
-    """Mask of k of n samples, each subset of that size equally likely."""
-    return hardest(rng.random(n, dtype=np.float32), k, rng)  # a third of the time that rng.choice takes
+    """Return a mask of k of n samples; each subset of that size is equally likely."""
+    return top_k_mask(rng.random(n, dtype=np.float32), k, rng)  # a third of the time that rng.choice takes
 
 
 def fill(mask: Mask, k: int, rng: np.random.Generator) -> Mask:
-    """`mask` (N,) and as many of the other samples, drawn uniformly, as make it k."""
+    """Return `mask` (N,) with uniformly drawn other samples added, k in all; k is at least the mask's own number."""
     key = rng.random(len(mask), dtype=np.float32)
     np.maximum(key, mask, out=key)  # 1 is above every draw from [0, 1)
-    return hardest(key, k, rng)
+    return top_k_mask(key, k, rng)
 
 
 def systematic(pi: NDArray[np.float64], k: int, rng: np.random.Generator) -> Mask:
-    """Mask of exactly k distinct samples; sample i is in it with probability exactly pi_i.
+    """Draw exactly k distinct samples, sample i with probability exactly pi_i; return their mask (N,).
 
-    The samples are laid end to end in random order, each as long as its pi, and those are drawn on which one
-    of the points u, u+1, ..., u+k-1 falls, u ~ U[0, 1). The random order leaves no pair tied together.
+    Systematic sampling: the samples lie end to end in random order, each as long as its pi. Those are drawn that one
+    of the points u, u+1, ..., u+k-1 falls on, u ~ U[0, 1). The random order ties no pair together.
 
     Args:
         pi: (N,) inclusion probabilities in [0, 1] that sum to k.
@@ -126,8 +140,8 @@ def systematic(pi: NDArray[np.float64], k: int, rng: np.random.Generator) -> Mas
     return mask
 
 
-def blended(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(N,) shares of a partner image: each sample of `mask` is blended with probability q, others have 0.
+def mixup_shares(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return shares (N,) float32 of a partner image: a sample of `mask` (N,) has one with probability q, others have 0.
 
     The share is min(λ, 1-λ), λ ~ Beta(0.4, 0.4): Mixup (Zhang et al., arXiv 1710.09412), the sample's own image
     staying the main one.
@@ -137,3 +151,10 @@ def blended(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.float3
     shares = np.zeros(len(mask), dtype=np.float32)
     shares[mixed] = np.minimum(lam, 1 - lam)
     return shares
+
+
+def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the ranks of `values` (N,), in (0, 1): (average 1-based rank - ½) / N; equals share one rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - counts / 2)[inverse] / len(values)

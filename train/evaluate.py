@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import tyro
 from rich.console import Group
 from rich.text import Text
 
-from prune_env.env import DEFAULT_MODEL
+from prune_env.students.recipes import default_model
 from train.analysis import table
-from train.execution.plan import SETTINGS, TASK, Block
+from train.execution.plan import TASK, Block, Options, dataset_of
 from train.execution.results import Record
 from train.execution.runner import Running, carry_out
 
@@ -35,8 +34,8 @@ DEFAULT_AGENTS = (
 )
 
 
-@dataclass
-class Arguments(Running):
+@dataclass(kw_only=True)
+class Arguments(Options, Running):
     """Train with every agent under equal budgets and paired seeds; compare test accuracy.
 
     Results go to OUT/NAME: results.jsonl (one line a run, with its provenance), curves.csv, accuracy.png,
@@ -46,10 +45,6 @@ class Arguments(Running):
 
     agents: tuple[str, ...] = DEFAULT_AGENTS
     """Agents, e.g. `ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent:option=1`."""
-    env: str = "prune_env/Digits-v0"
-    """Environment id: the data set."""
-    model: str | None = None
-    """Network; by default one that suits the data set."""
     budget: tuple[float, ...] = (10.0,)
     """Compute of a run in full-epoch equivalents; several give a table each."""
     keep: tuple[float, ...] = (0.5,)
@@ -57,47 +52,11 @@ class Arguments(Running):
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
 
-    train_size: int | None = None
-    """Number of training samples, classes keeping their shares; by default all."""
-    label_noise: float | None = None
-    """Share of the training labels that are wrong."""
-    imbalance: float | None = None
-    """Ratio of the largest class to the smallest."""
-    duplicates: float | None = None
-    """Share of the training samples that repeat others."""
-    task_seed: int | None = None
-    """Seed of the four above."""
-    val_rest: bool | None = None
-    """Let validation also have the samples that training leaves out."""
-
-    image_size: int | None = None
-    """Side, in pixels, that images are resized to, where the data set allows it."""
-
-    batch_size: int | None = None
-    """Rows of a batch; by default the tuned recipe's, as for the next two."""
-    lr: float | None = None
-    """Peak learning rate."""
-    weight_decay: float | None = None
-    """Weight decay."""
-    momentum: float | None = None
-    """Momentum of SGD, 0.9 by default."""
-    warmup: float | None = None
-    """Share of the budget in which the learning rate rises, 0.1 by default."""
-    label_smoothing: float | None = None
-    """Smoothing of the training labels, none by default."""
-    ema: float | None = None
-    """Weight of the newest loss in its running mean and variance, 0.8 by default."""
-    precision: str | None = None
-    """`float32`, `bfloat16` or `auto` (the default)."""
-    compile: str | None = None
-    """`off` (the default), `step`, or `graphs` for CUDA graphs: compile the pass over a full batch."""
-
     def block(self) -> tuple[str, Block]:
-        """Default name of the folder of results, and what to run."""
-        settings = {n: getattr(self, n) for n in SETTINGS if getattr(self, n) is not None}
-        dataset = gym.spec(self.env).kwargs.get("dataset", "")  # without one the plan says what is wrong
-        model = self.model or DEFAULT_MODEL.get(dataset, "convnet")
-        task = [f"{name}{settings[name]:g}" for name in TASK if name in settings]
+        """Return the default name of the folder of results, and what to run."""
+        settings, dataset = self.settings(), dataset_of(self.env)
+        model = settings.get("model") or default_model(dataset)
+        task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
         name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, model, *task]))
         heading = ", ".join([self.env, model, *(f"{n}={v}" for n, v in settings.items() if n != "model")])
         return name, Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)
@@ -109,7 +68,7 @@ def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
     from train.analysis import curves, figures
 
     heading = records[0]["task"]
-    table.show(folder / "table.txt", Group(Text(heading), table.render(records, seeds)))
+    table.show(folder / "table.txt", Group(Text(heading), table.rates(records), table.render(records, seeds)))
     curves.write_csv(folder / "curves.csv", records)
     figures.write_accuracy(folder / "accuracy.png", records, heading)
     curves.write_events(folder / "tensorboard", records)

@@ -124,7 +124,7 @@ def report(folder: Path, records: Sequence[Record], source: str) -> None:
     for task in dict.fromkeys(record["task"] for record in records):
         of_task = [record for record in records if record["task"] == task]
         seeds = max(record["seed"] for record in of_task) + 1
-        tables += [Text(task, style="bold"), table.render(of_task, seeds), ""]
+        tables += [Text(task, style="bold"), table.rates(of_task), table.render(of_task, seeds), ""]
     table.show(folder / "table.txt", Group(*tables))
 
 

@@ -2,7 +2,7 @@
 
     python -m train.tune --budget 3 10 30 --save digits
 
-Everyone else uses the rate that is best for `full`: the baseline of every comparison is a tuned one.
+Every agent uses the rate that is best for `full`, so that the baseline of every comparison is a tuned one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -27,41 +28,38 @@ import prune_env
 from prune_env import io
 from prune_env.data import sources
 from prune_env.machine import cores
-from prune_env.students.recipes import Recipe
+from prune_env.students.recipes import Recipe, Training, tuned
 from train.execution import process
+from train.execution.plan import Options, dataset_of
 
 RECIPES = Path(str(resources.files("prune_env.students").joinpath("recipes.json")))
 
 
-@dataclass
-class Args:
-    env: str = "prune_env/Digits-v0"
-    """Id of the environment."""
-    model: str | None = None
-    """Name of the network; the id's default without."""
+@dataclass(frozen=True)
+class Untuned(Training):
+    """What is not tuned."""
+
+    lr: Annotated[None, tyro.conf.Suppress, tyro.conf.Fixed, tyro.conf.arg(name="tuned-lr")] = None
+
+
+@dataclass(kw_only=True)
+class Arguments(Options):
+    """Train on all data at every budget and rate, and show which rate validates best."""
+
+    training: Annotated[Training, tyro.conf.arg(name="", constructor=Untuned)] = field(default_factory=Untuned)
     budget: tuple[float, ...] = (3.0, 10.0, 30.0)
     """Budgets, in full-epoch equivalents; each gets a rate of its own."""
     lr: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
     """Rates to try."""
     seeds: int = 5
-    """Paired seeds."""
-    batch_size: int | None = None
-    """Rows of a batch; the recipe's without."""
-    train_size: int | None = None
-    """Training images; all without."""
-    label_noise: float | None = None
-    """Share of the training labels that are wrong; the rates then go into a sweep file's task."""
-    val_rest: bool = False
-    """Validate on what --train-size leaves out, too."""
-    image_size: int | None = None
-    """Side of the images; the id's default without."""
+    """Number of paired seeds: 0, 1, ..."""
     root: str | None = None
-    """Where the images are; else PRUNE_ENV_DATA."""
+    """Folder with the images; by default $PRUNE_ENV_DATA."""
     workers: int = cores()
     """Parallel processes of one thread each."""
     save: str | None = None
-    """Data set, or "*" for any other, whose entry in students/recipes.json the best rates replace, whatever the
-    size of images; as DATASET:SIZE the entry for --image-size SIZE alone."""
+    """Data set, or `*` for any other, whose entry in students/recipes.json the best rates replace. DATASET:SIZE is the
+    entry for images of --image-size SIZE alone."""
 
 
 def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
@@ -76,22 +74,27 @@ def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
 
 
 def store(
-    path: Path, dataset: str, recipe: Recipe, rates: dict[float, float], command: str, label_noise: float | None = None
+    path: Path, of: str, recipe: Recipe, rates: dict[float, float], command: str, label_noise: float = 0.0
 ) -> None:
-    """Replace rates by budget of a data set and network in the recipes at `path`, and say where they are from.
+    """Replace the rates by budget of a data set (`of`, as --save) and network in the recipes at `path`.
 
-    Those for a share of wrong labels stand beside those for clean ones.
+    Rates for a share of wrong labels stand beside the rates for clean ones. Where there are none for clean labels, the
+    rates that were in use are kept for them, as customary ones.
     """
     table = json.loads(path.read_text())
-    family = table.setdefault(dataset, {})
+    entries = table.setdefault(of, {})
+    entry = entries.setdefault(recipe.model, {})
     found = {"lr": {f"{budget:g}": rates[budget] for budget in sorted(rates)}, "command": command}
+    if label_noise and not entry:
+        dataset, _, size = of.partition(":")
+        in_use = {b: tuned(dataset, recipe.model, b, image_size=int(size or 0)).values["lr"] for b in sorted(rates)}
+        entry |= {"lr": {f"{budget:g}": rate for budget, rate in in_use.items()}, "command": None}
     if label_noise:
-        noisy = family[recipe.model].setdefault("noisy", {})
-        noisy[f"{label_noise:g}"] = found
+        entry.setdefault("noisy", {})[f"{label_noise:g}"] = found
     else:
-        fixed = {"batch_size": recipe.batch_size, "weight_decay": recipe.weight_decay}
-        kept = {name: rates for name, rates in family.get(recipe.model, {}).items() if name == "noisy"}
-        family[recipe.model] = {**fixed, **found, **kept}
+        entry |= found
+    fixed = {"batch_size": recipe.batch_size, "weight_decay": recipe.weight_decay}
+    entries[recipe.model] = {**fixed, **entry, **fixed}
     lines = [
         f"  {json.dumps(name)}: {{\n"
         + ",\n".join(f"    {json.dumps(family)}: {json.dumps(recipe)}" for family, recipe in families.items())
@@ -101,8 +104,8 @@ def store(
     io.write_atomic(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
-def check(args: Args, fixed: dict[str, Any]) -> Recipe:
-    """The recipe that is tuned, but for its rate; `fixed` are settings of the environment.
+def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
+    """Return the recipe that is tuned, but for its rate; `fixed` are settings of the environment.
 
     Raises:
         ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
@@ -111,6 +114,7 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
         raise ValueError("--budget and --lr must not repeat a value")
     if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
         raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
+    dataset_of(args.env)
     run = None
     for budget in args.budget:
         run = gym.make(args.env, disable_env_checker=True, **{**fixed, "budget": budget}).unwrapped
@@ -125,12 +129,10 @@ def check(args: Args, fixed: dict[str, Any]) -> Recipe:
             raise ValueError("--save is '*' with a size: rates for one size of images are a data set's own")
         if ":" in args.save and size != str(args.image_size):
             raise ValueError(f"--save is {args.save!r}, for images of another size than --image-size {args.image_size}")
-        if args.label_noise and run.recipe.model not in json.loads(RECIPES.read_text()).get(args.save, {}):
-            raise ValueError("--save with --label-noise: tune for clean labels first")
     return run.recipe
 
 
-def tune(args: Args, fixed: dict[str, Any]) -> dict[tuple[float, float], list[float]]:
+def tune(args: Arguments, fixed: dict[str, Any]) -> dict[tuple[float, float], list[float]]:
     """Validation accuracies, in %, of all seeds, by budget and rate."""
     cells = [(budget, lr, seed) for budget in args.budget for lr in args.lr for seed in range(args.seeds)]
     accuracy: dict[tuple[float, float], list[float]] = {}
@@ -144,10 +146,11 @@ def tune(args: Args, fixed: dict[str, Any]) -> dict[tuple[float, float], list[fl
     return accuracy
 
 
-def main(args: Args) -> int:
-    """Run the program; return its exit status, 2 for wrong arguments."""
-    given = ("model", "batch_size", "train_size", "label_noise", "val_rest", "image_size", "root")
-    fixed = {name: getattr(args, name) for name in given if getattr(args, name) is not None}
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program with `arguments` (else the command line's); return its exit status, 2 for wrong arguments."""
+    args = tyro.cli(Arguments, args=arguments, description=__doc__)
+    command = shlex.join(["python", "-m", "train.tune", *(sys.argv[1:] if arguments is None else arguments)])
+    fixed = args.settings() | ({} if args.root is None else {"root": args.root})
     try:
         recipe = check(args, fixed)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
@@ -170,10 +173,9 @@ def main(args: Args) -> int:
         table.add_row(f"{lr:g}", *(f"{np.mean(cell):.2f} ± {e:.2f}{mark}" for cell, e, mark in shown))
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {args.seeds} paired seeds")
     if args.save is not None:
-        command = shlex.join(["python", "-m", "train.tune", *sys.argv[1:]])
-        store(RECIPES, args.save, recipe, best, command, args.label_noise)
+        store(RECIPES, args.save, recipe, best, command, args.variant.label_noise)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Args, description=__doc__)))
+    sys.exit(main())

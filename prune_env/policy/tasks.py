@@ -52,7 +52,7 @@ class Task:
         factor = settings.pop("lr_factor")
         if self.root is None:
             del settings["root"]
-        rate = recipes.tuned(self.dataset, self.model, self.budget, self.label_noise, self.image_size)["lr"]
+        rate = recipes.tuned(self.dataset, self.model, self.budget, self.label_noise, self.image_size).values["lr"]
         return {**settings, "lr": factor * rate}
 
 

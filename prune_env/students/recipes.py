@@ -1,53 +1,64 @@
-"""How a student is trained: one record, and the values tuned for each data set and network."""
+"""How a student is trained: what can be set, and the values tuned for each data set and network."""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 from prune_env.checks import real, text, whole
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+COMPILE = ("off", "step", "graphs")
+DEFAULT_MODEL = {"digits": "mlp", "imagenet": "torchvision:resnet50"}  # every other data set: convnet
+
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything about training but the data, the budget and the seed.
+class Training:
+    """What can be set of training. None stands for what suits the data set, the network and the budget.
 
-    The learning rate rises linearly over `warmup`, a share of the budget, then falls linearly to 0 at its end.
-    A batch takes the rate of its middle.
-
-    Args:
-        model: name of the network, see `models.build`.
-        batch_size: rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when it is short.
-        lr: peak learning rate of SGD with Nesterov momentum.
-        momentum: in [0, 1).
-        weight_decay: on all parameters; it is scaled by the learning rate and decays with it.
-        warmup: share of the budget, in [0, 1).
-        label_smoothing: in [0, 1); of the training loss, never of the statistics.
-        ema: weight of the newest loss in the running mean and variance, in (0, 1].
-        precision: `float32`, `bfloat16` (autocast) or `auto`: bfloat16 for convolutional students where the
-            device computes in it.
-        compile: `off`; `step`, forward, loss and backward of full batches compiled by torch; or `graphs`, that replayed
-            as CUDA graphs, where there is CUDA. Rounding differs. Not for networks with dropout.
-
-    Raises:
-        TypeError, ValueError: a value of another type, or out of its range.
+    These fields are arguments of `PruneEnv`, flags of the programs, and entries of a sweep file's tasks.
     """
 
-    model: str
-    batch_size: int
-    lr: float
+    model: str | None = None
+    """Network, see docs/scale.md; by default one that suits the data set."""
+    batch_size: int | None = None
+    """Rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when the batch is short. By default as tuned."""
+    lr: float | None = None
+    """Peak learning rate of SGD with Nesterov momentum; by default as tuned."""
+    weight_decay: float | None = None
+    """Weight decay on all parameters; the learning rate scales it. By default as tuned."""
     momentum: float = 0.9
-    weight_decay: float = 5e-4
+    """Momentum, in [0, 1)."""
     warmup: float = 0.1
+    """Share of the budget, in [0, 1), in which the learning rate rises linearly; then it falls linearly to 0."""
     label_smoothing: float = 0.0
+    """Label smoothing, in [0, 1), of the training loss and never of the statistics."""
     ema: float = 0.8
+    """Weight of the newest loss in the running mean and variance, in (0, 1]."""
     precision: str = "auto"
+    """`float32`, `bfloat16` (autocast), or `auto`: bfloat16 for convolutional students where the device has it."""
     compile: str = "off"
+    """`off`, `step` (torch compiles the pass over a full batch) or `graphs` (replays it as CUDA graphs)."""
+
+
+@dataclass(frozen=True)
+class Recipe(Training):
+    """All of training but the data, the budget and the seed: a `Training` in which nothing is open.
+
+    Raises:
+        TypeError, ValueError: a value is missing, has another type, or is out of its range.
+    """
+
+    # without a value these are None, as in `Training`, and refused below
+    model: str  # pyright: ignore[reportGeneralTypeIssues]
+    batch_size: int  # pyright: ignore[reportGeneralTypeIssues]
+    lr: float  # pyright: ignore[reportGeneralTypeIssues]
+    weight_decay: float = 5e-4
 
     def __post_init__(self):
         text("model", self.model)
@@ -62,50 +73,78 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if not 0.0 < real("ema", self.ema) <= 1.0:
             raise ValueError(f"ema is {self.ema}; the weight of the newest loss must lie in (0, 1]")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}; it must be one of {', '.join(PRECISIONS)}")
-        if self.compile not in COMPILE:
-            raise ValueError(f"compile is {self.compile!r}; it must be one of {', '.join(COMPILE)}")
+        for name, known in (("precision", PRECISIONS), ("compile", COMPILE)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
 
     def rate(self, progress: float) -> float:
-        """Learning rate at `progress`, the fraction of the budget that is spent, in [0, 1]."""
+        """Return the learning rate at `progress`, the share of the budget that is spent, in [0, 1]."""
         if progress < self.warmup:
             return self.lr * progress / self.warmup
         return self.lr * max(0.0, 1.0 - progress) / (1.0 - self.warmup)
 
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-COMPILE = ("off", "step", "graphs")
+class Tuned(NamedTuple):
+    """What recipes.json has for a task."""
+
+    values: dict[str, Any]  # model, batch_size, weight_decay, lr: keyword arguments of `Recipe`
+    description: str  # what the learning rate was tuned for, or that it was not
+    fits: bool  # whether it was tuned for this data set, this network and this share of wrong labels
 
 
 def tuned(
-    dataset: str, model: str, budget: float, label_noise: float = 0.0, image_size: int | None = None
-) -> dict[str, Any]:
-    """Batch size, weight decay and learning rate for a task: keyword arguments of `Recipe`.
+    dataset: str,
+    model: str | None,
+    budget: float,
+    label_noise: float = 0.0,
+    image_size: int | None = None,
+) -> Tuned:
+    """Look up network, batch size, weight decay and learning rate for a task.
 
-    The rates in recipes.json were tuned for full training on validation, by the command that stands beside
-    them; without one they are customary values, not tuned. The one of the nearest budget, in ratio, is taken. A
-    data set that was not tuned takes the values under "*". What is best for full training falls with the share of
-    wrong labels: where that was tuned too, the nearest share's rates are taken.
+    The rates are the best ones for full training, found on validation by the command that stands beside them. Without
+    a command they are customary and not tuned. The first entry counts of: data set with this size of images, data set,
+    any data set ("*"); in each the network itself, then its family, the name before the colon. Of the entry, the rates
+    of the nearest share of wrong labels and of the nearest budget in ratio are taken.
 
     Args:
         dataset: name of the source.
-        model: name of the network. What was tuned for just this one is taken, else widths after a colon do not count.
+        model: name of the network; None is the data set's default.
         budget: full-epoch equivalents.
-        label_noise: share of wrong labels that is known of; an environment knows of none.
-        image_size: side of the images. What was tuned for just this size, under "DATASET:SIZE", is taken first.
+        label_noise: share of wrong labels. An environment passes none: its recipe would tell agents the share.
+        image_size: side of the images in pixels.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: no entry knows the network, or the budget is not a positive number.
     """
-    table = _table(resources.files("prune_env.students").joinpath("recipes.json").read_text())
+    if not 0.0 < real("budget", budget) < math.inf:
+        raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
+    wrong = real("label_noise", label_noise)
+    model = text("model", model or default_model(dataset))
     family = model.partition(":")[0]
-    known = [table.get(name, {}) for name in (f"{dataset}:{image_size}", dataset)]
-    found = [entries[name] for entries in known for name in (model, family) if name in entries]
-    entry = found[0] if found else table["*"].get(family)
-    if entry is None:
+    table = _table(resources.files("prune_env.students").joinpath("recipes.json").read_text())
+    order = [(of, name) for of in (f"{dataset}:{image_size}", dataset, "*") for name in (model, family)]
+    found = next(((of, name) for of, name in order if name in table.get(of, {})), None)
+    if found is None:
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
-    by_noise = {0.0: entry["lr"], **{float(share): rates["lr"] for share, rates in entry.get("noisy", {}).items()}}
-    rates = by_noise[min(by_noise, key=lambda share: abs(share - label_noise))]
-    rate = nearest({float(tuned_at): rate for tuned_at, rate in rates.items()}, budget)
-    return {"batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": rate}
+    of, name = found
+    entry = table[of][name]
+    by_share = {0.0: entry, **{float(share): noisy for share, noisy in entry.get("noisy", {}).items()}}
+    share = min(by_share, key=lambda share: abs(share - wrong))
+    rates = {float(at): rate for at, rate in by_share[share]["lr"].items()}
+    at = nearest(rates, budget)
+    values = {"model": model, "batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": rates[at]}
+    if by_share[share]["command"] is None:
+        return Tuned(values, f"lr {rates[at]:g}: customary, not tuned", False)
+    images = "other images" if of == "*" else of
+    labels = f"{share:.0%} wrong labels" if share else "clean labels"
+    description = f"lr {rates[at]:g}: tuned for full training of {name} on {images}, budget {at:g}, {labels}"
+    return Tuned(values, description, of != "*" and name == model and share == wrong)
+
+
+def default_model(dataset: str) -> str:
+    """Return the network that suits a data set."""
+    return DEFAULT_MODEL.get(text("dataset", dataset), "convnet")
 
 
 @functools.lru_cache(maxsize=1)
@@ -113,6 +152,6 @@ def _table(text: str) -> dict[str, dict[str, Any]]:
     return json.loads(text)
 
 
-def nearest(rates: Mapping[float, float], budget: float) -> float:
-    """Of learning rates by budget, that of the budget nearest in ratio."""
-    return rates[min(rates, key=lambda tuned_at: abs(math.log(tuned_at / budget)))]
+def nearest(budgets: Iterable[float], budget: float) -> float:
+    """Return which of `budgets` is nearest to `budget` in ratio."""
+    return min(budgets, key=lambda other: abs(math.log(other / budget)))

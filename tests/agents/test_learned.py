@@ -25,7 +25,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from torch import nn
 
 import agents
-from agents import bandits, learned, make, rules, source_digest, spec_with_keep, switches
+from agents import learned, make, rules, source_digest, spec_with_keep, switches
 from agents.bandits import UCB
 from agents.baselines import Full, Random
 from agents.learned import Learned, Network
@@ -349,8 +349,8 @@ def test_same_amounts_keep_as_many(policy):
     [
         ("learned:{},trust=1", ["trust must be True or False", "1"]),
         ("learned:{},trust='no'", ["trust must be True or False"]),
-        ("learned:{},keep=0.5", ["'keep'", "trust=False"]),
-        ("learned:{},path='a'", ["path='a'"]),
+        ("learned:{},keep=0.5", ["safetensors,keep=0.5 cannot be read"]),
+        ("learned:{},path='a'", ["path='a' cannot be read"]),
         ("learned:{},True", ["safetensors,True cannot be read"]),
         ("learned:{}x", ["policy.safetensorsx cannot be read", "No such file"]),
         ("learned:{}/..", ["cannot be read"]),
@@ -364,30 +364,6 @@ def test_specs_that_are_wrong(policy, spec, words):
             build(spec.format(policy))
         for word in words:
             assert word in str(error.value)
-
-
-def test_the_digest_follows_the_policy_and_the_encoding(policy, tmp_path, monkeypatch):
-    other = tmp_path / "other.safetensors"
-    network(1).save(other)
-    specs = [f"learned:{policy}", f"learned:{policy},trust=True", f"same_amounts:learned:{policy}+mixup=0.5", "rule"]
-    before = {spec: source_digest(spec) for spec in specs}
-    assert source_digest("random_rule") == before["rule"]
-    assert source_digest(f"learned:{other}") != before[specs[0]] == before[specs[1]]
-    copy = tmp_path / "encoding.py"
-    copy.write_bytes(Path(str(encoding.__file__)).read_bytes() + b"# changed\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(encoding, "__file__", str(copy))
-        assert all(source_digest(spec) != before[spec] for spec in specs)
-        assert source_digest("ucb") == source_digest("ucb1")
-    shutil.copy(other, policy)
-    assert [source_digest(spec) != before[spec] for spec in specs] == [True, True, True, False]
-    for module, touched in ((learned, [True, True, True, False]), (rules, [False, False, False, True])):
-        shutil.copy(str(module.__file__), copy)
-        copy.write_bytes(copy.read_bytes() + b"# changed\n")
-        before = {spec: source_digest(spec) for spec in specs}
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "__file__", str(copy))
-            assert [source_digest(spec) != before[spec] for spec in specs] == touched
 
 
 def test_the_shipped_policy():
@@ -653,7 +629,7 @@ class Unmade:
         (",agents=full/random/ucb:d=2", ["agent 'ucb:d=2'", "'d'", "c="]),
         (",agents=full/random/random:keep=2", ["keep must be"]),
         (",agents=full/random/same_amounts:", ["needs the agent whose amounts"]),
-        (",agents=full/random/full+mixup=0.5/full", ["mixup"]),
+        (",agents=full/random/full+mixup=0.5/full", ["is given 4 agents"]),
         (",agents=full/random/learned:none.safetensors", ["policy none.safetensors cannot be read"]),
     ],
 )
@@ -676,20 +652,6 @@ def test_rules_take_no_agents(policy, summary_env, tmp_path):
 def test_agents_are_not_unpickled_without_trust_either(choice):
     with pytest.raises(ValueError, match="loading one runs code"):
         make(f"{choice.removesuffix(',trust=True')},agents=full/random/full")
-
-
-def test_the_digest_follows_those_chosen_among(choice, policy, tmp_path, monkeypatch):
-    specs = [f"{choice},agents=full/random/{last}" for last in ("full", "ucb", f"learned:{policy.name}")]
-    monkeypatch.chdir(policy.parent)
-    before = [source_digest(spec) for spec in specs]
-    assert len({*before, source_digest(choice)}) == 4
-    network(1).save(policy)
-    assert [source_digest(spec) != was for spec, was in zip(specs, before, strict=True)] == [False, False, True]
-    copy = tmp_path / "bandits.py"
-    copy.write_text("# changed\n")
-    before = [source_digest(spec) for spec in specs]
-    monkeypatch.setattr(bandits, "__file__", str(copy))
-    assert [source_digest(spec) != was for spec, was in zip(specs, before, strict=True)] == [False, True, False]
 
 
 # Rules without a network

@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import warnings
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -528,7 +529,8 @@ def test_a_spec_survives_json():
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))
     assert again.spec is not None
     assert again.spec.kwargs == {"dataset": "digits", **kwargs}
-    assert core(again).recipe == core(env).recipe == Recipe(**{k: kwargs[k] for k in Recipe.__annotations__})
+    recipe = Recipe(**{option.name: kwargs[option.name] for option in fields(Recipe)})
+    assert core(again).recipe == core(env).recipe == recipe
     equal_traces(play(env, seed=4), play(again, seed=4))
 
 

@@ -698,7 +698,7 @@ def test_none_one_and_all(n):
     rng = np.random.default_rng(0)
     for k in {0, 1, n}:
         scores = rng.choice(np.array([0.0, 1e-45, 1e38], np.float32), n)
-        mask = sampling.hardest(scores, k, rng)
+        mask = sampling.top_k_mask(scores, k, rng)
         assert sorted(scores[mask].tolist()) == sorted(scores.tolist())[n - k :]
         for drawn in (sampling.uniform(n, k, rng), sampling.fill(np.zeros(n, bool), k, rng), mask):
             assert np.count_nonzero(drawn) == k

@@ -123,7 +123,7 @@ SCORES = st.sampled_from([-np.inf, -1e38, -1.0, 0.0, 1e-45, 1e-30, 0.5, 0.500000
 def test_the_hardest_are_kept_and_equals_at_the_border_with_equal_probability(seed, scores, data):
     values, draws, rng = np.array(scores, np.float32), 400, np.random.default_rng(seed)
     n, k = len(scores), data.draw(st.integers(0, len(scores)))
-    masks = np.array([sampling.hardest(values, k, rng) for _ in range(draws)])
+    masks = np.array([sampling.top_k_mask(values, k, rng) for _ in range(draws)])
     assert (masks.sum(axis=1) == k).all()
     expected = np.zeros(n)
     for i, value in enumerate(values):
@@ -170,7 +170,7 @@ def test_systematic_has_any_probabilities(seed, data):
 def test_only_what_is_kept_is_blended(seed, n, share, q):
     rng = np.random.default_rng(seed)
     mask = rng.random(n) < share
-    shares = sampling.blended(mask, q, rng)
+    shares = sampling.mixup_shares(mask, q, rng)
     assert (shares.dtype, shares.shape) == (np.float32, (n,))
     assert not shares[~mask].any()
     assert shares.max() <= 0.5

@@ -4,33 +4,32 @@ import csv
 import dataclasses
 import json
 import os
-import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import gymnasium as gym
 import numpy as np
 import pytest
-import torch
+import tyro
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import agents
 import prune_env
-from prune_env import data, io
+from prune_env import data
+from prune_env.data.task import Variant
+from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
-from tests.helpers.processes import fork, wait
-from train import evaluate
+from train import evaluate, tune
 from train.analysis import curves, table
-from train.execution import checkpoints, engines, process, provenance, results, runner, workers
+from train.execution import plan, provenance, results, runner
 from train.execution.diagnostics import class_visits, gini
 from train.execution.episode import Run, play
+from train.execution.plan import Block, Place, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--train-size", "100", "--budget", "1.5", "--seeds", "2")
@@ -44,7 +43,6 @@ class FirstHalf:
         n = len(observation["loss"])
         return select(np.arange(n // 2), n=n)
 """
-TIMES = ("seconds",)
 
 
 @dataclasses.dataclass
@@ -79,14 +77,13 @@ def _records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def _numbers(record: dict) -> dict:
-    """A record without what differs when it is made again: times, and what depends on the command."""
-    outcome = {name: value for name, value in record["results"].items() if name not in TIMES}
-    return {**{name: record[name] for name in ("key", "agent", "seed", "configuration", "curve")}, "results": outcome}
-
-
-def _by_key(records: list[dict]) -> dict[str, dict]:
-    return {record["key"]: _numbers(record) for record in records}
+def _numbers(records: list[dict]) -> dict[tuple, dict]:
+    """Results and curves without seconds, by agent and seed."""
+    found = {}
+    for record in records:
+        outcome = {name: value for name, value in record["results"].items() if name != "seconds"}
+        found[record["agent"], record["seed"]] = {"results": outcome, "curve": record["curve"]}
+    return found
 
 
 def _runs(*specs: str, seeds: int = 2) -> list[Run]:
@@ -99,234 +96,130 @@ def test_prints_a_table_and_writes_every_file(done: Done):
     assert max(map(len, lines)) <= table.WIDTH
     assert all(any(spec in line for line in lines) for spec in SPECS)
     assert "Few seeds: 2" in done.stdout
+    assert lines[0] == "prune_env/Digits-v0, mlp, train_size=100"
+    assert lines[1] == "Budget 1.5: lr 0.2: tuned for full training of mlp on digits, budget 3, clean labels"
     assert done.stdout == (done.folder / "table.txt").read_text()
-    assert sorted(path.name for path in done.folder.iterdir()) == [
-        ".lock",
-        "accuracy.png",
-        "cells.json",
-        "curves.csv",
-        "results.jsonl",
-        "table.txt",
-        "tensorboard",
-    ]
+    files = {"accuracy.png", "curves.csv", "results.jsonl", "table.txt", "tensorboard"}
+    assert files <= {path.name for path in done.folder.iterdir()}
     height, width, _ = imread(done.folder / "accuracy.png").shape
     assert width > height > 300
 
 
 def test_a_second_command_runs_nothing(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(done.home))
-    monkeypatch.setattr(workers, "outcomes", None)
     shutil.copytree(done.folder, tmp_path / "small")
     assert evaluate.main([*done.arguments, "--out", str(tmp_path)]) == 0
     for name in ("results.jsonl", "table.txt", "curves.csv"):
         assert (tmp_path / "small" / name).read_bytes() == (done.folder / name).read_bytes()
 
 
-def test_numbers_do_not_depend_on_the_workers(
-    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, capsys: pytest.CaptureFixture[str]
-):
-    """Two workers, one worker going on after a kill that tore a line, and a plain loop: the same bit for bit."""
+def test_numbers_do_not_depend_on_the_workers(done: Done, monkeypatch: pytest.MonkeyPatch, one_thread: None):
+    """Two workers and a plain loop: the same bit for bit."""
     monkeypatch.syspath_prepend(str(done.home))
-    torn = tmp_path / "small" / "results.jsonl"
-    torn.parent.mkdir()
-    lines = (done.folder / "results.jsonl").read_bytes().splitlines(keepends=True)
-    torn.write_bytes(lines[0] + lines[1][:200])
-    assert evaluate.main([*done.arguments, "--out", str(tmp_path), "--workers", "1"]) == 0
-    error = capsys.readouterr().err
-    assert f"warning: 1 line(s) of {torn} are damaged or of another format" in error
-    assert (torn.parent / "results.jsonl.damaged").read_bytes() == lines[1][:200] + b"\n"
-    assert "6 runs, 1 of them done before" in error
-    assert torn.read_bytes().startswith(lines[0])
-    assert _by_key(_records(torn.parent)) == _by_key(done.records)
-
     sequence = [play(run, run.make_env()) for run in _runs(*SPECS)]
-    assert _by_key(json.loads(json.dumps(sequence))) == _by_key(done.records)
+    assert _numbers(json.loads(json.dumps(sequence))) == _numbers(done.records)
 
 
-def test_failing_agents_fail_alone_and_edited_ones_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = tmp_path / "moody.py"
-    wrong = "import sys\n\ndef raises(observation, rng):\n    {}\n\ndef confused(observation, rng):\n    return 3\n"
-    module.write_text(wrong.format('sys.exit("no idea")'))
-    arguments = ["--agents", "full", "moody:raises", "moody:confused", *SMALL, "--workers", "1"]
-    arguments += ["--name", "moody", "--out", str(tmp_path)]
-    assert evaluate.main(arguments) == 1
-    printed = capsys.readouterr()
-    assert "4 run(s) failed, of moody:raises, moody:confused" in printed.err
-    assert "moody:raises, budget 1.5, seed 0: failed: SystemExit: no idea" in printed.err
-    assert "full" in printed.out
-    assert {record["agent"] for record in _records(tmp_path / "moody")} == {"full"}
-    failures = [json.loads(line) for line in (tmp_path / "moody" / "failures.jsonl").read_text().splitlines()]
-    assert [failure["run"]["agent"] for failure in failures] == ["moody:raises"] * 2 + ["moody:confused"] * 2
-    assert 'sys.exit("no idea")' in failures[0]["traceback"]
-    assert "the action is a int" in failures[2]["error"]
-
-    repaired = "\n\nfrom agents import make\n\nraises = confused = make('full')\n"
-    module.write_text(wrong.format("pass") + repaired)
-    assert evaluate.main(arguments) == 0
-    assert "6 runs, 2 of them done before" in capsys.readouterr().err
-    assert not (tmp_path / "moody" / "failures.jsonl").exists()
-    before = {record["agent"]: record for record in _records(tmp_path / "moody")}
-    assert before["moody:raises"]["results"]["test_accuracy"] == before["full"]["results"]["test_accuracy"]
-    module.write_text(wrong.format("pass") + repaired + "# edited\n")
-    keys = {run.key(run.make_env()) for run in _runs("moody:raises", seeds=1)}
-    assert before["moody:raises"]["key"] not in keys
+def test_each_setting_makes_runs_of_its_own_and_the_place_of_images_does_not(tmp_path: Path):
+    keys = set()
+    others: tuple[dict[str, Any], ...] = ({}, {"lr": 0.05}, {"label_noise": 0.1}, {"model": "mlp:4"}, {"ema": 0.5})
+    for count, settings in enumerate(others, start=1):
+        for root in (None, str(tmp_path)):
+            block = Block("it", "prune_env/Digits-v0", settings, ("full",), (0.5,), (1.0,), 1)
+            keys |= set(make_plan([block], Place(root, False, "cpu")).runs)
+            assert len(keys) == count
 
 
-AT_IMPORT = {  # what a module does when it is imported -> what is said of it, and where
-    "raises": ("raise RuntimeError('at import')", "cannot be imported: RuntimeError: at import", "raise RuntimeError"),
-    "needs": ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is", "import there_is"),
-    "leaves": ("import sys\n\nsys.exit(0)", "cannot be imported: SystemExit: 0", "sys.exit(0)"),
-    "ends": ("import os\n\nos._exit(0)", workers.DIED, "exit code 0"),
-    "hangs": ("import time\n\ntime.sleep(1e6)", "the agent took more than 5 s to be imported", ""),
-}
-PATCHES = """
-from agents import make
-from train import plan, results
-
-original = results.append
-
-def append(path, record):
-    record.get("results", {})["test_accuracy"] = 0.999
-    return original(path, record)
-
-results.append, plan.Run.key = append, lambda *_: "mine"
-agent = make("full")
-"""
+# The learning rate
 
 
-def test_what_modules_do_when_they_are_imported_costs_their_own_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    """Nothing of it happens in the program, which is this process; the same command goes on once they are mended."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = dict(sys.modules)
-    for name, (code, _, _) in AT_IMPORT.items():
-        (tmp_path / f"{name}_at_import.py").write_text(f"{code}\n\ndef agent(observation, rng):\n    pass\n")
-    (tmp_path / "patches_at_import.py").write_text(PATCHES)
-    wrong = [f"{name}_at_import:agent" for name in AT_IMPORT]
-    arguments = ["--agents", "full", "patches_at_import:agent", *wrong, *SMALL[:4], "--seeds", "1", "--workers", "1"]
-    arguments += ["--keep", "0.5", "0.3", "--name", "it", "--out", str(tmp_path)]
-    assert evaluate.main([*arguments, "--agent-timeout", "5"]) == 1
-    assert f"{len(wrong)} run(s) failed, of {', '.join(wrong)};" in capsys.readouterr().err
-    assert not {name for name in sys.modules if name not in before and name.endswith("_at_import")}
-    found = {record["agent"]: record["results"] for record in _records(tmp_path / "it")}
-    assert found.keys() == {"full", "patches_at_import:agent"}
-    assert found["patches_at_import:agent"]["test_accuracy"] == found["full"]["test_accuracy"]
-    failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
-    assert [failure["run"]["agent"] for failure in failures] == wrong
-    for failure, (_, said, trace) in zip(failures, AT_IMPORT.values(), strict=True):
-        assert said in failure["error"]
-        assert trace in failure["traceback"]
+def _plan(env: str, budgets: tuple[float, ...], **settings: Any) -> list[Run]:
+    block = Block("it", env, settings, ("full",), (0.5,), budgets, 1)
+    return list(make_plan([block], Place(None, False, "cpu")).runs.values())
 
-    for name in AT_IMPORT:
-        (tmp_path / f"{name}_at_import.py").write_text("from agents import make\n\nagent = make('full')\n")
-    assert evaluate.main(arguments) == 0
-    assert "7 runs, 2 of them done before" in capsys.readouterr().err
-    assert not (tmp_path / "it" / "failures.jsonl").exists()
+
+def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
+    runs = _plan("prune_env/Digits-v0", (3.0, 10.0, 24.0), label_noise=0.2)
+    assert [run.settings["lr"] for run in runs] == [0.1, 0.025, 0.00625]
+    assert [run.make_env().unwrapped.recipe.lr for run in runs] == [0.1, 0.025, 0.00625]  # pyright: ignore[reportAttributeAccessIssue]
+    assert runs[1].rate == tuned("digits", "mlp", 10.0, 0.2).description
+    # without wrong labels it is the environment's own, and the settings stay as they were
+    (clean,) = _plan("prune_env/Digits-v0", (10.0,), train_size=100)
+    assert "lr" not in clean.settings
+    assert "clean labels" in clean.rate
+    given = _plan("prune_env/Digits-v0", (3.0, 10.0), label_noise=0.2, lr={3.0: 0.1, 12.0: 0.5})
+    assert [run.settings["lr"] for run in given] == [0.1, 0.5]
+    assert [run.rate.partition(":")[2][:9] for run in given] == [" tuned fo", " as given"]
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("prune_env/CIFAR10-v0", {"model": "resnet18"}),
+        ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0, "image_size": 32, "weight_decay": 0.001}),
+        ("prune_env/Digits-v0", {"model": "mlp:7", "val_rest": True, "train_size": 100, "lr": 0.2}),
+    ],
+)
+def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: dict[str, Any]):
+    """The command asks for the same task, network and budgets, and its rates are found then."""
+    block = Block("it", env, settings, ("full",), (0.5,), (30.0, 8.0), 1)
+    for _, rate in plan.with_rates(block).values():
+        command = shlex.split(rate.partition("tune it: ")[2])
+        assert command[:3] == ["python", "-m", "train.tune"]
+        asked = tyro.cli(tune.Arguments, args=command[3:])
+        dataset = plan.dataset_of(env)
+        without_rate = {name: value for name, value in settings.items() if name != "lr"}
+        assert asked.settings() == {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
+        assert (asked.env, asked.budget) == (env, (8.0, 30.0))
+        assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
+
+
+def test_the_table_says_which_budgets_have_which_rate(capsys: pytest.CaptureFixture[str]):
+    records: Any = [{"rate": rate, "budget": budget} for rate, budget in (("b", 3.0), ("a", 8.0), ("b", 1.5))]
+    assert table.rates(records).plain == "Budget 1.5, 3: b\nBudget 8: a"
+    assert table.rates([{"budget": 3.0}]).plain == ""  # of records from before
 
 
 @pytest.mark.slow
-def test_an_agent_that_ends_its_process_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "deadly.py").write_text("import os\n\ndef ends(observation, rng):\n    os._exit(9)\n")
-    arguments = ["--agents", "full", "deadly:ends", "random", *SMALL[:4], "--seeds", "1", "--workers", "2"]
-    assert evaluate.main([*arguments, "--name", "deadly", "--out", str(tmp_path)]) == 1
-    printed = capsys.readouterr()
-    assert "1 run(s) failed, of deadly:ends;" in printed.err
-    assert {record["agent"] for record in _records(tmp_path / "deadly")} == {"full", "random:keep=0.5"}
-    (failure,) = [json.loads(line) for line in (tmp_path / "deadly" / "failures.jsonl").read_text().splitlines()]
-    assert (failure["run"]["agent"], failure["run"]["seed"]) == ("deadly:ends", 0)
-    assert "process died" in failure["error"]
-    text = (tmp_path / "deadly" / "table.txt").read_text()
-    assert printed.out == text
-    assert re.search(r"^ *full +\d", text, re.M)
-    assert re.search(r"^ *random:keep=0\.5 +\d", text, re.M)
-    assert "deadly" not in text
-
-
-def _descendants(pid: int) -> set[int]:
-    """Processes that `pid` has started, and those that they have."""
-    fields = {int(stat.parent.name): _stat(int(stat.parent.name)) for stat in Path("/proc").glob("[0-9]*/stat")}
-    parents = {child: int(stat[1]) for child, stat in fields.items() if stat is not None}
-    found, last = set(), {pid}
-    while last:
-        last = {child for child, parent in parents.items() if parent in last}
-        found |= last
-    return found
-
-
-def _stat(pid: int) -> list[str] | None:
-    """State, parent and what follows of a process; None of one that is gone, if only for want of a reaper."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields
-
-
-def _wait(until: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not until() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return until()
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
-    (tmp_path / "asleep.py").write_text(
-        "import os, pathlib, time\n\n"
-        "def agent(observation, rng):\n    pathlib.Path(f'asleep-{os.getpid()}').touch()\n    time.sleep(600)\n"
+def test_dropping_hard_samples_does_not_win_by_an_untuned_baseline(tmp_path: Path):
+    """At the rate for clean labels `middle` is 3.6 points over `full` here."""
+    arguments = ["--label-noise", "0.2", "--agents", "full", "middle", "--budget", "10", "--seeds", "10"]
+    assert evaluate.main([*arguments, "--out", str(tmp_path), "--name", "it"]) == 0
+    full, middle = table.rows(
+        {
+            agent: [record for record in _records(tmp_path / "it") if record["agent"] == agent]
+            for agent in ("full", "middle:keep=0.5")
+        }
     )
-    arguments = ["--agents", "asleep:agent", *SMALL, "--out", str(tmp_path), "--workers", "2"]
-    command = [sys.executable, "-m", "train.evaluate", *arguments]
-    children = set()
-    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.DEVNULL) as process:
-        try:
-            both = _wait(lambda: len(list(tmp_path.glob("asleep-*"))) == 2 or process.poll() is not None)
-            children = _descendants(process.pid)
-            assert both
-            assert {int(path.name.removeprefix("asleep-")) for path in tmp_path.glob("asleep-*")} <= children
-            assert len(children) >= 4  # two workers, and a process with an agent for each
-            process.kill()
-            process.wait()
-            assert _wait(lambda: not any(map(_stat, children)), 30.0)
-        finally:
-            process.kill()
-            for child in filter(_stat, children):
-                os.kill(child, signal.SIGKILL)
+    assert full.accuracy > 89
+    assert middle.difference is not None
+    assert 0 < middle.difference < 0.8
 
 
-def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
-    (tmp_path / "slow.py").write_text(f"import time\n{FIRST_HALF.replace('n = len', 'time.sleep(0.1); n = len')}")
-    arguments = ["--agents", "slow:FirstHalf", *SMALL[:4], "--seeds", "500", "--name", "slow", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "1"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=_environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell lets what it starts in the background, perhaps these tests, ignore the signal
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        results_file = tmp_path / "slow" / "results.jsonl"
-        deadline = time.monotonic() + 60
-        while not results_file.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in error
-    assert "Traceback" not in error
-    found, unreadable = results.read(results_file)
-    assert 0 < len(found) < 500
-    assert unreadable == 0
+# Options
+
+
+def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
+    """There is one declaration of each: a field of `Variant` or of `Training`."""
+    values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.2}
+    values |= {"task_seed": 3, "val_rest": True, "model": "mlp:3", "batch_size": 9, "lr": 0.3, "weight_decay": 0.01}
+    values |= {"momentum": 0.5, "warmup": 0.2, "label_smoothing": 0.1, "ema": 0.5, "precision": "float32"}
+    values["compile"] = "step"
+    assert list(values)[1:] == [field.name for of in (Variant, Training) for field in dataclasses.fields(of)]
+    assert set(plan.SETTINGS) == set(values)
+    flags = []
+    for name, value in values.items():
+        flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    arguments = tyro.cli(evaluate.Arguments, args=flags)
+    assert arguments.settings() == values
+    assert tyro.cli(evaluate.Arguments, args=[]).settings() == {}
+    env = prune_env.PruneEnv(**{**values, "compile": "off"})
+    assert env.recipe == Recipe(
+        **{field.name: values[field.name] for field in dataclasses.fields(Training) if field.name != "compile"}
+    )
+    assert (len(env.train_data), env.train_data.images.shape[2]) == (50, 5)
+    with pytest.raises(TypeError, match=r"no argument 'lable_noise'; there are .*label_noise"):
+        prune_env.PruneEnv(lable_noise=0.1)
 
 
 @pytest.mark.parametrize(
@@ -334,11 +227,10 @@ def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
     [
         (["--env", "prune_env/Nothing-v0"], "Nothing"),
         (["--env", "CartPole-v1"], "'CartPole-v1' is not one of prune_env's"),
+        (["--env", "prune_env/DigitsSummary-v0"], "use 'prune_env/Digits-v0'"),
         (["--env", "prune_env/ImageFolder-v0", "--root", "nowhere"], "nowhere"),
         (["--agents", "full", "fool"], "unknown agent 'fool'"),
-        (["--agents", "full", "random:kept=0.5"], "kept"),
         (["--agents", "no_such_module:Agent"], "no_such_module"),
-        (["--agents", "json.no_such_module:Agent"], "json.no_such_module"),
         (["--agents", "json:Agent"], "module 'json' has no 'Agent'"),
         (["--agents", "agents.bandits:UCB:kept=0.5"], "kept"),
         (["--agents"], "agents needs at least one value"),
@@ -346,7 +238,6 @@ def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
         (["--budget", "0.001"], "budget is 0.001"),
         (["--seeds", "0"], "seeds is 0"),
         (["--workers", "0"], "--workers is 0"),
-        (["--agent-timeout", "0"], "--agent-timeout is 0"),
         (["--model", "perceptron"], "perceptron"),
         (["--label-noise", "2"], "label_noise"),
         (["--device", "abacus"], "abacus"),
@@ -363,28 +254,68 @@ def test_wrong_arguments_end_at_once(
     assert not (tmp_path / "out").exists()
 
 
-def test_record_tells_where_it_comes_from(done: Done):
+def test_a_damaged_test_image_is_named_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    trees.imagefolder(tmp_path)
+    image = tmp_path / "test" / "dog" / "00019.png"
+    image.write_bytes(image.read_bytes()[:-500])
+    small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1"]
+    assert evaluate.main([*small, "--root", str(tmp_path), "--out", str(tmp_path), "--name", "it"]) == 2
+    assert f"error: cannot decode the image {image}" in capsys.readouterr().err
+    assert not (tmp_path / "it").exists()
+
+
+# Agents that fail
+
+
+def test_failing_agents_fail_alone_and_mended_ones_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "moody.py"
+    wrong = "import sys\n\ndef raises(observation, rng):\n    {}\n\ndef confused(observation, rng):\n    return 3\n"
+    module.write_text(wrong.format('sys.exit("no idea")'))
+    arguments = ["--agents", "full", "moody:raises", "moody:confused", *SMALL[:4], "--seeds", "1", "--workers", "1"]
+    arguments += ["--name", "moody", "--out", str(tmp_path)]
+    assert evaluate.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "2 run(s) failed, of moody:raises, moody:confused" in printed.err
+    assert "full" in printed.out
+    assert {record["agent"] for record in _records(tmp_path / "moody")} == {"full"}
+    failures = (tmp_path / "moody" / "failures.jsonl").read_text()
+    assert "no idea" in failures
+    assert "the action is a int" in failures
+
+    module.write_text(wrong.format("pass") + "\n\nfrom agents import make\n\nraises = confused = make('full')\n")
+    assert evaluate.main(arguments) == 0
+    assert not (tmp_path / "moody" / "failures.jsonl").exists()
+    found = {record["agent"]: record["results"]["test_accuracy"] for record in _records(tmp_path / "moody")}
+    assert found["moody:raises"] == found["moody:confused"] == found["full"]
+
+
+@pytest.mark.slow
+def test_a_module_that_cannot_be_imported_costs_its_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "raises_at_import.py").write_text("raise RuntimeError('at import')\n")
+    arguments = ["--agents", "full", "raises_at_import:agent", *SMALL[:4], "--seeds", "1", "--workers", "1"]
+    assert evaluate.main([*arguments, "--name", "it", "--out", str(tmp_path)]) == 1
+    assert {record["agent"] for record in _records(tmp_path / "it")} == {"full"}
+    assert "RuntimeError: at import" in (tmp_path / "it" / "failures.jsonl").read_text()
+
+
+# The record
+
+
+def test_a_record_tells_where_it_comes_from(done: Done):
     train, val = data.load("digits", train_size=100)
-    test = data.load_test("digits")
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    digests = {"train": train.digest, "val": val.digest, "test": data.load_test("digits").digest}
+    recipe = dataclasses.asdict(_runs("full")[0].make_env().unwrapped.recipe)  # pyright: ignore[reportAttributeAccessIssue]
     for record in done.records:
         found = record["provenance"]
         assert found["version"] == prune_env.__version__
-        assert found["commit"] == (commit.stdout.strip() if commit.returncode == 0 else None)
-        assert isinstance(found["dirty"], bool) or found["commit"] is None
-        assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-        assert (found["torch"], found["numpy"]) == (torch.__version__, np.__version__)
-        assert found["gymnasium"] == gym.__version__
+        assert found["commit"] == provenance.of_code()["commit"]
         assert found["command"].startswith("python -m train.evaluate --agents full random first_half:FirstHalf")
-        assert found["threads"] == 1
-        assert found["bf16"] is False
-        assert found["device"].startswith("cuda" if torch.cuda.is_available() else "cpu")
         assert abs(time.time() - np.datetime64(found["time"][:19]).astype("datetime64[s]").astype(int)) < 3600
-        assert found["data"] == {"train": train.digest, "val": val.digest, "test": test.digest}
-        if record["agent"] == "full":
-            assert found["agent_digest"] == agents.source_digest("full")
-        recipe = dataclasses.asdict(_runs("full")[0].make_env().unwrapped.recipe)  # pyright: ignore[reportAttributeAccessIssue]
+        assert found["data"] == digests
         assert record["configuration"]["recipe"] == recipe
         assert record["configuration"]["settings"] == {"train_size": 100, "budget": 1.5, "device": "auto"}
         assert (record["budget"], record["configuration"]["env"]) == (1.5, "prune_env/Digits-v0")
@@ -437,27 +368,20 @@ def test_curves_agree_with_the_records(done: Done):
 
 
 def test_every_run_has_a_folder_of_its_own_for_its_curves(tmp_path: Path):
-    def named(agent: str) -> str:
-        return curves.run_name({"agent": agent, "budget": 1.5, "seed": 0})
-
-    assert named("random:keep=0.5") == "random-keep=0.5-b1.5-s0"
     long = "learned:" + "/folder" * 50
-    specs = [
-        "full",
-        "learned:a/b",
-        "learned:a+b",
-        "learned:/a/b",
-        "learned:ä",
-        "learned:ö",
-        long,
-        f"{long}/b",
-        "ö" * 300,
-    ]
-    names = [named(spec) for spec in specs]
-    assert len(set(names)) == len(specs)
+    specs = ["full", "learned:a/b", "learned:a+b", "learned:/a/b", "learned:ä", "learned:ö", long, f"{long}/b"]
+    names = {curves.run_name({"agent": agent, "budget": 1.5, "seed": 0}) for agent in [*specs, "ö" * 300]}
+    assert len(names) == len(specs) + 1
     for name in names:
         (tmp_path / name).mkdir()
-    assert len(list(tmp_path.iterdir())) == len(specs)
+
+
+def test_nothing_else_opens_the_test_split():
+    sources = [path for folder in ("prune_env", "agents", "train") for path in (ROOT / folder).rglob("*.py")]
+    callers = {path.relative_to(ROOT).as_posix() for path in sources if "load_test(" in path.read_text()}
+    assert callers == {"prune_env/data/__init__.py", "train/execution/episode.py", "train/execution/plan.py"}
+    planned = (ROOT / "train" / "execution" / "plan.py").read_text()
+    assert planned.count("test.") == planned.count("test.digest") == 1  # all that the plan takes of it
 
 
 def test_diagnostics_of_a_known_rule(done: Done):
@@ -500,50 +424,6 @@ def test_the_test_split_is_opened_once_a_run_after_its_end(monkeypatch: pytest.M
     assert opened == [1.5]
 
 
-def test_nothing_else_opens_the_test_split():
-    sources = [path for folder in ("prune_env", "agents", "train") for path in (ROOT / folder).rglob("*.py")]
-    callers = {path.relative_to(ROOT).as_posix() for path in sources if "load_test" in path.read_text()}
-    assert callers == {"prune_env/data.py", "train/execution/episode.py", "train/execution/plan.py"}
-    planned = (ROOT / "train" / "plan.py").read_text()
-    assert planned.count("test.") == planned.count("test.digest") == 1  # all that the plan takes of it
-
-
-def _of_folder(root: Path, *more: str) -> list[str]:
-    """Arguments of `train.evaluate` on image files."""
-    small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "1"]
-    return [*small, "--root", str(root), "--out", str(root), "--name", "it", "--agents", "full", *more]
-
-
-@pytest.mark.slow
-def test_runs_on_another_test_split_are_set_aside_and_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    trees.imagefolder(tmp_path)
-    dogs = tmp_path / "test" / "dog"
-    dogs.rename(tmp_path / "late")
-    assert evaluate.main(_of_folder(tmp_path)) == 0
-    (before,) = _records(tmp_path / "it")
-    (tmp_path / "late").rename(dogs)
-    capsys.readouterr()
-    assert evaluate.main(_of_folder(tmp_path, "random")) == 0
-    error = capsys.readouterr().err
-    assert "warning: the test split is another than that of 1 run(s) in" in error
-    assert "2 runs, 0 of them done before" in error
-    digests = {record["agent"]: record["provenance"]["data"]["test"] for record in _records(tmp_path / "it")}
-    assert digests == dict.fromkeys(["full", "random:keep=0.5"], data.load_test("imagefolder", root=tmp_path).digest)
-    (aside,) = [json.loads(line) for line in (tmp_path / "it" / "results.jsonl.outdated").read_text().splitlines()]
-    assert aside == before
-    assert before["provenance"]["data"]["test"] not in digests.values()
-
-
-def test_a_damaged_test_image_is_named_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    trees.imagefolder(tmp_path)
-    image = tmp_path / "test" / "dog" / "00019.png"
-    image.write_bytes(image.read_bytes()[:-500])
-    for kind in ("auto", "mapped", "files"):
-        assert evaluate.main([*_of_folder(tmp_path), "--images", kind]) == 2
-        assert f"error: cannot decode the image {image}" in capsys.readouterr().err
-        assert not (tmp_path / "it").exists()
-
-
 def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "lazy.py").write_text(
         "import numpy as np\nfrom prune_env import select\n\n"
@@ -558,25 +438,6 @@ def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert outcome["class_visits"] == [1.0] * 10
 
 
-@pytest.mark.parametrize("where", ["add_scalar", "close"])
-def test_a_kill_while_events_are_written_is_mended_by_the_same_command(done: Done, tmp_path: Path, where: str):
-    shutil.copytree(done.folder, tmp_path / "small")
-    expected = {path.relative_to(done.folder) for path in done.folder.rglob("*") if "tensorboard" not in path.parts}
-    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
-
-    def dies_while_it_writes():
-        setattr(curves.SummaryWriter, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        evaluate.main(arguments)
-
-    assert wait(fork(dies_while_it_writes)) == -signal.SIGKILL
-    (left,) = (tmp_path / "small").glob(".tensorboard.*")
-    assert left.is_dir()
-    assert evaluate.main(arguments) == 0
-    found = {path.relative_to(tmp_path / "small") for path in (tmp_path / "small").rglob("*")}
-    assert {path for path in found if path.parts[0] != "tensorboard"} == expected
-    assert len(list((tmp_path / "small" / "tensorboard").iterdir())) == 2
-
-
 def test_an_interruption_of_the_plan_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -587,114 +448,6 @@ def test_an_interruption_of_the_plan_is_one_line(
     assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
     assert not (tmp_path / "out").exists()
-
-
-def test_the_report_is_written_by_who_has_the_folder(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Who comes next sweeps the folder of what is in the writing."""
-    shutil.copytree(done.folder, tmp_path / "small")
-    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
-
-    def written(folder: Path, _: object) -> None:
-        with pytest.raises(process.Taken), process.locked(folder.parent):
-            pass
-
-    monkeypatch.setattr(curves, "write_events", written)
-    assert evaluate.main(arguments) == 0
-
-
-def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
-    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    shutil.copytree(done.folder, tmp_path / "small")
-    former = tmp_path / "small" / checkpoints.FOLDER / "a" / "journal"
-    io.write_atomic(former, b"")
-    arguments = [*SMALL, "--name", "small", "--out", str(tmp_path), "--agents", "full"]
-
-    def fails(runs, *_):
-        yield from (workers.Failure(key, run, workers.DIED, "") for key, run in runs.items())
-
-    monkeypatch.setattr(engines, "find", lambda _: fails)
-    assert evaluate.main([*arguments, "ucb"]) == 1
-    assert former.exists()  # who asks for that plan again goes on from there
-    assert evaluate.main(arguments) == 0
-    assert not former.parent.parent.exists()
-
-
-def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.copytree(done.folder, tmp_path / "small")
-    before = (tmp_path / "small" / "results.jsonl").read_bytes()
-    code = (
-        "import fcntl, sys, time\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('held', flush=True)\ntime.sleep(600)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "small" / ".lock")]
-    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        assert evaluate.main(arguments) == 2
-        assert "another program is writing to" in capsys.readouterr().err
-        other.kill()
-    assert (tmp_path / "small" / "results.jsonl").read_bytes() == before
-    assert evaluate.main(arguments) == 0  # the dead one's lock is gone with it
-    cells = io.unseal_line(results.CELLS, (tmp_path / "small" / "cells.json").read_bytes())
-    assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
-
-
-@pytest.mark.slow
-def test_an_agent_that_cannot_be_built_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "unbuilt.py").write_text(
-        "class Agent:\n    def __init__(self, keep=0.5):\n        raise KeyError('no')\n"
-    )
-    arguments = [*SMALL[:4], "--seeds", "1", "--name", "unbuilt", "--out", str(tmp_path), "--workers", "1"]
-    assert evaluate.main(["--agents", "full", "unbuilt:Agent", *arguments]) == 1
-    assert "1 run(s) failed, of unbuilt:Agent:keep=0.5" in capsys.readouterr().err
-
-
-def test_a_key_changes_with_everything_that_matters():
-    base = Run("prune_env/Digits-v0", {"budget": 1.5, "device": "cpu"}, "random:keep=0.5", 0)
-    others = [
-        base,
-        dataclasses.replace(base, seed=1),
-        dataclasses.replace(base, agent="random:keep=0.4"),
-        *(
-            dataclasses.replace(base, settings={**base.settings, **change})
-            for change in ({"budget": 2.0}, {"lr": 0.05}, {"label_noise": 0.1}, {"model": "mlp:16"}, {"ema": 0.5})
-        ),
-    ]
-    assert len({run.key(run.make_env()) for run in others}) == len(others)
-    moved = dataclasses.replace(base, settings={**base.settings, "root": "elsewhere"})
-    assert moved.key(moved.make_env()) == base.key(base.make_env())
-
-
-@pytest.mark.parametrize(
-    ("module", "matters"),
-    [
-        *(
-            (name, True)
-            for name in ("augment", "compute", "data", "env", "models", "recipes", "selection", "stats", "trainer")
-        ),
-        ("render", False),
-        ("files", False),
-    ],
-)
-def test_a_key_changes_with_the_code_that_decides_the_numbers(
-    module: str, matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    folder = tmp_path / "prune_env"
-    shutil.copytree(ROOT / "prune_env", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (run,) = _runs("full", seeds=1)
-    env = run.make_env()
-    before = run.key(env)
-    digest = provenance.decisive_digest
-    monkeypatch.setattr(provenance, "decisive_digest", lambda: digest(folder))
-    assert run.key(env) == before
-    with open(folder / f"{module}.py", "a") as file:
-        file.write("# edited\n")
-    assert (run.key(env) != before) == matters
 
 
 def test_gini_of_known_counts():
@@ -713,24 +466,6 @@ def test_class_visits_of_known_counts():
     assert found == pytest.approx([3.0, np.nan, 0.0], nan_ok=True)
 
 
-def test_results_file_drops_what_it_cannot_read(tmp_path: Path):
-    path = tmp_path / "results.jsonl"
-    assert results.read(path) == ({}, 0)
-    for key in "ab":
-        results.append(path, {"key": key})
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])  # only the end of the last line is missing
-    assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 0)
-    assert path.read_bytes() == whole
-    assert sorted(tmp_path.iterdir()) == [path]
-    path.write_bytes(b'{"key": "c"\n' + whole + b'{"key": "d')
-    assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 2)
-    assert path.read_bytes() == whole
-    with pytest.raises(ValueError, match="JSON"):
-        results.append(path, {"key": "nan", "x": float("nan")})
-    assert path.read_bytes() == whole
-
-
 def test_rows_pair_by_seed():
     def record(agent: str, seed: int, accuracy: float) -> dict:
         seconds = {"total": 1.0, "select": 0.1}
@@ -745,3 +480,31 @@ def test_rows_pair_by_seed():
     assert second.difference_interval == pytest.approx((1.0, 1.0))
     (alone,) = table.rows({"other": other[:1]})
     assert (alone.difference, alone.difference_interval, alone.seeds) == (None, None, 1)
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
+    (tmp_path / "slow.py").write_text(f"import time\n{FIRST_HALF.replace('n = len', 'time.sleep(0.1); n = len')}")
+    arguments = ["--agents", "slow:FirstHalf", *SMALL[:4], "--seeds", "500", "--name", "slow", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "1"]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background, perhaps these tests, ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        results_file = tmp_path / "slow" / "results.jsonl"
+        deadline = time.monotonic() + 60
+        while not results_file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    found, unreadable = results.read(results_file)
+    assert 0 < len(found) < 500
+    assert unreadable == 0

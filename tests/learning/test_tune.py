@@ -1,7 +1,6 @@
 """`train.tune`: what it measures, what it chooses, what it writes, what it refuses."""
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +11,11 @@ from gymnasium.utils import seeding
 import prune_env
 from prune_env import data
 from prune_env.selection import select
-from prune_env.students.recipes import Recipe
+from prune_env.students import recipes
+from prune_env.students.recipes import Recipe, tuned
 from prune_env.trainer import Trainer
 from train import tune
-from train.tune import Args, full_training, store
+from train.tune import full_training, store
 
 RECIPES = Path(prune_env.__file__).parent / "students" / "recipes.json"
 
@@ -71,23 +71,56 @@ def test_rates_for_wrong_labels_stand_beside_those_for_clean_ones(path):
     for noise, rates in ((0.4, {6.0: 0.1}), (0.4, {3.0: 0.2}), (0.05, {3.0: 0.3})):
         store(path, "digits", Recipe("mlp", 17, 0.9), rates, f"tune {rates}", noise)
     after = json.loads(path.read_text())
-    noisy = after["digits"]["mlp"].pop("noisy")
-    assert noisy == {
-        **before["digits"]["mlp"].pop("noisy"),
+    mlp = before["digits"]["mlp"]
+    mlp["batch_size"] = 17
+    mlp["noisy"] |= {
         "0.4": {"lr": {"3": 0.2}, "command": "tune {3.0: 0.2}"},
         "0.05": {"lr": {"3": 0.3}, "command": "tune {3.0: 0.3}"},
     }
     assert after == before
 
 
-def test_store_adds_an_entry_that_was_not_there(path):
-    text = path.read_text()
-    assert "planted" not in json.loads(text)
-    recipe = Recipe("convnet", 64, 0.9)
-    store(path, "planted", recipe, {10.0: 0.2}, "command")
-    kept = iter(path.read_text().splitlines())
-    assert all(any(line.rstrip(",") == other.rstrip(",") for other in kept) for line in text.splitlines())
-    assert json.loads(path.read_text())["planted"]["convnet"]["lr"] == {"10": 0.2}
+@pytest.mark.parametrize(
+    ("save", "model", "noise", "size"),
+    [
+        ("*", "convnet:64-256-256", 0.0, None),
+        ("*", "torchvision:resnet18", 0.0, None),
+        ("cifar100", "resnet9", 0.3, None),
+        ("imagefolder:17", "resnet9", 0.0, 17),
+        ("imagefolder:17", "resnet9", 0.3, 17),
+    ],
+)
+def test_what_is_stored_is_found(path, monkeypatch, save, model, noise, size):
+    """For just that network, size and share; what else there is stays as it was."""
+    dataset = "cifar100" if save == "*" else save.partition(":")[0]
+    monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: path.parent))
+    others = [(dataset, "convnet:1-2-3", 8.0), ("digits", "mlp", 8.0, noise), (dataset, model, 8.0, 0.0, size)]
+    before = [tuned(*other).values for other in others]
+    store(path, save, Recipe(model, 64, 0.1, 1e-3), {4.0: 0.123, 16.0: 0.234}, "python -m train.tune", noise)
+    for budget, rate in ((3.0, 0.123), (20.0, 0.234)):
+        found = tuned(dataset, model, budget, noise, size)
+        assert found.values == {"model": model, "batch_size": 64, "weight_decay": 1e-3, "lr": rate}
+        assert found.fits == (save != "*")
+    after = [tuned(*other) for other in others]
+    assert [found.values for found in after[:2]] == before[:2]
+    if noise:  # the rate for clean labels is the one that was in use, and not called tuned
+        assert after[2].values["lr"] == before[2]["lr"]
+        assert "not tuned" in after[2].description
+
+
+def test_a_round_trip_through_the_program(path, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "RECIPES", path)
+    monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: path.parent))
+    options = ["--model", "mlp:5", "--train-size", "60", "--val-rest", "--label-noise", "0.3", "--image-size", "4"]
+    arguments = [*options, "--budget", "2", "--lr", "0.05", "0.5", "--seeds", "1", "--workers", "1"]
+    assert tune.main([*arguments, "--save", "digits:4"]) == 0
+    found = tuned("digits", "mlp:5", 2.0, 0.3, 4)
+    settings = {"model": "mlp:5", "train_size": 60, "val_rest": True, "label_noise": 0.3, "image_size": 4, "budget": 2}
+    reached = {lr: full_training("prune_env/Digits-v0", {**settings, "lr": lr}, 0) for lr in (0.05, 0.5)}
+    assert found.values["lr"] == max(reached, key=lambda lr: reached[lr])
+    assert found.fits
+    assert json.loads(path.read_text())["digits:4"]["mlp:5"]["noisy"]["0.3"]["command"].endswith("--save digits:4")
+    assert "*" in capsys.readouterr().out
 
 
 def test_the_best_mean_is_stored(path, monkeypatch, capsys):
@@ -99,17 +132,13 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         (12.0, 0.2): [70.1, 70.0, 70.0],
         (12.0, 0.4): [0.0, 99.0, 99.0],
     }
-    options = ["--budget", "12", "3", "--save", "digits"]
     monkeypatch.setattr(tune, "tune", lambda args, fixed: planted)
     monkeypatch.setattr(tune, "RECIPES", path)
-    monkeypatch.setattr(sys, "argv", ["tune.py", *options])
-    before = json.loads(path.read_text())
-    assert tune.main(Args(budget=(12.0, 3.0), lr=(0.1, 0.2, 0.4), seeds=3, save="digits", batch_size=24)) == 0
+    options = ["--budget", "12", "3", "--lr", "0.1", "0.2", "0.4", "--seeds", "3", "--batch-size", "24"]
+    assert tune.main([*options, "--save", "digits"]) == 0
     entry = json.loads(path.read_text())["digits"]["mlp"]
-    assert entry["lr"] == {"3": 0.1, "12": 0.2}
-    assert entry["batch_size"] == 24
-    assert entry["weight_decay"] == before["digits"]["mlp"]["weight_decay"]
-    assert entry["command"] == "python -m train.tune --budget 12 3 --save digits"
+    assert (entry["lr"], entry["batch_size"]) == ({"3": 0.1, "12": 0.2}, 24)
+    assert entry["command"] == f"python -m train.tune {' '.join(options)} --save digits"
     starred = [line for line in capsys.readouterr().out.splitlines() if "±" in line and "*" in line]
     assert len(starred) == 2
     assert "57.00 ± 3.51*" in starred[0]  # sqrt((49 + 9 + 16) / 2 / 3)
@@ -117,33 +146,25 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("arguments", "words"),
     [
-        ({"budget": (3.0, 0.0)}, "budget is 0.0"),
-        ({"budget": (0.001,)}, "budget is 0.001"),
-        ({"budget": ()}, "--budget"),
-        ({"lr": (0.1, -1.0)}, "lr is -1.0"),
-        ({"lr": (float("nan"),)}, "lr is nan"),
-        ({"lr": ()}, "--lr"),
-        ({"seeds": 0}, "--seeds"),
-        ({"workers": 0}, "--workers"),
-        ({"save": "digit"}, "--save is 'digit'"),
-        ({"save": "*:4", "image_size": 4}, "a data set's own"),
-        ({"save": "digits:4"}, "another size than --image-size None"),
-        ({"save": "digits:4", "image_size": 5}, "another size than --image-size 5"),
-        ({"save": "tiny_imagenet", "label_noise": 0.2}, "clean labels first"),
-        ({"label_noise": 2.0}, "label_noise=2.0"),
-        ({"model": "perceptron"}, "perceptron"),
-        ({"env": "prune_env/Nothing-v0"}, "Nothing"),
-        ({"env": "CartPole-v1"}, ""),
-        ({"env": "prune_env/ImageFolder-v0", "root": "nowhere"}, "nowhere"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"train_size": 3}, "train_size=3"),
+        ("--budget 3 0", "budget is 0.0"),
+        ("--budget", "--budget"),
+        ("--lr 0.1 -1", "lr is -1.0"),
+        ("--seeds 0", "--seeds"),
+        ("--save digit", "--save is 'digit'"),
+        ("--save *:4 --image-size 4", "a data set's own"),
+        ("--save digits:4 --image-size 5", "another size than --image-size 5"),
+        ("--label-noise 2", "label_noise=2.0"),
+        ("--model perceptron", "perceptron"),
+        ("--env prune_env/DigitsSummary-v0", "use 'prune_env/Digits-v0'"),
+        ("--env CartPole-v1", "not one of prune_env's"),
+        ("--env prune_env/ImageFolder-v0 --root nowhere", "nowhere"),
     ],
 )
-def test_wrong_arguments_end_at_once(args, words, monkeypatch, capsys):
+def test_wrong_arguments_end_at_once(arguments, words, monkeypatch, capsys):
     monkeypatch.setattr(tune, "tune", None)
-    assert tune.main(Args(**args)) == 2
+    assert tune.main(arguments.split()) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith("error: ")

@@ -14,7 +14,7 @@ from agents.difficulty import Middle
 from prune_env import selection
 from prune_env.policy import encoding
 from prune_env.policy.encoding import RULE, SUMMARY, begin, decode_rule, keep_number, remember, summarize
-from prune_env.sampling import how_many
+from prune_env.sampling import n_keep
 from prune_env.stats import BOUNDS
 
 Obs = dict[str, np.ndarray]
@@ -561,7 +561,7 @@ def test_the_size_is_that_of_agents_also_in_single_precision(keep):
     number = np.float32(keep_number(keep))
     for n in range(1, 130):
         chosen = kept(decode_rule(observe(0, n=n), rule(keep=float(number)), uniforms(0, n)))
-        assert chosen.sum() == how_many(keep, n)
+        assert chosen.sum() == n_keep(keep, n)
 
 
 @pytest.mark.parametrize("numbers", [{"loss": 1.0}, {"loss": -1.0, "age": 1.0, "volatility": 0.5}, {"middle": 1.0}, {}])

@@ -269,7 +269,7 @@ def test_settings_give_what_they_say():
             assert counts.max() / counts.min() == pytest.approx(task.imbalance, rel=0.25)
         assert (env.budget, env.recipe.model) == (task.budget, task.model)
         assert env.train_data.images.shape[1:] == (1, task.image_size, task.image_size)
-        rate = tuned("digits", task.model, task.budget, task.label_noise, task.image_size)["lr"]
+        rate = tuned("digits", task.model, task.budget, task.label_noise, task.image_size).values["lr"]
         assert env.recipe.lr == pytest.approx(rate * task.lr_factor)
         assert len(env.val_data) == 1300 - n
 

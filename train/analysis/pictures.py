@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 
 import gymnasium as gym
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from agents import SWITCH
+from agents import split_switches
 from prune_env import data
 from prune_env.data import Data, sources
 from train.analysis.markup import Markup, image, tag
@@ -46,7 +45,7 @@ def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
 
 def pictured(agents: Sequence[str]) -> list[str]:
     """Those of `agents` whose pictures say most: rules that choose by statistics, without switches."""
-    names = {agent: agent.partition(":")[0] for agent in agents if not re.search(SWITCH, agent)}
+    names = {agent: agent.partition(":")[0] for agent in agents if not split_switches(agent)[1]}
     chosen = [next((agent for agent in names if names[agent] == name), "") for name in CHOOSING]
     others = [agent for agent in names if names[agent] not in (*CHOOSING, *RANDOM)]
     return [*filter(None, chosen), *others][:PICTURED]

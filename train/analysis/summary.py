@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agents import SWITCH
+from agents import split_switches
 from train.analysis import statistics
 from train.analysis.statistics import MARGIN, Interval, Profile, Verdict
 from train.execution.results import Record
@@ -412,7 +412,7 @@ def one_apart(specs: Collection[str]) -> list[tuple[str, str]]:
     """
     found = []
     for spec in specs:
-        base, *switches = re.split(SWITCH, spec)
+        base, switches = split_switches(spec)
         agent, *options = re.split(f":{OPTION}", base, maxsplit=1)
         options = re.split(f",{OPTION}", options[0]) if options else []
         names = [_spec(agent, others, switches) for others in _without_one(options)]

@@ -99,6 +99,15 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
     return Group(*parts, *map(Text, notes))
 
 
+def rates(records: Sequence[Record]) -> Text:
+    """Return what the learning rate of each budget was tuned for, a line each; nothing of records from before."""
+    budgets: dict[str, set[float]] = {}
+    for record in records:
+        if record.get("rate"):
+            budgets.setdefault(record["rate"], set()).add(record["budget"])
+    return Text("\n".join(f"Budget {', '.join(f'{b:g}' for b in sorted(at))}: {rate}" for rate, at in budgets.items()))
+
+
 def show(path: Path, tables: RenderableType) -> None:
     """Print tables, in colour where that is a terminal, and write them to `path`."""
     text = StringIO()

@@ -40,6 +40,7 @@ class Run:
     agent: str  # spec
     seed: int
     task: str = ""  # what tables and figures call the task; no result depends on it
+    rate: str = ""  # what the learning rate was tuned for, in words; no result depends on it
 
     def make_env(self) -> gym.Env:
         """The environment of this run; building it reads the data."""
@@ -180,6 +181,7 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
     return {
         "key": run.key(env, player.digest),
         "task": run.task,
+        "rate": run.rate,
         "agent": run.agent,
         "budget": plain.budget,
         "seed": run.seed,

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from itertools import product
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import gymnasium as gym
+import tyro
 
 import agents
 from prune_env import PruneEnv, data
-from prune_env.students.recipes import nearest
+from prune_env.data.task import VARIANT, Variant
+from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution.companion import AgentDied, AgentError, Companion
 from train.execution.episode import OF_MACHINE, Run
 from train.execution.workers import DIED, Failure, Terms, closed_files
 
-# What a task may set of its environment; what is not set is left to it.
-TASK = ("image_size", "train_size", "label_noise", "imbalance", "duplicates", "task_seed", "val_rest")
-TRAINING = (
-    "batch_size",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "warmup",
-    "label_smoothing",
-    "ema",
-    "precision",
-    "compile",
-)
-SETTINGS = ("model", *TASK, *TRAINING)
+TASK = ("image_size", *VARIANT)
+SETTINGS = (*TASK, *(option.name for option in fields(Training)))
 UNKNOWN = "unknown"  # in place of the digest of an agent's code: no record has such a key
 
 
@@ -44,6 +35,83 @@ class Block:
     keep: tuple[float, ...]  # shares, for agents that take `keep` and do not set it
     budgets: tuple[float, ...]  # full-epoch equivalents
     seeds: int
+
+
+@dataclass
+class Options:
+    """What to train on, and how: the flags of every program that trains."""
+
+    env: str = "prune_env/Digits-v0"
+    """Environment id: the data set."""
+    image_size: int | None = None
+    """Side in pixels that images are resized to, where the data set allows it."""
+    variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
+    training: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults: keyword arguments of the environment."""
+        settings = {} if self.image_size is None else {"image_size": self.image_size}
+        for of in (self.variant, self.training):
+            values = {option.name: (getattr(of, option.name), option.default) for option in fields(of)}
+            settings |= {name: value for name, (value, default) in values.items() if value != default}
+        return settings
+
+
+def dataset_of(env_id: str) -> str:
+    """Return the data set of an environment in which agents choose samples.
+
+    Raises:
+        gymnasium.error.Error: there is no such environment.
+        ValueError: it belongs to another package, or shows summaries, which agents cannot act on.
+    """
+    spec = gym.spec(env_id)
+    if "dataset" not in spec.kwargs:
+        raise ValueError(f"environment {env_id!r} is not one of prune_env's")
+    if spec.entry_point != "prune_env.env:PruneEnv":
+        plain = env_id.replace("Summary-v", "-v")
+        raise ValueError(f"environment {env_id!r} takes rules, and agents choose samples: use {plain!r}")
+    return spec.kwargs["dataset"]
+
+
+def with_rates(block: Block) -> dict[float, tuple[dict[str, Any], str]]:
+    """Return a block's settings at each of its budgets, and what their learning rate was tuned for.
+
+    A rate that the settings lack is the one tuned for full training at this budget and share of wrong labels. The
+    environment does not take it by itself, since agents could read the share from it.
+
+    Raises:
+        TypeError, ValueError: an option that `recipes.tuned` refuses.
+    """
+    dataset, size = dataset_of(block.env), block.settings.get("image_size")
+    budgets = sorted(set(block.budgets))
+    flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": budgets}
+    flags["save"] = f"{dataset}:{size}" if size else dataset
+    found = {}
+    for budget in budgets:
+        settings, noise = dict(block.settings), block.settings.get("label_noise", 0.0)
+        tuned_to = tuned(dataset, settings.get("model"), budget, noise, size)
+        rate = settings.get("lr", tuned_to.values["lr"])
+        if isinstance(rate, dict):
+            rate = rate[nearest(rate, budget)]
+        if "lr" in settings or noise:  # else it is the environment's own
+            settings["lr"] = rate
+        if rate != tuned_to.values["lr"]:
+            found[budget] = settings, f"lr {rate}: as given"
+        elif tuned_to.fits:
+            found[budget] = settings, tuned_to.description
+        else:
+            found[budget] = settings, f"{tuned_to.description}; tune it: {_command('train.tune', flags)}"
+    return found
+
+
+def _command(program: str, flags: Mapping[str, Any]) -> str:
+    """The command line of a program, without a learning rate."""
+    words = ["python", "-m", program]
+    for name, value in flags.items():
+        if name != "lr":
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -94,12 +162,10 @@ def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None)
             raise ValueError(f"seeds is {block.seeds}; it must be at least 1")
         for agent, keep in product(filter(agents.is_ours, block.agents), block.keep):  # before anything is fetched
             agents.check(agents.spec_with_keep(agent, keep))
-        spec = gym.spec(block.env)
-        if "dataset" not in spec.kwargs:
-            raise ValueError(f"environment {block.env!r} is not one of prune_env's")
+        dataset = dataset_of(block.env)
 
         # Runs open the test split at their end: that it is missing, or damaged, should not be found out then.
-        dataset, size = split = spec.kwargs["dataset"], block.settings.get("image_size")
+        _, size = split = dataset, block.settings.get("image_size")
         if split not in splits:
             test = data.load_test(
                 dataset, root=place.root, download=place.download, image_size=size, images=place.images
@@ -108,14 +174,11 @@ def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None)
             del test  # its memory, before that of the next
         digests = _digests(block, place, terms, failed)
         of_machine = {name: getattr(place, name) for name in OF_MACHINE if getattr(place, name) not in (None, "auto")}
-        given = {**block.settings, **of_machine}
-        for budget in sorted(set(block.budgets)):
-            settings = {**given, "budget": budget, "device": place.device}
-            if isinstance(given.get("lr"), dict):
-                settings["lr"] = nearest(given["lr"], budget)
+        for budget, (of_task, rate) in with_rates(block).items():
+            settings = {**of_task, **of_machine, "budget": budget, "device": place.device}
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
             for (agent, digest), seed in product(digests.items(), range(block.seeds)):
-                run = Run(block.env, settings, agent, seed, block.task)
+                run = Run(block.env, settings, agent, seed, block.task, rate)
                 key = run.key(env, digest if isinstance(digest, str) else UNKNOWN)
                 runs.setdefault(key, run)
                 tests[key] = splits[split]
