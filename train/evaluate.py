@@ -16,6 +16,7 @@ from rich.text import Text
 
 from prune_env.env import DEFAULT_MODEL
 from train.analysis import table
+from train.analysis.text import readable
 from train.execution.plan import SETTINGS, TASK, Block
 from train.execution.results import Record
 from train.execution.runner import Running, carry_out
@@ -109,7 +110,7 @@ def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
     from train.analysis import curves, figures
 
     heading = records[0]["task"]
-    table.show(folder / "table.txt", Group(Text(heading), table.render(records, seeds)))
+    table.show(folder / "table.txt", Group(Text(readable(heading)), table.render(records, seeds)))
     curves.write_csv(folder / "curves.csv", records)
     figures.write_accuracy(folder / "accuracy.png", records, heading)
     curves.write_events(folder / "tensorboard", records)

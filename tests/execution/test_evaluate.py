@@ -558,14 +558,14 @@ def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert outcome["class_visits"] == [1.0] * 10
 
 
-@pytest.mark.parametrize("where", ["add_scalar", "close"])
+@pytest.mark.parametrize("where", ["add_event", "close"])
 def test_a_kill_while_events_are_written_is_mended_by_the_same_command(done: Done, tmp_path: Path, where: str):
     shutil.copytree(done.folder, tmp_path / "small")
     expected = {path.relative_to(done.folder) for path in done.folder.rglob("*") if "tensorboard" not in path.parts}
     arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
 
     def dies_while_it_writes():
-        setattr(curves.SummaryWriter, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        setattr(curves.EventFileWriter, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         evaluate.main(arguments)
 
     assert wait(fork(dies_while_it_writes)) == -signal.SIGKILL

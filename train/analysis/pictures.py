@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import gymnasium as gym
 import torch
 from PIL import Image
 from torch import Tensor
 
-from agents import SWITCH
 from prune_env import data
 from prune_env.data import Data, sources
-from train.analysis.markup import Markup, image, tag
+from train.analysis.records import Record
+from train.analysis.summary import SWITCH
 from train.execution.plan import TASK
-from train.execution.results import Record
 
 CHOOSING = ("ucb", "swdpp", "epsilon_greedy", "middle")  # by statistics: their pictures say most
 RANDOM = ("full", "random", "static_random")
@@ -52,11 +52,21 @@ def pictured(agents: Sequence[str]) -> list[str]:
     return [*filter(None, chosen), *others][:PICTURED]
 
 
-def thumbnail(train: Data, index: int, share: float) -> Markup:
-    name, wrong = train.classes[int(train.labels[index])], bool(train.wrong[index])
-    text = f"{name}{', wrong' if wrong else ''}"
-    shown = image(picture(train.batch(torch.tensor([index]))[0][0]), f"sample {index}: {text}")
-    return tag("figure", shown, tag("figcaption", f"{text}: {share:.0%}"), class_="wrong" if wrong else "right")
+class Thumbnail(NamedTuple):
+    """A training sample: its picture, its class in words, and the share of the steps in which it was kept."""
+
+    sample: int
+    png: bytes
+    text: str
+    wrong: bool
+    share: float
+
+
+def thumbnail(train: Data, index: int, share: float) -> Thumbnail:
+    """Return a training sample with its picture, as PNG; `share` is that of the steps in which it was kept."""
+    wrong = bool(train.wrong[index])
+    text = train.classes[int(train.labels[index])] + (", wrong" if wrong else "")
+    return Thumbnail(index, picture(train.batch(torch.tensor([index]))[0][0]), text, wrong, share)
 
 
 def picture(pixels: Tensor) -> bytes:
