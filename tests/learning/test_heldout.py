@@ -151,10 +151,10 @@ def cells(table: Table) -> dict[str, list[str]]:
 
 
 def told(cells: list[list[float]]) -> str:
-    """Mean and interval of cells with a value a seed each: the seeds, means over the cells, are the units."""
-    seeds = [sum(values) / len(values) for values in zip(*cells, strict=True)]
+    """Mean and interval of cells with a value a seed each: the seeds that all have, means over the cells, are units."""
+    seeds = [sum(values) / len(values) for values in zip(*cells, strict=False)]
     low, high = mean_interval(seeds)
-    return f"{sum(seeds) / len(seeds):+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"{sum(seeds) / len(seeds):+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if len(seeds) > 1 else "")
 
 
 OWN = [
