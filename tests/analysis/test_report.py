@@ -144,10 +144,11 @@ def page(folder: Path) -> Page:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not drawn, where a test is of something else: it takes most of the time."""
+    """Figures are not drawn, where a test is of something else: it takes most of the time."""
     png = BytesIO()
     Image.new("L", (1, 1)).save(png, "png")
-    monkeypatch.setattr(figures, "_png", lambda figure: png.getvalue())
+    for name in ("forest", "accuracy", "kept", "classes", "divided"):
+        monkeypatch.setattr(figures, name, lambda *_: png.getvalue())
 
 
 def changed(record: Record, **to: object) -> Record:
