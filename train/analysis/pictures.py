@@ -25,7 +25,7 @@ PIXELS = 64  # of a picture's longer side; larger ones are made smaller
 
 
 def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
-    """What a run trained on, or None and why. Without `root` only what comes with the package: it may be passed on."""
+    """Return what a run trained on, or None and why; without `root` only what may be passed on with the package."""
     configuration = record["configuration"]
     try:
         settings = {**gym.spec(configuration["env"]).kwargs, **configuration["settings"]}
@@ -45,7 +45,7 @@ def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
 
 
 def pictured(agents: Sequence[str]) -> list[str]:
-    """Those of `agents` whose pictures say most: rules that choose by statistics, without switches."""
+    """Return those of `agents` whose pictures say most: rules that choose by statistics, without switches."""
     names = {agent: agent.partition(":")[0] for agent in agents if not re.search(SWITCH, agent)}
     chosen = [next((agent for agent in names if names[agent] == name), "") for name in CHOOSING]
     others = [agent for agent in names if names[agent] not in (*CHOOSING, *RANDOM)]
@@ -70,7 +70,7 @@ def thumbnail(train: Data, index: int, share: float) -> Thumbnail:
 
 
 def picture(pixels: Tensor) -> bytes:
-    """PNG of (C, H, W) uint8, grey or coloured, pixel by pixel if it is not larger than PIXELS."""
+    """Return a PNG of (C, H, W) uint8, grey or coloured, pixel by pixel if it is not larger than PIXELS."""
     values = pixels.cpu().numpy()
     picture = Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
     picture.thumbnail((PIXELS, PIXELS))

@@ -138,7 +138,7 @@ class Wins:
 
 
 def latest(records: Sequence[Record]) -> list[Record]:
-    """One record a (task, agent, budget, seed), the last, since a file can hold cells of older code as well.
+    """Return one record a (task, agent, budget, seed), the last, since a file can hold cells of older code as well.
 
     Ordered by task (first appearance), budget, agent (first appearance), seed.
     """
@@ -149,7 +149,7 @@ def latest(records: Sequence[Record]) -> list[Record]:
 
 
 def grouped(records: Sequence[Record]) -> dict[float, dict[str, list[Record]]]:
-    """Records by budget, ascending, then by agent in the order of appearance."""
+    """Return records by budget, ascending, then by agent in the order of appearance."""
     groups: dict[float, dict[str, list[Record]]] = {}
     for record in sorted(records, key=lambda record: record["budget"]):
         groups.setdefault(record["budget"], {}).setdefault(record["agent"], []).append(record)
@@ -157,7 +157,7 @@ def grouped(records: Sequence[Record]) -> dict[float, dict[str, list[Record]]]:
 
 
 def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each task, tasks in the order of appearance."""
+    """Return the records of each task, tasks in the order of appearance."""
     tasks: dict[str, list[Record]] = {}
     for record in records:
         tasks.setdefault(record["task"], []).append(record)
@@ -165,7 +165,7 @@ def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def best(records: Sequence[Record]) -> list[Best]:
-    """The agent of one task with the highest mean accuracy at each budget, budgets ascending.
+    """Return the agent of one task with the highest mean accuracy at each budget, budgets ascending.
 
     Compared over the seeds that `full` has at the budget, among the agents that have all of them; without full over all
     seeds that any agent has there. A budget at which no agent has all seeds is left out. `tied` are the other agents,
@@ -200,7 +200,7 @@ def best(records: Sequence[Record]) -> list[Best]:
 
 
 def areas(records: Sequence[Record]) -> list[Area]:
-    """Mean accuracy over log budget (`statistics.log_budget_area`) of the agents of one task, over the same budgets.
+    """Return the mean accuracy over log budget of the agents of one task, over the same budgets.
 
     The budgets, agents and seeds are the largest block of runs without a gap, two budgets or more, in which every agent
     has every seed at every budget: of a sweep that runs ablations at few budgets and the main agents at many it takes
@@ -239,7 +239,7 @@ def _area(agent: str, budgets: list[float], curve: NDArray[np.float64], full: ND
 
 
 def improvements(records: Sequence[Record]) -> list[AgentImprovement]:
-    """How every agent compares with `full` over the cells (task, budget) in which both ran; cells weigh the same.
+    """Compare every agent with `full` over the cells (task, budget) in which both ran; cells weigh the same.
 
     Agents in the order of appearance. Seeds are the units: each gives its mean over the cells, over the largest block
     of cells and seeds without a gap.
@@ -257,7 +257,7 @@ def improvements(records: Sequence[Record]) -> list[AgentImprovement]:
 
 
 def keep_of(spec: str) -> float | None:
-    """The share that a spec says to keep: "ucb:keep=0.5+anneal=0.1" -> 0.5; None if it does not say.
+    """Return the share that a spec says to keep: "ucb:keep=0.5+anneal=0.1" -> 0.5; None if it does not say.
 
     Read off the text, so that results of agents that cannot be imported here can be reported too.
     """
@@ -267,7 +267,7 @@ def keep_of(spec: str) -> float | None:
 
 
 def equivalences(records: Sequence[Record], margin: float = MARGIN) -> list[AgainstLarger]:
-    """Every agent of one task that keeps a share k in (0, 1), at budget b, against `full` at budget b / k.
+    """Compare every agent of one task that keeps a share k in (0, 1), at budget b, with `full` at budget b / k.
 
     Budgets ascending, then agents in the order of the records. The budget of full may differ by one in a hundred (21.43
     for 15 / 0.7); without common seeds there the agent is left out. `margin` in points, see `statistics.lossless`.
@@ -301,7 +301,7 @@ def equivalences(records: Sequence[Record], margin: float = MARGIN) -> list[Agai
 
 
 def full_curve(records: Sequence[Record]) -> dict[float, float]:
-    """Mean accuracy of `full` in % at the budgets of one task, ascending, over the same seeds at each.
+    """Return the mean accuracy of `full` in % at the budgets of one task, ascending, over the same seeds at each.
 
     Budgets and seeds are the largest block without a gap, as in `areas`. Empty without full.
     """
@@ -312,7 +312,7 @@ def full_curve(records: Sequence[Record]) -> dict[float, float]:
 
 
 def savings(records: Sequence[Record]) -> list[Saving]:
-    """How much less every agent of one task trains than `full` for the same accuracy; budgets ascending, then agents.
+    """Say how much less every agent of one task trains than `full` for the same accuracy, by budget, then agent.
 
     Full's accuracy is read off linearly in log budget between the budgets it has. It needs the smallest budget at which
     the mean of the paired differences, agent − full, is not above 0. The interval has the budgets at which 0 lies in
@@ -359,7 +359,7 @@ def _needed(budgets: NDArray[np.float64], gaps: NDArray[np.float64]) -> float:
 
 
 def pairs(records: Sequence[Record], first: str, second: str) -> list[Paired]:
-    """Paired differences first − second at every budget of one task at which both have a common seed, ascending."""
+    """Return the paired differences first − second at every budget at which both have a common seed, ascending."""
     table = _table(records)
     of_first, of_second = table.get(first, {}), table.get(second, {})
     differences = {b: _difference(of_first[b], of_second[b]) for b in sorted(of_first.keys() & of_second.keys())}
@@ -367,7 +367,7 @@ def pairs(records: Sequence[Record], first: str, second: str) -> list[Paired]:
 
 
 def one_apart(specs: Collection[str]) -> list[tuple[str, str]]:
-    """Pairs of agents that differ in one thing, for `pairs`: what does that thing bring?
+    """Return pairs of agents that differ in one thing, for `pairs`: what does that thing bring?
 
     An agent with one switch ("ucb:keep=0.5+mixup=0.5" and "ucb:keep=0.5") or one option more than another
     ("swdpp:keep=0.5,tau=0" and "swdpp:keep=0.5"); one and its `same_amounts:`, which takes only the numbers of samples
@@ -397,7 +397,7 @@ def _spec(agent: str, options: Sequence[str], switches: Sequence[str]) -> str:
 
 
 def wins(records: Sequence[Record]) -> Wins:
-    """How many cells (task, budget, agent) tell an agent apart from `full`, and how many would by chance.
+    """Count the cells (task, budget, agent) that tell an agent apart from `full`, and how many would by chance.
 
     Cells with fewer than two common seeds have no interval and do not count. Cells of a task share the runs of full, so
     chance wins come in clusters.
@@ -469,9 +469,9 @@ def _to_full(records: Sequence[Record]) -> dict[tuple[str, float, str], dict[int
         table = _table(of_task)
         full = table.pop(FULL, {})
         for budget, agent, runs in _cells(table):
-            seeds = _common(runs, full.get(budget, {}))
-            if seeds:
-                found[task, budget, agent] = {seed: 100.0 * (runs[seed] - full[budget][seed]) for seed in seeds}
+            differences = _by_seed(runs, full.get(budget, {}))
+            if differences:
+                found[task, budget, agent] = differences
     return found
 
 
@@ -484,13 +484,13 @@ def _by_agent(
     return agents
 
 
-def _common(first: Runs, second: Runs) -> list[int]:
-    return sorted(first.keys() & second.keys())
+def _by_seed(first: Runs, second: Runs) -> dict[int, float]:
+    """first − second in points by common seed, ascending."""
+    return {seed: 100.0 * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())}
 
 
 def _differences(first: Runs, second: Runs) -> list[float]:
-    """first − second in points, a number a common seed, seeds ascending."""
-    return [100.0 * (first[seed] - second[seed]) for seed in _common(first, second)]
+    return list(_by_seed(first, second).values())
 
 
 def _difference(first: Runs, second: Runs) -> Difference | None:
