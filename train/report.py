@@ -11,6 +11,7 @@ import tyro
 
 from prune_env import io
 from train.analysis import page, records, sheets, summary, table
+from train.analysis.text import readable
 
 
 @dataclass
@@ -47,9 +48,9 @@ def main(args: Sequence[str] | None = None) -> int:
             io.replace(out / name, content)
         table.write(out / "table.txt", table.render_tasks(runs))
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(readable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
-    print(out / "report.html")
+    print(readable(str(out / "report.html")))
     return 0
 
 

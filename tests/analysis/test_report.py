@@ -428,7 +428,7 @@ def test_no_results_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "results.jsonl").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    for folder in (tmp_path, tmp_path / "empty", tmp_path / "absent"):
+    for folder in (tmp_path, tmp_path / "empty", tmp_path / "caf\udce9"):  # the last is not UTF-8
         assert "has no results" in refusal(folder, capsys)
     assert sorted(tmp_path.rglob("*")) == before
 
