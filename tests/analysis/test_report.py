@@ -20,7 +20,7 @@ from PIL import Image
 
 from prune_env import data
 from tests.helpers import trees
-from train import report
+from train import heldout, report
 from train.analysis import curves, figures, pictures, summary, table
 from train.analysis import records as reading
 from train.analysis.records import Record
@@ -524,3 +524,11 @@ def test_the_other_committed_tables_too(name: str, tmp_path: Path):
     runs = summary.latest(reading.read(results).records)
     table.write(tmp_path / "table.txt", table.render_tasks(runs))
     assert (tmp_path / "table.txt").read_bytes() == (results / "table.txt").read_bytes()
+
+
+@pytest.mark.slow
+def test_the_committed_comparison_is_that_of_the_committed_accuracies(capsys: pytest.CaptureFixture[str]):
+    results = Path(__file__).parents[2] / "results" / "learned" / "digits"
+    assert heldout.main(["compare", "learned", str(results)]) == 0
+    shown = "".join(line.rstrip() + "\n" for line in capsys.readouterr().out.splitlines())
+    assert shown == (results / "comparison.txt").read_text()
