@@ -15,6 +15,7 @@ from rich.text import Text
 
 from prune_env.students.recipes import default_model
 from train.analysis import table
+from train.analysis.text import readable
 from train.execution.plan import TASK, Block, Options, dataset_of
 from train.execution.results import Record
 from train.execution.runner import Running, carry_out
@@ -68,7 +69,7 @@ def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
     from train.analysis import curves, figures
 
     heading = records[0]["task"]
-    table.show(folder / "table.txt", Group(Text(heading), table.rates(records), table.render(records, seeds)))
+    table.show(folder / "table.txt", Group(Text(readable(heading)), table.render(records, seeds)))
     curves.write_csv(folder / "curves.csv", records)
     figures.write_accuracy(folder / "accuracy.png", records, heading)
     curves.write_events(folder / "tensorboard", records)

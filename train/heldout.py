@@ -25,11 +25,12 @@ from rich.text import Text
 
 from prune_env import io
 from prune_env.policy.tasks import Task
+from train.analysis import records as results
 from train.analysis import statistics, summary
 from train.analysis import table as tables
-from train.execution import results
+from train.analysis.records import Record
+from train.analysis.text import spread
 from train.execution.plan import TASK
-from train.execution.results import Record
 from train.learning.rollouts import distribution
 
 ID = {
@@ -105,7 +106,7 @@ class Sweep:
 class Compare:
     """Print the paired differences of an agent to every other, in points of test accuracy.
 
-    The mean over tasks and budgets; intervals resample the seeds of each (arXiv 2108.13264).
+    The mean over tasks and budgets; the intervals are Student's t with the seeds as units.
     """
 
     agent: tyro.conf.Positional[str]
@@ -124,9 +125,9 @@ class Compare:
         if not self.folders:
             raise ValueError("compare needs at least one folder of results")
         for folder in self.folders:
-            if not (folder / "results.jsonl").exists():
+            found, damaged = results.read_lines(folder / "results.jsonl")
+            if not found and not damaged:
                 raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
-            found, damaged = results.read(folder / "results.jsonl", repair=False)
             if damaged:
                 print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
             every += found.values()
@@ -192,9 +193,9 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         if not set(theirs) >= set(own):
             lacking += [other] if set(theirs) & set(own) else []
             continue
-        differences = [[own[cell] - theirs[cell] for cell in cells] for cells in strata.values()]
+        differences = [{cell[2]: own[cell] - theirs[cell] for cell in cells} for cells in strata.values()]
         mean = float(np.mean([np.mean([theirs[cell] for cell in cells]) for cells in strata.values()]))
-        better = sum(float(np.mean(values)) > statistics.ROUNDING for values in differences)
+        better = sum(float(np.mean([*values.values()])) > statistics.ROUNDING for values in differences)
         told = _spread(differences), _spread(_areas(own, theirs)), f"{better} of {len(differences)}"
         rows.append((mean, other, told if other != agent else ()))
     for mean, other, told in sorted(rows, reverse=True):
@@ -234,16 +235,18 @@ def _saved(
     return lines
 
 
-def _spread(strata: Sequence[Sequence[float]]) -> str:
-    """Mean over strata of their means, and its interval; nothing of none."""
-    if not strata:
+def _spread(cells: Sequence[Mapping[int, float]]) -> str:
+    """Mean over cells of values by seed, and its interval with the seeds as units; nothing without a common seed."""
+    if not cells or not set.intersection(*map(set, cells)):
         return ""
-    low, high = statistics.stratified_interval(strata)
-    return f"{np.mean([np.mean(values) for values in strata]):+.2f} [{low:+.2f}, {high:+.2f}]"
+    values = statistics.seed_means(cells)
+    return spread(float(np.mean(values)), statistics.mean_interval(values) if len(values) > 1 else None, "+.2f")
 
 
-def _areas(own: dict[tuple[str, float, int], float], theirs: dict[tuple[str, float, int], float]) -> list[list[float]]:
-    """Differences of the area under accuracy over log budget: a list a task, a number a seed that has all budgets.
+def _areas(
+    own: dict[tuple[str, float, int], float], theirs: dict[tuple[str, float, int], float]
+) -> list[dict[int, float]]:
+    """Differences of the area under accuracy over log budget by task, and in each by seed that has all budgets.
 
     A task with one budget only has no area, and is left out.
     """
@@ -254,9 +257,10 @@ def _areas(own: dict[tuple[str, float, int], float], theirs: dict[tuple[str, flo
     areas = []
     for seeds in differences.values():
         budgets = sorted({budget for by in seeds.values() for budget in by})
-        whole = [[by[budget] for budget in budgets] for by in seeds.values() if len(by) == len(budgets)]
+        whole = {seed: [by[b] for b in budgets] for seed, by in seeds.items() if len(by) == len(budgets)}
         if len(budgets) > 1 and whole:
-            areas.append(statistics.log_budget_area(budgets, whole).tolist())
+            of_seeds = np.asarray(statistics.log_budget_area(budgets, list(whole.values())))
+            areas.append(dict(zip(whole, of_seeds.tolist(), strict=True)))
     return areas
 
 

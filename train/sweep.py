@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Group
-from rich.text import Text
 
 from prune_env import io
 from train.analysis import table
@@ -118,14 +116,9 @@ def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[A
 
 
 def report(folder: Path, records: Sequence[Record], source: str) -> None:
-    """Print the tables, task by task, and write them and the text of the sweep file into the folder of results."""
+    """Print the tables, task by task; write them and the sweep file's text into the folder of results."""
     io.write_atomic(folder / "sweep.toml", source.encode())
-    tables = []
-    for task in dict.fromkeys(record["task"] for record in records):
-        of_task = [record for record in records if record["task"] == task]
-        seeds = max(record["seed"] for record in of_task) + 1
-        tables += [Text(task, style="bold"), table.rates(of_task), table.render(of_task, seeds), ""]
-    table.show(folder / "table.txt", Group(*tables))
+    table.show(folder / "table.txt", table.render_tasks(records))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -109,22 +109,6 @@ def test_the_budget_at_its_end_is_in_the_last_part():
     assert diary.kept_by_difficulty() == [None] * 19 + [[1.0] * 10]
 
 
-def test_parts_without_samples_are_left_open():
-    for n in range(1, 10):
-        diary = Diary(n)
-        for _ in range(2):
-            diary.record(np.arange(n, dtype=float), 0.5, np.arange(n) == n - 1)
-        table = diary.kept_by_difficulty()
-        assert table[10] == [0.0] * (n - 1) + [1.0] + [None] * (10 - n)
-        assert json.loads(json.dumps(table, allow_nan=False)) == table
-
-
-def test_equal_difficulty_goes_by_the_order_of_the_samples():
-    diary = Diary(10)
-    diary.record(np.zeros(10), 0.0, np.arange(10) < 3)
-    assert diary.kept_by_difficulty()[0] == [1.0] * 3 + [0.0] * 7
-
-
 def test_a_step_that_begins_with_a_twentieth_is_in_it():
     diary = Diary(10)
     for step in range(20):
@@ -151,23 +135,6 @@ def test_always_sometimes_never_by_hand():
     }
 
 
-def test_nothing_is_known_of_an_agent_that_keeps_everything():
-    diary = Diary(4)
-    for _ in range(3):
-        diary.record(np.zeros(4), 0.5, np.ones(4, bool))
-    assert [diary.sometimes()[group] for group in ("always", "sometimes", "never")] == [None] * 3
-
-
-def test_a_static_subset_is_always_and_never():
-    diary = Diary(30)
-    for step in range(50):
-        diary.record(np.zeros(30), step / 50, np.arange(30) % 3 == 0)
-    found = diary.sometimes()
-    assert (found["always"], found["sometimes"], found["never"]) == (pytest.approx(1 / 3), 0.0, pytest.approx(2 / 3))
-    assert [i for i, _ in found["examples"]["always"]] == list(range(0, 24, 3))
-    assert [i for i, _ in found["examples"]["never"]] == [1, 2, 4, 5, 7, 8, 10, 11]
-
-
 def test_a_step_that_only_scores_is_no_choice_of_what_to_train_on():
     diary = Diary(4)
     diary.record(np.zeros(4), 0.0, np.ones(4, bool))
@@ -179,13 +146,6 @@ def test_a_step_that_only_scores_is_no_choice_of_what_to_train_on():
 
 
 # ---------------------------------------------------------------- visits
-
-
-def test_quantiles_by_hand():
-    assert quantiles(np.arange(21)[::-1].astype(np.float32)) == list(range(21))
-    assert quantiles(np.array([7.0])) == [7] * 21
-    assert quantiles(np.array([0.0] * 95 + [9.0] * 6)) == [0] * 19 + [9, 9]
-    assert quantiles(np.zeros(3, np.float32)) == [0] * 21
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=60))

@@ -174,12 +174,6 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
         assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
 
 
-def test_the_table_says_which_budgets_have_which_rate(capsys: pytest.CaptureFixture[str]):
-    records: Any = [{"rate": rate, "budget": budget} for rate, budget in (("b", 3.0), ("a", 8.0), ("b", 1.5))]
-    assert table.rates(records).plain == "Budget 1.5, 3: b\nBudget 8: a"
-    assert table.rates([{"budget": 3.0}]).plain == ""  # of records from before
-
-
 @pytest.mark.slow
 def test_dropping_hard_samples_does_not_win_by_an_untuned_baseline(tmp_path: Path):
     """At the rate for clean labels `middle` is 3.6 points over `full` here."""

@@ -18,7 +18,7 @@ from prune_env import PruneEnv
 from prune_env.policy import tasks as distributions
 from prune_env.policy.tasks import DISTRIBUTIONS, Task, TaskDistribution
 from train import heldout, sweep
-from train.analysis.statistics import stratified_interval
+from train.analysis.statistics import mean_interval
 from train.execution import results
 from train.execution.plan import Block, Place, make_plan
 
@@ -150,10 +150,11 @@ def cells(table: Table) -> dict[str, list[str]]:
     return {row[0]: list(row[1:]) for row in zip(*columns, strict=True)}
 
 
-def told(strata: list[list[float]]) -> str:
-    mean = sum(sum(values) / len(values) for values in strata) / len(strata)
-    low, high = stratified_interval(strata)
-    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+def told(cells: list[list[float]]) -> str:
+    """Mean and interval of cells with a value a seed each: the seeds that all have, means over the cells, are units."""
+    seeds = [sum(values) / len(values) for values in zip(*cells, strict=False)]
+    low, high = mean_interval(seeds)
+    return f"{sum(seeds) / len(seeds):+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if len(seeds) > 1 else "")
 
 
 OWN = [

@@ -6,16 +6,19 @@ import csv
 import hashlib
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter  # torch's takes two seconds to import
 
 from prune_env import io
+from train.analysis.records import Record
+from train.analysis.text import readable
 from train.execution.episode import CURVE
-from train.execution.results import Record
 
 SCALARS = tuple(name for name in CURVE if name != "spent")
 NAME = 100  # characters of an agent's spec in a folder's name, which may have 255 bytes
@@ -23,7 +26,7 @@ PER_UNIT = 1000  # TensorBoard's steps are whole numbers: thousandths of a full-
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """One row a step: agent, budget, seed, step, compute spent so far, and what the step gave."""
+    """Write one row a step: agent, budget, seed, step, compute spent so far, and what the step gave."""
     text = StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["agent", "budget", "seed", "step", *CURVE])
@@ -31,11 +34,11 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
         run = [record[name] for name in ("agent", "budget", "seed")]
         steps = zip(*(record["curve"][name] for name in CURVE), strict=True)
         writer.writerows([*run, step, *row] for step, row in enumerate(steps, start=1))
-    io.write_atomic(path, text.getvalue().encode())
+    io.write_atomic(path, readable(text.getvalue()).encode())
 
 
 def write_events(folder: Path, records: Sequence[Record]) -> None:
-    """TensorBoard events of each run in `folder`/<agent>-b<budget>-s<seed>; what was in `folder` goes.
+    """Write TensorBoard events of each run to `folder`/<agent>-b<budget>-s<seed>; what was in `folder` goes.
 
     The step is the compute spent, in thousandths of a full-epoch equivalent, so that agents compare at equal
     compute. The last step has the test accuracy.
@@ -43,21 +46,31 @@ def write_events(folder: Path, records: Sequence[Record]) -> None:
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
         for record in records:
-            with SummaryWriter(str(beside / run_name(record))) as writer:
-                for name in SCALARS:
-                    for spent, value in zip(record["curve"]["spent"], record["curve"][name], strict=True):
-                        writer.add_scalar(name, value, round(PER_UNIT * spent))
-                end = round(PER_UNIT * record["results"]["spent"]["total"])
-                writer.add_scalar("test_accuracy", record["results"]["test_accuracy"], end)
+            writer = EventFileWriter(str(beside / run_name(record)))
+            curve = record["curve"]
+            for step, spent in enumerate(curve["spent"]):
+                _add(writer, spent, {name: curve[name][step] for name in SCALARS})
+            results = record["results"]
+            _add(writer, results["spent"]["total"], {"test_accuracy": results["test_accuracy"]})
+            writer.close()
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _add(writer: EventFileWriter, spent: float, values: dict[str, float]) -> None:
+    # the classes are made at import, where pyright does not see them
+    summary = summary_pb2.Summary()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, value in values.items():
+        summary.value.add(tag=name, simple_value=value)
+    event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+    writer.add_event(event(wall_time=time.time(), step=round(PER_UNIT * spent), summary=summary))
+
+
 def run_name(record: Record) -> str:
-    """A folder's name for a run, with a digest of the agent's spec where only that tells it from others."""
-    spec = record["agent"]
+    """Return a folder's name for a run, with a digest of the agent's spec where only that tells it from others."""
+    spec = readable(record["agent"])
     agent = re.sub(r"[^\w.=,-]+", "-", spec, flags=re.ASCII)[:NAME]
     if agent != spec.replace(":", "-"):
         agent += f"-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"

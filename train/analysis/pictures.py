@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import gymnasium as gym
 import torch
@@ -13,9 +14,8 @@ from torch import Tensor
 from agents import split_switches
 from prune_env import data
 from prune_env.data import Data, sources
-from train.analysis.markup import Markup, image, tag
+from train.analysis.records import Record
 from train.execution.plan import TASK
-from train.execution.results import Record
 
 CHOOSING = ("ucb", "swdpp", "epsilon_greedy", "middle")  # by statistics: their pictures say most
 RANDOM = ("full", "random", "static_random")
@@ -24,7 +24,7 @@ PIXELS = 64  # of a picture's longer side; larger ones are made smaller
 
 
 def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
-    """What a run trained on, or None and why. Without `root` only what comes with the package: it may be passed on."""
+    """Return what a run trained on, or None and why; without `root` only what may be passed on with the package."""
     configuration = record["configuration"]
     try:
         settings = {**gym.spec(configuration["env"]).kwargs, **configuration["settings"]}
@@ -44,22 +44,32 @@ def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
 
 
 def pictured(agents: Sequence[str]) -> list[str]:
-    """Those of `agents` whose pictures say most: rules that choose by statistics, without switches."""
+    """Return those of `agents` whose pictures say most: rules that choose by statistics, without switches."""
     names = {agent: agent.partition(":")[0] for agent in agents if not split_switches(agent)[1]}
     chosen = [next((agent for agent in names if names[agent] == name), "") for name in CHOOSING]
     others = [agent for agent in names if names[agent] not in (*CHOOSING, *RANDOM)]
     return [*filter(None, chosen), *others][:PICTURED]
 
 
-def thumbnail(train: Data, index: int, share: float) -> Markup:
-    name, wrong = train.classes[int(train.labels[index])], bool(train.wrong[index])
-    text = f"{name}{', wrong' if wrong else ''}"
-    shown = image(picture(train.batch(torch.tensor([index]))[0][0]), f"sample {index}: {text}")
-    return tag("figure", shown, tag("figcaption", f"{text}: {share:.0%}"), class_="wrong" if wrong else "right")
+class Thumbnail(NamedTuple):
+    """A training sample: its picture, its class in words, and the share of the steps in which it was kept."""
+
+    sample: int
+    png: bytes
+    text: str
+    wrong: bool
+    share: float
+
+
+def thumbnail(train: Data, index: int, share: float) -> Thumbnail:
+    """Return a training sample with its picture, as PNG; `share` is that of the steps in which it was kept."""
+    wrong = bool(train.wrong[index])
+    text = train.classes[int(train.labels[index])] + (", wrong" if wrong else "")
+    return Thumbnail(index, picture(train.batch(torch.tensor([index]))[0][0]), text, wrong, share)
 
 
 def picture(pixels: Tensor) -> bytes:
-    """PNG of (C, H, W) uint8, grey or coloured, pixel by pixel if it is not larger than PIXELS."""
+    """Return a PNG of (C, H, W) uint8, grey or coloured, pixel by pixel if it is not larger than PIXELS."""
     values = pixels.cpu().numpy()
     picture = Image.fromarray(values[0] if len(values) == 1 else values.transpose(1, 2, 0))
     picture.thumbnail((PIXELS, PIXELS))

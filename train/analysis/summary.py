@@ -1,30 +1,32 @@
 """What the records of a sweep say, in numbers: best agents, areas, improvements, equivalences, savings, wins.
 
-Pure functions of records, the lines of results.jsonl, that work on a sweep in mid-way: what is not there is left out.
-Accuracies are in per cent and differences in points, agent − other with the same seed. The functions take one record a
-cell and seed, as `latest` gives them; their order is that of the numbers' rows and decides nothing else.
+Pure functions of records, the lines of results.jsonl. They work on a sweep in mid-way: what is missing is left out.
+Accuracies are in per cent. Differences are in points, agent − other with the same seed. The functions take one record a
+cell and seed, as `latest` gives them. The order of the records decides the order of the rows and nothing else.
 """
 
 from __future__ import annotations
 
-import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from agents import split_switches
 from train.analysis import statistics
-from train.analysis.statistics import MARGIN, Interval, Profile, Verdict
-from train.execution.results import Record
+from train.analysis.records import Record
+from train.analysis.statistics import MARGIN, ROUNDING, Interval, Verdict, side
 
 FULL = "full"
 # at the beginning of an option: what follows has whole strings
 OPTION = r"(?=\s*[A-Za-z_]\w*\s*=(?:[^'\"]|'[^']*'|\"[^\"]*\")*$)"
+BETWEEN = 65  # points of a savings interval between two budgets of `full`
+NAMED = 3  # commits of mixed records that are named
 NEAR = 0.01  # relative: a budget of `full` this near to budget / keep counts as that
 
 Runs = dict[int, float]  # test accuracy in [0, 1] by seed
@@ -75,9 +77,7 @@ class AgentImprovement:
     probability: float  # that a run beats that of full with its seed, ties half
     interval: Interval | None  # of the probability; None from one seed
     cells: int
-    pairs: int  # of runs, over all cells
-    difference: float  # points, mean over cells of the mean over seeds
-    difference_interval: Interval | None  # points
+    difference: Difference  # over the cells
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,6 @@ class Saving:
     interval: Interval | None  # of saved; None from one seed. Ends are clipped to full's budgets like `saved`
     bound: Literal["at_least", "at_most"] | None  # what `saved` is if `full_budget` lies out of full's budgets
 
-    @property
-    def clipped(self) -> bool:
-        """Whether full has the accuracy at no budget (`at_least`), or more at its smallest already (`at_most`)."""
-        return self.bound is not None
-
 
 @dataclass(frozen=True)
 class Paired:
@@ -138,13 +133,12 @@ class Wins:
     cells: int
     above: int
     below: int
-    expected: float  # on each side by chance if nothing differed, were the intervals exact: 2.5 % of the cells
-    expected_few: float  # the same for so few seeds: the bootstrap's intervals are too narrow, see `wins`
+    expected: float  # on each side by chance if nothing differed: 2.5 % of the cells
     winning: tuple[Win, ...]  # those above
 
 
 def latest(records: Sequence[Record]) -> list[Record]:
-    """One record a (task, agent, budget, seed), the last, since a file can hold cells of older code as well.
+    """Return one record a (task, agent, budget, seed), the last, since a file can hold cells of older code as well.
 
     Ordered by task (first appearance), budget, agent (first appearance), seed.
     """
@@ -154,8 +148,16 @@ def latest(records: Sequence[Record]) -> list[Record]:
     return [last[cell] for cell in sorted(last)]
 
 
+def grouped(records: Sequence[Record]) -> dict[float, dict[str, list[Record]]]:
+    """Return records by budget, ascending, then by agent in the order of appearance."""
+    groups: dict[float, dict[str, list[Record]]] = {}
+    for record in sorted(records, key=lambda record: record["budget"]):
+        groups.setdefault(record["budget"], {}).setdefault(record["agent"], []).append(record)
+    return groups
+
+
 def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each task, tasks in the order of appearance."""
+    """Return the records of each task, tasks in the order of appearance."""
     tasks: dict[str, list[Record]] = {}
     for record in records:
         tasks.setdefault(record["task"], []).append(record)
@@ -163,7 +165,7 @@ def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def best(records: Sequence[Record]) -> list[Best]:
-    """The agent of one task with the highest mean accuracy at each budget, budgets ascending.
+    """Return the agent of one task with the highest mean accuracy at each budget, budgets ascending.
 
     Compared over the seeds that `full` has at the budget, among the agents that have all of them; without full over all
     seeds that any agent has there. A budget at which no agent has all seeds is left out. `tied` are the other agents,
@@ -188,7 +190,9 @@ def best(records: Sequence[Record]) -> list[Best]:
                 seeds=len(seeds),
                 accuracy=_mean(accuracies),
                 interval=_interval(accuracies),
-                tied=tuple(other for other, difference in others.items() if difference and not _side(difference)),
+                tied=tuple(
+                    other for other, difference in others.items() if difference and not side(difference.interval)
+                ),
                 difference=others.get(FULL),
             )
         )
@@ -196,7 +200,7 @@ def best(records: Sequence[Record]) -> list[Best]:
 
 
 def areas(records: Sequence[Record]) -> list[Area]:
-    """Mean accuracy over log budget (`statistics.log_budget_area`) of the agents of one task, over the same budgets.
+    """Return the mean accuracy over log budget of the agents of one task, over the same budgets.
 
     The budgets, agents and seeds are the largest block of runs without a gap, two budgets or more, in which every agent
     has every seed at every budget: of a sweep that runs ablations at few budgets and the main agents at many it takes
@@ -235,56 +239,25 @@ def _area(agent: str, budgets: list[float], curve: NDArray[np.float64], full: ND
 
 
 def improvements(records: Sequence[Record]) -> list[AgentImprovement]:
-    """How every agent compares with `full` over all cells (task, budget) in which they have common seeds.
+    """Compare every agent with `full` over the cells (task, budget) in which both ran; cells weigh the same.
 
-    Agents in the order of appearance. Cells weigh the same. A cell with a single pair says nothing of the spread, so it
-    is left out if the agent has a cell with more. The cells of one task are resampled apart, though one seed's runs
-    at several budgets share their initial weights.
+    Agents in the order of appearance. Seeds are the units: each gives its mean over the cells, over the largest block
+    of cells and seeds without a gap.
     """
     found = []
     for agent, cells in _by_agent(_to_full(records)).items():
-        strata = [list(cells[cell].values()) for cell in sorted(cells)]  # their order decides the bootstrap's digits
-        strata = [values for values in strata if len(values) > 1] or strata
-        spread = len(strata[0]) > 1
-        improvement = statistics.paired_improvement(strata)
-        found.append(
-            AgentImprovement(
-                agent=agent,
-                probability=improvement.probability,
-                interval=improvement.interval if spread else None,
-                cells=len(strata),
-                pairs=sum(map(len, strata)),
-                difference=_mean(map(_mean, strata)),
-                difference_interval=statistics.stratified_interval(strata) if spread else None,
-            )
-        )
+        chosen, seeds = _block(cells)
+        differences = [{seed: cells[cell][seed] for seed in seeds} for cell in chosen]
+        won = [{seed: float(np.heaviside(d, 0.5)) for seed, d in cell.items()} for cell in differences]
+        wins = _of_values(statistics.seed_means(won))
+        difference = _of_values(statistics.seed_means(differences))
+        interval = wins.interval and (max(wins.interval[0], 0.0), min(wins.interval[1], 1.0))
+        found.append(AgentImprovement(agent, wins.mean, interval, len(chosen), difference))
     return found
 
 
-def profile(records: Sequence[Record], thresholds: ArrayLike) -> dict[str, Profile]:
-    """Share of the paired differences to `full` above each of `thresholds` (T,), in points, by agent.
-
-    Over the same cells (task, budget) for every agent, so that like is compared with like: those of the largest block
-    of agents and cells without a gap, as in `areas`, where every agent has all seeds that full has in the cell. Other
-    agents, and full itself, are left out. Empty without full. With one seed a cell the intervals have no width.
-
-    Raises:
-        ValueError: no threshold, or one that is not finite.
-    """
-    sizes = {(r["task"], r["budget"]): 0 for r in records}
-    for record in records:
-        sizes[record["task"], record["budget"]] += record["agent"] == FULL
-    agents = _by_agent(_to_full(records))
-    complete = {
-        agent: [cell for cell, seeds in cells.items() if len(seeds) == sizes[cell]] for agent, cells in agents.items()
-    }
-    chosen, cells = _block(complete)
-    strata = {agent: [list(agents[agent][cell].values()) for cell in cells] for agent in chosen}
-    return {agent: statistics.performance_profile(values, thresholds) for agent, values in strata.items()}
-
-
 def keep_of(spec: str) -> float | None:
-    """The share that a spec says to keep: "ucb:keep=0.5+anneal=0.1" -> 0.5; None if it does not say.
+    """Return the share that a spec says to keep: "ucb:keep=0.5+anneal=0.1" -> 0.5; None if it does not say.
 
     Read off the text, so that results of agents that cannot be imported here can be reported too.
     """
@@ -294,7 +267,7 @@ def keep_of(spec: str) -> float | None:
 
 
 def equivalences(records: Sequence[Record], margin: float = MARGIN) -> list[AgainstLarger]:
-    """Every agent of one task that keeps a share k in (0, 1), at budget b, against `full` at budget b / k.
+    """Compare every agent of one task that keeps a share k in (0, 1), at budget b, with `full` at budget b / k.
 
     Budgets ascending, then agents in the order of the records. The budget of full may differ by one in a hundred (21.43
     for 15 / 0.7); without common seeds there the agent is left out. `margin` in points, see `statistics.lossless`.
@@ -328,7 +301,7 @@ def equivalences(records: Sequence[Record], margin: float = MARGIN) -> list[Agai
 
 
 def full_curve(records: Sequence[Record]) -> dict[float, float]:
-    """Mean accuracy of `full` in % at the budgets of one task, ascending, over the same seeds at each.
+    """Return the mean accuracy of `full` in % at the budgets of one task, ascending, over the same seeds at each.
 
     Budgets and seeds are the largest block without a gap, as in `areas`. Empty without full.
     """
@@ -339,13 +312,14 @@ def full_curve(records: Sequence[Record]) -> dict[float, float]:
 
 
 def savings(records: Sequence[Record]) -> list[Saving]:
-    """How much less every agent of one task trains than `full` for the same accuracy; budgets ascending, then agents.
+    """Say how much less every agent of one task trains than `full` for the same accuracy, by budget, then agent.
 
-    The budget that full needs is read off its mean accuracy, linear in log budget between the budgets it has, made
-    monotone by a running maximum: the smallest budget with the agent's mean accuracy. An accuracy above all of full's,
-    or below that at its smallest budget, gives a bound. Agent and full share the resampled seeds. The seeds and full's
-    budgets are the largest block without a gap of those seeds that the agent has; with fewer than two budgets the agent
-    is left out.
+    Full's accuracy is read off linearly in log budget between the budgets it has. It needs the smallest budget at which
+    the mean of the paired differences, agent − full, is not above 0. The interval has the budgets at which 0 lies in
+    the interval of these differences: from the first at which full is not told to be worse, to the first at which it is
+    told to be as good. Accuracies above all of full's, or below full's at its smallest budget, give a bound. Seeds and
+    full's budgets are the largest block without a gap of the seeds that the agent has; with fewer than two budgets the
+    agent is left out.
     """
     table = _table(records)
     full = table.pop(FULL, {})
@@ -353,49 +327,39 @@ def savings(records: Sequence[Record]) -> list[Saving]:
     for budget, agent, runs in _cells(table):
         seeds, budgets = _block({seed: [b for b in full if seed in full[b]] for seed in sorted(runs)}, least=2)
         if seeds:
-            accuracies = np.array([[runs[seed], *(full[b][seed] for b in budgets)] for seed in seeds])
-            found.append(_saving(agent, budget, np.array(budgets), 100.0 * accuracies))
+            gaps = 100.0 * np.array([[runs[seed] - full[b][seed] for b in budgets] for seed in seeds])
+            found.append(_saving(agent, budget, np.array(budgets), gaps))
     return found
 
 
-def _saving(agent: str, budget: float, budgets: NDArray[np.float64], accuracies: NDArray[np.float64]) -> Saving:
-    """`accuracies` in %, (S, 1 + B): the agent's at `budget`, then those of full at `budgets` (B,), ascending."""
-
-    def saved(means: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 1 - budget / _needed(budgets, means)
-
-    means = accuracies.mean(axis=0, keepdims=True)
-    needed = float(_needed(budgets, means)[0])
-    accuracy, of_full = means[0, 0], means[0, 1:]
+def _saving(agent: str, budget: float, budgets: NDArray[np.float64], gaps: NDArray[np.float64]) -> Saving:
+    """`gaps` (S, B) in points: the agent at `budget` − full at `budgets` (B,)."""
+    means = gaps.mean(axis=0)
     bound: Literal["at_least", "at_most"] | None = None
-    if accuracy > of_full.max() + statistics.ROUNDING:
+    if means.min() > ROUNDING:
         bound = "at_least"
-    elif accuracy < of_full[0] - statistics.ROUNDING:
+    elif means[0] < -ROUNDING:
         bound = "at_most"
-    interval = statistics.means_interval(accuracies, saved) if len(accuracies) > 1 else None
-    return Saving(agent, budget, len(accuracies), needed, 1 - budget / needed, interval, bound)
+    interval = None
+    if len(gaps) > 1:
+        between = np.unique(np.concatenate([np.geomspace(*ends, BETWEEN) for ends in pairwise(budgets)]))
+        ends = statistics.mean_intervals(np.stack([np.interp(np.log(between), np.log(budgets), gap) for gap in gaps]))
+        interval = 1 - budget / _needed(between, ends[0]), 1 - budget / _needed(between, ends[1])
+    needed = _needed(budgets, means)
+    return Saving(agent, budget, len(gaps), needed, 1 - budget / needed, interval, bound)
 
 
-def _needed(budgets: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The smallest budget at which full has the agent's accuracy, (R,), within full's budgets (B,).
-
-    `means` (R, 1 + B): the agent's accuracy in %, then full's at `budgets`.
-    """
-    accuracy, curve = means[:, 0], np.maximum.accumulate(means[:, 1:], axis=1)
-    # means over the same seeds that are equal can differ by a float's rounding
-    above = (curve < accuracy[:, None] - statistics.ROUNDING).sum(axis=1)  # the first of full's that reaches it, or B
-    right = np.clip(above, 1, len(budgets) - 1)
-    rows = np.arange(len(curve))
-    low, high = curve[rows, right - 1], curve[rows, right]
-    rise = high - low
-    share = np.divide(accuracy - low, rise, out=np.ones_like(rise), where=rise > 0)
-    share = np.where(above == 0, 0.0, np.where(above == len(budgets), 1.0, np.clip(share, 0.0, 1.0)))
-    between = budgets[right - 1] * (budgets[right] / budgets[right - 1]) ** share
-    return np.where(share == 1.0, budgets[right], between)  # full's own budgets exactly
+def _needed(budgets: NDArray[np.float64], gaps: NDArray[np.float64]) -> float:
+    """The smallest of `budgets` (B,), or else the last, at which `gaps` (B,) is not above 0; linear in log budget."""
+    at = int(np.argmax(gaps <= ROUNDING)) if gaps.min() <= ROUNDING else len(gaps) - 1
+    if at == 0 or gaps[at] >= 0:
+        return float(budgets[at])
+    share = gaps[at - 1] / (gaps[at - 1] - gaps[at])
+    return float(budgets[at - 1] * (budgets[at] / budgets[at - 1]) ** share)
 
 
 def pairs(records: Sequence[Record], first: str, second: str) -> list[Paired]:
-    """Paired differences first − second at every budget of one task at which both have a common seed, ascending."""
+    """Return the paired differences first − second at every budget at which both have a common seed, ascending."""
     table = _table(records)
     of_first, of_second = table.get(first, {}), table.get(second, {})
     differences = {b: _difference(of_first[b], of_second[b]) for b in sorted(of_first.keys() & of_second.keys())}
@@ -403,7 +367,7 @@ def pairs(records: Sequence[Record], first: str, second: str) -> list[Paired]:
 
 
 def one_apart(specs: Collection[str]) -> list[tuple[str, str]]:
-    """Pairs of agents that differ in one thing, for `pairs`: what does that thing bring?
+    """Return pairs of agents that differ in one thing, for `pairs`: what does that thing bring?
 
     An agent with one switch ("ucb:keep=0.5+mixup=0.5" and "ucb:keep=0.5") or one option more than another
     ("swdpp:keep=0.5,tau=0" and "swdpp:keep=0.5"); one and its `same_amounts:`, which takes only the numbers of samples
@@ -433,37 +397,47 @@ def _spec(agent: str, options: Sequence[str], switches: Sequence[str]) -> str:
 
 
 def wins(records: Sequence[Record]) -> Wins:
-    """How many cells (task, budget, agent) tell an agent apart from `full`, and how many would by chance.
+    """Count the cells (task, budget, agent) that tell an agent apart from `full`, and how many would by chance.
 
-    Cells with fewer than two common seeds have no interval and do not count. `expected_few` is for normal differences:
-    the bootstrap's interval reaches about 1.96 standard errors, with S in the variance's denominator, and Student's t
-    lies beyond that in 7.7 % of cases on each side for five seeds and in 4.8 % for ten, not in 2.5 %; and it always
-    lies off 0 if all S differences have one sign. Cells of a task share the runs of full: chance wins come in clusters.
+    Cells with fewer than two common seeds have no interval and do not count. Cells of a task share the runs of full, so
+    chance wins come in clusters.
     """
-    differences = {cell: _of_values(list(of_seed.values())) for cell, of_seed in _to_full(records).items()}
-    told = {cell: difference for cell, difference in differences.items() if difference.interval is not None}
-    sides = {cell: _side(difference) for cell, difference in told.items()}
+    found = {cell: _of_values(list(of_seed.values())) for cell, of_seed in _to_full(records).items()}
+    told = {cell: difference for cell, difference in found.items() if difference.interval is not None}
+    sides = {cell: side(difference.interval) for cell, difference in told.items()}
     return Wins(
         cells=len(told),
-        above=sum(side > 0 for side in sides.values()),
-        below=sum(side < 0 for side in sides.values()),
+        above=sum(place > 0 for place in sides.values()),
+        below=sum(place < 0 for place in sides.values()),
         expected=(1 - statistics.LEVEL) / 2 * len(told),
-        expected_few=math.fsum(_miss(difference.seeds) for difference in told.values()),
-        winning=tuple(Win(*cell, told[cell]) for cell, side in sides.items() if side > 0),
+        winning=tuple(Win(*cell, told[cell]) for cell, place in sides.items() if place > 0),
     )
 
 
-def _miss(seeds: int) -> float:
-    """Probability that an interval from so many (2 or more) normal differences lies above their true mean."""
-    reach = NormalDist().inv_cdf((1 + statistics.LEVEL) / 2) * math.sqrt((seeds - 1) / seeds)
-    return max(_student_tail(reach, seeds - 1), 0.5**seeds)
+def mixed_commits(records: Sequence[Record]) -> str:
+    """Say in one line that the records are of several commits, or of one with and without changes; else nothing."""
+    states = Counter((r.get("provenance", {}).get("commit"), r.get("provenance", {}).get("dirty")) for r in records)
+    if len(states) < 2:
+        return ""
+    told = [
+        f"{str(commit)[:7] if commit else 'none'}{' + changes' if dirty else ''} ({many:,})"
+        for (commit, dirty), many in states.most_common()
+    ]
+    rest = [f"{len(told) - NAMED} more"] if len(told) > NAMED else []
+    return f"Mixed commits: {', '.join([*told[:NAMED], *rest])}; --fresh runs all anew."
 
 
-def _student_tail(x: float, freedom: int) -> float:
-    """P(T > x) of Student's t, x ≥ 0: scipy is not needed for one integral."""
-    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-    density = scale * (1 + np.linspace(0.0, x, 1001) ** 2 / freedom) ** (-(freedom + 1) / 2)
-    return 0.5 - float((density[1:] + density[:-1]).sum() / 2 * x / 1000)
+def rates(records: Sequence[Record]) -> str:
+    """Say what the learning rates were tuned for, with their budgets if that differs; nothing where no record tells."""
+    budgets: dict[str, list[float]] = {}
+    for record in records:
+        rate = record.get("rate")
+        if rate and record["budget"] not in budgets.setdefault(rate, []):
+            budgets[rate].append(record["budget"])
+    if len(budgets) < 2:
+        return "".join(f"Learning rate: {rate}." for rate in budgets)
+    told = (f"{rate} (budget {', '.join(f'{b:g}' for b in sorted(at))})" for rate, at in budgets.items())
+    return f"Learning rates: {'; '.join(told)}."
 
 
 def _table(records: Sequence[Record]) -> Table:
@@ -495,9 +469,9 @@ def _to_full(records: Sequence[Record]) -> dict[tuple[str, float, str], dict[int
         table = _table(of_task)
         full = table.pop(FULL, {})
         for budget, agent, runs in _cells(table):
-            seeds = _common(runs, full.get(budget, {}))
-            if seeds:
-                found[task, budget, agent] = {seed: 100.0 * (runs[seed] - full[budget][seed]) for seed in seeds}
+            differences = _by_seed(runs, full.get(budget, {}))
+            if differences:
+                found[task, budget, agent] = differences
     return found
 
 
@@ -510,13 +484,13 @@ def _by_agent(
     return agents
 
 
-def _common(first: Runs, second: Runs) -> list[int]:
-    return sorted(first.keys() & second.keys())  # the order of the seeds decides the bootstrap's digits
+def _by_seed(first: Runs, second: Runs) -> dict[int, float]:
+    """first − second in points by common seed, ascending."""
+    return {seed: 100.0 * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())}
 
 
 def _differences(first: Runs, second: Runs) -> list[float]:
-    """first − second in points, a number a common seed, seeds ascending."""
-    return [100.0 * (first[seed] - second[seed]) for seed in _common(first, second)]
+    return list(_by_seed(first, second).values())
 
 
 def _difference(first: Runs, second: Runs) -> Difference | None:
@@ -534,14 +508,6 @@ def _interval(values: Sequence[float] | NDArray[np.float64]) -> Interval | None:
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
-
-
-def _side(difference: Difference) -> int:
-    """1 if the interval lies above 0, -1 below, 0 if it touches 0 or there is none."""
-    if difference.interval is None:
-        return 0
-    low, high = difference.interval
-    return int(low > statistics.ROUNDING) - int(high < -statistics.ROUNDING)
 
 
 def _block(have: Mapping[Row, Collection[Column]], least: int = 1) -> tuple[list[Row], list[Column]]:

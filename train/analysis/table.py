@@ -15,8 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from prune_env import io
-from train.analysis.statistics import FEW_SEEDS, mean_interval
-from train.execution.results import Record, grouped
+from train.analysis import summary
+from train.analysis.records import Record
+from train.analysis.statistics import FEW_SEEDS, Interval, mean_interval
+from train.analysis.summary import grouped
+from train.analysis.text import readable
 
 WIDTH = 100  # characters: what fits a README and a narrow terminal
 MOSTLY = 0.98  # share of the budget below which compute is not equal any more
@@ -29,9 +32,9 @@ class Row:
     agent: str
     seeds: int
     accuracy: float
-    accuracy_interval: tuple[float, float]
+    accuracy_interval: Interval | None  # None from one seed
     difference: float | None  # to `full` over the seeds both have, in points; None without such seeds
-    difference_interval: tuple[float, float] | None  # None from one seed as well
+    difference_interval: Interval | None  # None from one seed as well
     kept: float
     coverage: float
     spent: float
@@ -40,7 +43,7 @@ class Row:
 
 
 def rows(agents: dict[str, list[Record]]) -> list[Row]:
-    """The rows of one budget: `full` first, then by accuracy. `agents` maps a spec to its runs, one a seed."""
+    """Return the rows of one budget: `full` first, then by accuracy. `agents` maps a spec to its runs, one a seed."""
     full = {record["seed"]: record["results"]["test_accuracy"] for record in agents.get("full", [])}
     result = [_row(agent, records, full) for agent, records in agents.items()]
     return sorted(result, key=lambda row: (row.agent != "full", -row.accuracy))
@@ -58,7 +61,7 @@ def _row(agent: str, records: list[Record], full: dict[int, float]) -> Row:
         agent=agent,
         seeds=len(records),
         accuracy=float(np.mean(accuracies)),
-        accuracy_interval=mean_interval(accuracies),
+        accuracy_interval=mean_interval(accuracies) if len(accuracies) > 1 else None,
         difference=float(np.mean(differences)) if differences else None,
         difference_interval=mean_interval(differences) if len(differences) > 1 else None,
         kept=100.0 * float(np.mean([r["kept"] for r in results])),
@@ -70,20 +73,21 @@ def _row(agent: str, records: list[Record], full: dict[int, float]) -> Row:
 
 
 def render(records: Sequence[Record], seeds: int) -> RenderableType:
-    """The tables of all budgets with what has to be known to read them; `seeds` is how many were asked for."""
+    """Make the tables of one task, a budget each, with how to read them; `seeds` is how many were asked for."""
     groups = grouped(records)
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [*map(Text, filter(None, [summary.rates(records)]))]
     incomplete, unspent = [], []
     for budget, agents in groups.items():
         ordered = rows(agents)
         parts += [_table(budget, ordered), ""]
         unspent += [f"{row.agent} at {budget:g}" for row in ordered if row.spent < MOSTLY * budget]
         incomplete += [f"{row.agent} at {budget:g} has {row.seeds}" for row in ordered if row.seeds < seeds]
+    over = f"{seeds} paired seeds" if seeds > 1 else "1 seed"
     notes = [
-        "Accuracy on the test split, which each run opens once, at its end, in % with the 95 % bootstrap interval over "
-        f"{seeds} {'seed' if seeds == 1 else 'paired seeds'}; difference to full at the same budget, paired by seed, "
-        "in points. Kept: share of the samples that the agent keeps in a step. Cover: share ever trained on. Spent: "
-        "full-epoch equivalents. Time: seconds of a whole run, and of these what the agent took.",
+        f"Test accuracy over {over}, with the 95 % interval of Student's t. Each run opens the test split once, at its "
+        "end. Difference: points of accuracy over full at the same budget, paired by seed. Kept: share of the samples "
+        "in a step. Cover: share ever trained on. Spent: full-epoch equivalents. Time: seconds of a whole run, and of "
+        "these what the agent took.",
     ]
     if any("full" not in agents for agents in groups.values()):
         notes.append("The difference needs the agent full.")
@@ -96,28 +100,35 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
         )
     if incomplete:
         notes.append(f"Of {seeds} seeds, {'; '.join(incomplete)}.")
-    return Group(*parts, *map(Text, notes))
+    notes += filter(None, [summary.mixed_commits(records)])
+    return Group(*parts, *map(Text, map(readable, notes)))
 
 
-def rates(records: Sequence[Record]) -> Text:
-    """Return what the learning rate of each budget was tuned for, a line each; nothing of records from before."""
-    budgets: dict[str, set[float]] = {}
-    for record in records:
-        if record.get("rate"):
-            budgets.setdefault(record["rate"], set()).add(record["budget"])
-    return Text("\n".join(f"Budget {', '.join(f'{b:g}' for b in sorted(at))}: {rate}" for rate, at in budgets.items()))
+def render_tasks(records: Sequence[Record]) -> RenderableType:
+    """Make the tables of every task of a sweep, below its name."""
+    parts: list[RenderableType] = []
+    for task, of_task in summary.by_task(records).items():
+        seeds = max(record["seed"] for record in of_task) + 1
+        parts += [Text(readable(task), style="bold"), render(of_task, seeds), ""]
+    return Group(*parts)
 
 
 def show(path: Path, tables: RenderableType) -> None:
     """Print tables, in colour where that is a terminal, and write them to `path`."""
-    text = StringIO()
-    Console(width=WIDTH, file=text).print(tables)
-    plain = "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
-    io.write_atomic(path, plain.encode())
+    plain = write(path, tables)
     if sys.stdout.isatty():
         Console().print(tables)
     else:
         print(plain, end="")
+
+
+def write(path: Path, tables: RenderableType) -> str:
+    """Write tables to `path` as plain text, and return it."""
+    text = StringIO()
+    Console(width=WIDTH, file=text).print(tables)
+    plain = "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+    io.write_atomic(path, plain.encode())
+    return plain
 
 
 def _table(budget: float, ordered: list[Row]) -> Table:
@@ -129,8 +140,8 @@ def _table(budget: float, ordered: list[Row]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for row in ordered:
         table.add_row(
-            Text(row.agent),  # square brackets in a spec are not rich's markup
-            f"{row.accuracy:.2f} {_interval(row.accuracy_interval if row.seeds > 1 else None, '.2f')}",
+            Text(readable(row.agent)),  # square brackets in a spec are not rich's markup
+            f"{row.accuracy:.2f} {_interval(row.accuracy_interval, '.2f')}",
             "" if row.difference is None else f"{row.difference:+.2f} {_interval(row.difference_interval, '+.2f')}",
             f"{row.kept:.1f}",
             f"{row.coverage:.1f}",
@@ -141,5 +152,5 @@ def _table(budget: float, ordered: list[Row]) -> Table:
     return table
 
 
-def _interval(interval: tuple[float, float] | None, form: str) -> str:
+def _interval(interval: Interval | None, form: str) -> str:
     return "[–]" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"

@@ -1,0 +1,34 @@
+"""Numbers and names in words, for tables, pages and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from train.analysis.statistics import Interval
+
+
+def readable(text: str) -> str:
+    r"""Return `text` with the bytes of names that are not UTF-8 written as \xe9, so that it can be printed."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def number(value: float, form: str) -> str:
+    """Return `value` as text. What rounding leaves of 0 has no sign."""
+    return f"{round(value, 9) + 0.0:{form}}"
+
+
+def spread(mean: float, interval: Interval | None, form: str) -> str:
+    """Return a number with its interval: "94.12 [93.48, 94.77]"."""
+    text = number(mean, form)
+    return text if interval is None else f"{text} [{number(interval[0], form)}, {number(interval[1], form)}]"
+
+
+def count(many: int, what: str) -> str:
+    """Return how many, in words: 1 run, 2 runs."""
+    return f"{many:,} {what}" + ("" if many == 1 else "s")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names in a sentence: a, b and c."""
+    *first, last = ["", *names]
+    return " and ".join(filter(None, [", ".join(first[1:]), last]))
