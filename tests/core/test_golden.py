@@ -9,9 +9,10 @@ import gymnasium as gym
 import pytest
 import torch
 
-from prune_env import PruneEnv, trainer
+from prune_env import trainer
 from prune_env.policy import wrappers
 from prune_env.students import augment
+from prune_env.students.recipes import Training
 from tests.helpers import golden
 
 RECORDED, DEFAULTS, VERSIONS = golden.read()
@@ -108,9 +109,7 @@ def test_a_change_is_noticed(change: str, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_changed_default_is_noticed(monkeypatch: pytest.MonkeyPatch):
-    of_env = PruneEnv.__init__.__kwdefaults__
-    assert of_env is not None
-    monkeypatch.setitem(of_env, "ema", 0.7)
+    monkeypatch.setattr(Training.__dataclass_fields__["ema"], "default", 0.7)
     (difference,) = golden.compare_defaults(DEFAULTS)
     assert str(difference) == "defaults of PruneEnv, step 0, ema: recorded 0.8, found 0.7; must be equal"
 

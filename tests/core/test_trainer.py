@@ -299,8 +299,8 @@ def test_a_class_without_validation_samples_has_no_accuracy():
 
 def test_a_run_on_digits_agrees_with_a_plain_loop():
     train, val = data.load("digits", train_size=200)
-    chosen = tuned("digits", "mlp", 4.0)
-    student = Trainer(train, val, Recipe("mlp", precision="float32", **chosen), 4.0, seed=11)
+    chosen = tuned("digits", "mlp", 4.0).values
+    student = Trainer(train, val, Recipe(**chosen, precision="float32"), 4.0, seed=11)
     network = models.build("mlp", 1, 8, 10, student._seed(0))
     optimizer = torch.optim.SGD(
         network.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=chosen["weight_decay"]

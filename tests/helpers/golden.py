@@ -41,7 +41,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -54,9 +54,9 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 
 from prune_env import PruneEnv, io, select
+from prune_env.data.task import Variant
 from prune_env.policy.encoding import RULE, SUMMARY
 from prune_env.students import models, recipes
-from prune_env.students.recipes import Recipe
 from tests.helpers import trees
 
 PATH = Path(__file__).with_name("golden.json")
@@ -169,13 +169,15 @@ def versions() -> dict[str, str]:
 
 def defaults() -> dict[str, dict[str, Any]]:
     """The values of settings that are not given, by the name of what takes them."""
-    signatures = {"PruneEnv": PruneEnv.__init__, "Recipe": Recipe.__init__}
-    found = {
-        name: {p.name: p.default for p in inspect.signature(function).parameters.values() if p.default is not p.empty}
-        for name, function in signatures.items()
-    }
+    own = inspect.signature(PruneEnv.__init__).parameters.values()
+    found: dict[str, dict[str, Any]] = {"PruneEnv": {p.name: p.default for p in own if p.default is not p.empty}}
+    found["PruneEnv"] |= {field.name: field.default for of in (Variant, recipes.Training) for field in fields(of)}
+    found["Recipe"] = {field.name: field.default for field in fields(recipes.Recipe) if field.default is not None}
     for dataset, model in (("digits", "mlp"), ("cifar10", "convnet"), ("tiny_imagenet", "convnet")):
-        found |= {f"{model} on {dataset}, budget {b:g}": recipes.tuned(dataset, model, b) for b in (3.0, 10.0, 30.0)}
+        for budget in (3.0, 10.0, 30.0):
+            values = recipes.tuned(dataset, model, budget).values
+            assert values.pop("model") == model
+            found[f"{model} on {dataset}, budget {budget:g}"] = values
     return found
 
 
