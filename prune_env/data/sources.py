@@ -56,18 +56,20 @@ def find(name: str, split: str, root: str | Path | None, download: bool, image_s
 def read(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
     """Return the decoded samples of a split. Arguments and errors as for `find`.
 
-    They are read once a process, and shared: a folder that changes is noticed by new processes. The process keeps the
+    Training splits are read once a process, and shared: a folder that changes is noticed by new processes. The process keeps the
     splits that it used last, up to KEPT bytes of memory. Image files are decoded into a memory-mapped file of the
     cache, which takes none.
     """
     key = _key(name, split, root, image_size)
-    if key not in _read:
-        found, where, label = find(name, split, root, download, image_size)
-        _read[key] = _decoded(found, where, label)
-        if found.listing is not None:
-            _tell_of_copies(name, split, where, key[-1], found.listing)
-    _read.move_to_end(key)
-    samples = _read[key]
+    if key in _read:
+        _read.move_to_end(key)
+        return _read[key]
+    found, where, label = find(name, split, root, download, image_size)
+    samples = _decoded(found, where, label)
+    if found.listing is not None:
+        _tell_of_copies(name, split, where, key[-1], found.listing)
+    if split == "train":  # nothing in the package holds on to test labels, which environments must not reach
+        _read[key] = samples
     while sum(map(_private, _read.values())) > KEPT:
         _read.popitem(last=False)
     return samples

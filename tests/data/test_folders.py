@@ -5,6 +5,7 @@ import os
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def test_a_drawing_on_a_transparent_ground_is_seen_on_white(tmp_path, mode):
     image.putpixel((1, 2), (0, 0, 0, 255))
     expected = np.full((4, 4), 255)
     expected[2, 1] = 0
-    options = {}
+    options: dict[str, Any] = {}
     if mode in ("RGBA", "LA"):
         image.putpixel((3, 3), (0, 0, 0, 128))
         expected[3, 3] = 127
@@ -64,7 +65,7 @@ def test_images_are_turned_upright(tmp_path, suffix, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    Image.fromarray(stored).convert("RGB").save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    Image.fromarray(stored).convert("RGB").save(path, exif=exif, lossless=True)  # JPEG has no such option
     corners = square(path, 32)[0, [4, 4, 28, 28], [4, 28, 4, 28]].reshape(2, 2).astype(int)
     of_stored = np.array([[40, 90], [140, 220]])
     upright = {  # EXIF 2.32, table 6: where row 0 and column 0 of what is stored are as people see it
@@ -88,7 +89,7 @@ def test_a_broken_orientation_tag_costs_nothing(tmp_path):
 @pytest.mark.parametrize(("width", "height"), [(64, 48), (30, 119), (31, 7), (5, 200), (300, 2), (900, 1), (1, 900)])
 def test_the_centre_is_what_torchvision_cuts_out(tmp_path, width, height):
     """Extreme shapes, of which less is computed, may differ by rounding."""
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    image: Any = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
     image.save(tmp_path / "a.png")
     expected = functional.center_crop(functional.resize(image, [24]), [24])
     found = square(tmp_path / "a.png", 24).transpose(1, 2, 0).astype(int)

@@ -1,4 +1,4 @@
-"""What it costs to keep images elsewhere than on the device: loading, training, and how much of one hides the other.
+"""Measure what memory-mapped images cost: loading, training, and how much of one hides the other.
 
     python -m train.bench.loading --root DIR                  # images in DIR/train/<class>/
     python -m train.bench.loading --root DIR --image-size 64 --train-size 2000 --rounds 9
@@ -6,8 +6,7 @@
 An epoch is one pass over the samples that are kept, with the trainer's own batches; validation is left out. "Waited" is
 how long training waits for its batches. "Hidden" is (loading + training - both) / min(loading, training): 100 % where
 all that is seen is the longer of the two; where loading is less than a twentieth of training, that is lost in the noise
-and not shown. On a CPU both need the same cores, so that decoding can be read ahead and yet not be hidden. All are
-medians over rounds in this process, which trains on one thread; those of a source are measured one after the other.
+and not shown. All are medians over rounds in this process, which trains on one thread.
 """
 
 from __future__ import annotations
