@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import ast
 import copy
-import hashlib
 import importlib
 import inspect
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
-from agents import learned, rules, switches
 from agents.bandits import UCB, UCB1, EpsilonGreedy
 from agents.baselines import Full, Random, StaticRandom
 from agents.difficulty import LossTopK, Middle, OrderDP
@@ -34,8 +31,6 @@ from agents.seta import SeTa
 from agents.statics import CCS, EL2N, Forgetting, Grand
 from agents.swdpp import SwDPP
 from agents.switches import SameAmounts, Switched
-from prune_env import sampling
-from prune_env.policy import encoding
 from prune_env.sampling import Agent
 
 AGENTS: dict[str, type] = {
@@ -170,45 +165,23 @@ def spec_with_keep(spec: str, keep: float) -> str:
     return f"{name}:keep={keep}" + (f",{options}" if options else "") + rest
 
 
-def source_digest(spec: str) -> str:
-    """SHA-256 (hex) of the agent's code: the files of the modules that `spec` names, and prune_env/sampling.py.
-
-    Of a learned policy also its file and the encoding. What a module of yours imports from elsewhere is not looked at.
+def own_files(spec: str) -> list[Path]:
+    """Return the files that `spec` names and that are not of this package: modules of your own, learned policies.
 
     Raises:
-        ValueError: an unknown agent, as for `make`, or a module without a source file.
+        ValueError: an unknown agent, as for `make`.
     """
-    digest = hashlib.sha256()
-    for module in [*_modules(spec), sampling]:
-        if module.__file__ is None:
-            raise ValueError(f"agent {spec!r}: module {module.__name__} has no source file")
-        digest.update(hashlib.sha256(Path(module.__file__).read_bytes()).digest())
-    for policy in _policies(spec):
-        digest.update(hashlib.sha256(Path(policy).read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _policies(spec: str) -> list[str]:
-    """The files of the policies that `spec` has learned."""
     base, _ = _switches(spec)
-    within = [policy for other in _within(base) for policy in _policies(other)]
+    within = [path for other in _within(base) for path in own_files(other)]
     if _is_same_amounts(base):
         return within
     name, options = _split(base)
-    return [_parse(base, options).get("path", Learned.path), *within] if name == "learned" else []
-
-
-def _modules(spec: str) -> list[ModuleType]:
-    """The modules whose code an agent is, but for `prune_env.sampling`."""
-    base, switched = _switches(spec)
-    within = [module for other in _within(base) for module in _modules(other)]
-    if _is_same_amounts(base):
-        return [switches, *within]
-    name, _ = _split(base)
-    found = _find(base, name)
-    module = sys.modules[found.__module__ if name in AGENTS else name.partition(":")[0]]
-    more = [encoding] if module in (learned, rules) else []
-    return [*([switches] if switched or within else []), module, *more, *within]
+    if name in AGENTS:
+        path = _parse(base, options).get("path") if name == "learned" else None
+        return [*([] if path is None else [Path(path)]), *within]
+    _find(base, name)
+    source = sys.modules[name.partition(":")[0]].__file__
+    return [*([] if source is None else [Path(source)]), *within]
 
 
 def _switches(spec: str) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from prune_env.policy.encoding import ranks
 from prune_env.sampling import Action, Observation, check, hardest, how_many, uniform
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class LossTopK:
     """The round(kN) largest last losses; equals are drawn uniformly. The naive rule, after no paper.
 
@@ -33,7 +33,7 @@ class LossTopK:
         return select(hardest(loss, how_many(self.keep, len(loss)), rng))
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class OrderDP:
     """OrderDP (Jin et al., arXiv 2606.08574): of a random pool, the largest last losses.
 
@@ -69,7 +69,7 @@ class OrderDP:
         return select(hardest(np.where(pool, loss, -np.inf), k, rng))
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class Middle:
     """Prefers the middle: drops what is mastered and what is hopeless. This project's own rule.
 

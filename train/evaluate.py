@@ -17,8 +17,8 @@ from rich.text import Text
 from prune_env.env import DEFAULT_MODEL
 from train.analysis import table
 from train.execution.plan import SETTINGS, TASK, Block
+from train.execution.program import Running, carry_out
 from train.execution.results import Record
-from train.execution.runner import Running, carry_out
 
 DEFAULT_AGENTS = (
     "full",

@@ -126,7 +126,7 @@ class Compare:
         for folder in self.folders:
             if not (folder / "results.jsonl").exists():
                 raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
-            found, damaged = results.read(folder / "results.jsonl", repair=False)
+            found, damaged = results.read(folder / "results.jsonl")
             if damaged:
                 print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
             every += found.values()

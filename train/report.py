@@ -62,19 +62,13 @@ def build(folder: Path, root: str | None = None) -> tuple[str, dict[str, bytes]]
         ValueError: there are no results, or none of the last plan; or cells.json, its keys, is damaged.
         OSError: they cannot be read.
     """
-    found, unreadable = results.read(folder / "results.jsonl", repair=False)
-    failed, unreadable_failures = results.read(folder / "failures.jsonl", repair=False)
-    cells, planned = folder / "cells.json", len(found)
-    source = ""
-    if cells.exists():
-        try:
-            plan = io.unseal_line(results.CELLS, cells.read_bytes())
-        except io.DamagedFile as error:
-            raise ValueError(f"{cells} is damaged or of another format, {error}: run the same command again") from error
-        keys, source = plan["keys"], plan["file"]
-        planned = len(keys)
-        found = {key: found[key] for key in keys if key in found}
-        failed = {key: failed[key] for key in keys if key in failed}
+    found, unreadable = results.read(folder / "results.jsonl")
+    failed, unreadable_failures = results.read(folder / "failures.jsonl")
+    cells = folder / "cells.json"
+    keys, source = results.read_plan(folder, found)
+    planned = len(keys)
+    found = {key: found[key] for key in keys if key in found}
+    failed = {key: failed[key] for key in keys if key in failed} if cells.exists() else failed
     if not found:
         of_plan = " of the plan in cells.json" if cells.exists() else ""
         raise ValueError(f"{folder / 'results.jsonl'} has no results{of_plan}; is {folder} what train.sweep wrote?")

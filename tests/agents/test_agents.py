@@ -9,7 +9,6 @@ import math
 import random
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 import torch
 from scipy import optimize, stats
 
-from agents import AGENTS, bandits, make, source_digest, spec_with_keep
+from agents import AGENTS, make, spec_with_keep
 from agents.learned import Learned, Network
 from agents.swdpp import difficulty, inclusion
 from prune_env import sampling, selection
@@ -724,24 +723,3 @@ def test_spec_with_keep(mine):
     for unchanged in (*NO_KEEP, "infobatch:r=0.3", "ucb:c=2,keep=0.9", "my_agents_module:function"):
         assert spec_with_keep(unchanged, 0.3) == unchanged
     assert repr(make(spec_with_keep("ucb:c=2", 0.3))) == "UCB(keep=0.3, c=2, period=0.05)"
-
-
-def test_source_digest_follows_the_code(mine):
-    assert source_digest("ucb") == source_digest("ucb1:keep=0.3")  # one file
-    assert len({source_digest(name) for name in ("ucb", "full", "swdpp", "infobatch", "middle")}) == 5
-    own = source_digest("my_agents_module:MyAgent")
-    assert own == source_digest("my_agents_module:function")
-    mine.write_text(mine.read_text() + "# changed\n")
-    assert own != source_digest("my_agents_module:MyAgent")
-
-
-@pytest.mark.parametrize(("module", "others"), [(sampling, True), (bandits, False)])
-def test_source_digest_follows_the_parts_and_the_agents_own_module(mine, tmp_path, monkeypatch, module, others):
-    copy = tmp_path / "copy.py"
-    copy.write_bytes(Path(module.__file__).read_bytes())
-    before = {spec: source_digest(spec) for spec in ("ucb", "full", "my_agents_module:MyAgent")}
-    monkeypatch.setattr(module, "__file__", str(copy))
-    assert {spec: source_digest(spec) for spec in before} == before  # it is the content that counts
-    copy.write_bytes(copy.read_bytes() + b"# changed\n")
-    changed = {spec: source_digest(spec) != digest for spec, digest in before.items()}
-    assert changed == {"ucb": True, "full": others, "my_agents_module:MyAgent": others}

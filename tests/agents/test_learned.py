@@ -25,7 +25,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from torch import nn
 
 import agents
-from agents import bandits, learned, make, rules, source_digest, spec_with_keep, switches
+from agents import learned, make, rules, spec_with_keep, switches
 from agents.bandits import UCB
 from agents.baselines import Full, Random
 from agents.learned import Learned, Network
@@ -245,7 +245,6 @@ def test_nothing_is_unpickled_without_trust(tmp_path, suffix):
         for build in (lambda path: Learned(path=str(path)), lambda path: make(f"learned:{path}"), check):
             with pytest.raises(ValueError, match=path.name):
                 build(path)
-        source_digest(f"learned:{path}")
     assert not made.exists()
     pickle.loads(data)
     assert made.exists()  # the trap works
@@ -364,30 +363,6 @@ def test_specs_that_are_wrong(policy, spec, words):
             build(spec.format(policy))
         for word in words:
             assert word in str(error.value)
-
-
-def test_the_digest_follows_the_policy_and_the_encoding(policy, tmp_path, monkeypatch):
-    other = tmp_path / "other.safetensors"
-    network(1).save(other)
-    specs = [f"learned:{policy}", f"learned:{policy},trust=True", f"same_amounts:learned:{policy}+mixup=0.5", "rule"]
-    before = {spec: source_digest(spec) for spec in specs}
-    assert source_digest("random_rule") == before["rule"]
-    assert source_digest(f"learned:{other}") != before[specs[0]] == before[specs[1]]
-    copy = tmp_path / "encoding.py"
-    copy.write_bytes(Path(str(encoding.__file__)).read_bytes() + b"# changed\n")
-    with monkeypatch.context() as patch:
-        patch.setattr(encoding, "__file__", str(copy))
-        assert all(source_digest(spec) != before[spec] for spec in specs)
-        assert source_digest("ucb") == source_digest("ucb1")
-    shutil.copy(other, policy)
-    assert [source_digest(spec) != before[spec] for spec in specs] == [True, True, True, False]
-    for module, touched in ((learned, [True, True, True, False]), (rules, [False, False, False, True])):
-        shutil.copy(str(module.__file__), copy)
-        copy.write_bytes(copy.read_bytes() + b"# changed\n")
-        before = {spec: source_digest(spec) for spec in specs}
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "__file__", str(copy))
-            assert [source_digest(spec) != before[spec] for spec in specs] == touched
 
 
 def test_the_shipped_policy():
@@ -676,20 +651,6 @@ def test_rules_take_no_agents(policy, summary_env, tmp_path):
 def test_agents_are_not_unpickled_without_trust_either(choice):
     with pytest.raises(ValueError, match="loading one runs code"):
         make(f"{choice.removesuffix(',trust=True')},agents=full/random/full")
-
-
-def test_the_digest_follows_those_chosen_among(choice, policy, tmp_path, monkeypatch):
-    specs = [f"{choice},agents=full/random/{last}" for last in ("full", "ucb", f"learned:{policy.name}")]
-    monkeypatch.chdir(policy.parent)
-    before = [source_digest(spec) for spec in specs]
-    assert len({*before, source_digest(choice)}) == 4
-    network(1).save(policy)
-    assert [source_digest(spec) != was for spec, was in zip(specs, before, strict=True)] == [False, False, True]
-    copy = tmp_path / "bandits.py"
-    copy.write_text("# changed\n")
-    before = [source_digest(spec) for spec in specs]
-    monkeypatch.setattr(bandits, "__file__", str(copy))
-    assert [source_digest(spec) != was for spec, was in zip(specs, before, strict=True)] == [False, True, False]
 
 
 # Rules without a network

@@ -1,8 +1,5 @@
 """Annealing, Mixup and amounts alone around an agent, against plain restatements; and the specs that name them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,9 @@ import pytest
 from numpy.typing import ArrayLike
 from scipy import stats
 
-import agents
-from agents import AGENTS, bandits, infobatch, kakurenbo, make, source_digest, spec_with_keep, switches
+from agents import AGENTS, make, spec_with_keep, switches
 from agents.switches import SameAmounts, Switched
-from prune_env import PruneEnv, sampling, select
+from prune_env import PruneEnv, select
 from tests.agents.test_agents import STATES, assert_frequencies, observe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -326,7 +322,7 @@ def test_what_a_spec_builds(spec, expected):
     ],
 )
 def test_what_is_wrong_with_a_spec(spec, words):
-    for asked in (make, lambda spec: source_digest(spec) and spec_with_keep(spec, 0.5) and make(spec)):
+    for asked in (make, lambda spec: spec_with_keep(spec, 0.5) and make(spec)):
         with pytest.raises(ValueError) as error:  # noqa: PT011
             asked(spec)
         for word in words:
@@ -353,33 +349,6 @@ def test_spec_with_keep(spec, expected):
     make(expected)
 
 
-def changed(monkeypatch, tmp_path: Path, module) -> set[str]:
-    """The specs whose digest is another one after an edit of `module`."""
-    specs = ["ucb", "ucb:c=2", "ucb+mixup=0.5", "ucb+anneal=0.1", "infobatch", "infobatch+mixup=0.1", "kakurenbo"]
-    specs += ["same_amounts:infobatch", "same_amounts:ucb", "same_amounts:infobatch+mixup=0.5", "full"]
-    before = {spec: source_digest(spec) for spec in specs}
-    copy = tmp_path / "copy.py"
-    copy.write_bytes(Path(module.__file__).read_bytes())
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "__file__", str(copy))
-        assert {spec: source_digest(spec) for spec in specs} == before
-        copy.write_bytes(copy.read_bytes() + b"\n")
-        return {spec for spec in specs if source_digest(spec) != before[spec]}
-
-
-def test_the_digest_follows_what_an_agent_is_made_of(monkeypatch, tmp_path):
-    of_ucb = {"ucb", "ucb:c=2", "ucb+mixup=0.5", "ucb+anneal=0.1", "same_amounts:ucb"}
-    wrapped = {"ucb+mixup=0.5", "ucb+anneal=0.1", "infobatch+mixup=0.1", "same_amounts:infobatch"}
-    wrapped |= {"same_amounts:ucb", "same_amounts:infobatch+mixup=0.5"}
-    of_infobatch = {"infobatch", "infobatch+mixup=0.1", "same_amounts:infobatch", "same_amounts:infobatch+mixup=0.5"}
-    assert changed(monkeypatch, tmp_path, bandits) == of_ucb
-    assert changed(monkeypatch, tmp_path, infobatch) == of_infobatch
-    assert changed(monkeypatch, tmp_path, kakurenbo) == {"kakurenbo"}
-    assert changed(monkeypatch, tmp_path, switches) == wrapped
-    assert changed(monkeypatch, tmp_path, agents) == set()
-    assert len(changed(monkeypatch, tmp_path, sampling)) == 11
-
-
 MINE = """
 import numpy as np
 from prune_env import select
@@ -392,32 +361,6 @@ class MyAgent:
         n = len(observation["loss"])
         return select(float(self.opt) * (np.arange(n) < self.keep * n))
 """
-
-
-def test_your_own_agent_from_a_module_outside_the_repository(tmp_path):
-    (tmp_path / "my_module.py").write_text(MINE)
-    program = (
-        "import sys, numpy as np, agents\n"
-        "spec = 'my_module:MyAgent:opt=1+mixup=0.5'\n"
-        "full = agents.spec_with_keep(spec, 0.25)\n"
-        "o = {'loss': np.zeros(400), 'visits': np.ones(400), 'spent': np.zeros(1)}\n"
-        "a = agents.make(full)(o, np.random.default_rng(0))\n"
-        "b = agents.make('same_amounts:my_module:MyAgent:opt=3,keep=0.1')(o, np.random.default_rng(0))\n"
-        "first = agents.source_digest(spec)\n"
-        "open('my_module.py', 'a').write('# edited')\n"
-        "print(full, (a['weight'] == 1).sum(), 20 < (a['mixup'] > 0).sum() < 80, b['weight'].sum(),\n"
-        "      first != agents.source_digest(spec), sys.modules['my_module'].__file__)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    expected = f"my_module:MyAgent:keep=0.25,opt=1+mixup=0.5 100 True 40.0 True {tmp_path / 'my_module.py'}"
-    assert done.stdout.strip() == expected
 
 
 # In the environment

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from train.execution.episode import Run, play
 
 from prune_env import data, io
 from tests.helpers import trees
 from train import report
 from train.analysis import pictures, plots, summary, table
 from train.execution import provenance, results
-from train.execution.episode import Run, play
 from train.execution.results import Record
 
 VOID = ("meta", "img", "br", "wbr")

@@ -20,6 +20,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from train.execution.episode import Run, play
 
 import agents
 import prune_env
@@ -30,7 +31,6 @@ from train import evaluate
 from train.analysis import curves, table
 from train.execution import checkpoints, engines, process, provenance, results, runner, workers
 from train.execution.diagnostics import class_visits, gini
-from train.execution.episode import Run, play
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--train-size", "100", "--budget", "1.5", "--seeds", "2")

@@ -49,13 +49,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from train.execution.episode import Run, play
 
 from prune_env import select
 from train import evaluate as evaluating
 from train import report as reporting
 from train.execution import workers as workers_of
 from train.execution.checkpoints import Keeper, folder_of
-from train.execution.episode import Run, play
 
 ROOT = Path(__file__).resolve().parents[2]
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")

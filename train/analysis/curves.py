@@ -14,8 +14,8 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 from prune_env import io
-from train.execution.episode import CURVE
 from train.execution.results import Record
+from train.execution.run import CURVE
 
 SCALARS = tuple(name for name in CURVE if name != "spent")
 NAME = 100  # characters of an agent's spec in a folder's name, which may have 255 bytes
