@@ -16,6 +16,7 @@ from rich.text import Text
 
 from prune_env.env import DEFAULT_MODEL
 from train.analysis import table
+from train.execution import provenance
 from train.execution.plan import SETTINGS, TASK, Block
 from train.execution.program import Running, carry_out
 from train.execution.results import Record
@@ -109,7 +110,9 @@ def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
     from train.analysis import curves, figures
 
     heading = records[0]["task"]
-    table.show(folder / "table.txt", Group(Text(heading), table.render(records, seeds)))
+    parts = [Text(heading), table.render(records, seeds)]
+    parts += [Text(line) for line in [provenance.mixed(records)] if line]
+    table.show(folder / "table.txt", Group(*parts))
     curves.write_csv(folder / "curves.csv", records)
     figures.write_accuracy(folder / "accuracy.png", records, heading)
     curves.write_events(folder / "tensorboard", records)

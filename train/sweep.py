@@ -16,7 +16,7 @@ from rich.text import Text
 
 from prune_env import io
 from train.analysis import table
-from train.execution import toml
+from train.execution import provenance, toml
 from train.execution.plan import SETTINGS, Block
 from train.execution.program import Running, carry_out
 from train.execution.results import Record
@@ -125,6 +125,7 @@ def report(folder: Path, records: Sequence[Record], source: str) -> None:
         of_task = [record for record in records if record["task"] == task]
         seeds = max(record["seed"] for record in of_task) + 1
         tables += [Text(task, style="bold"), table.render(of_task, seeds), ""]
+    tables += [Text(line) for line in [provenance.mixed(records)] if line]
     table.show(folder / "table.txt", Group(*tables))
 
 

@@ -20,17 +20,16 @@ import pytest
 import torch
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train.execution.episode import Run, play
 
-import agents
 import prune_env
 from prune_env import data, io
 from tests.helpers import trees
 from tests.helpers.processes import fork, wait
 from train import evaluate
 from train.analysis import curves, table
-from train.execution import checkpoints, engines, process, provenance, results, runner, workers
+from train.execution import checkpoints, executors, process, program, provenance, results
 from train.execution.diagnostics import class_visits, gini
+from train.execution.run import DIED, Failure, Run, play
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--train-size", "100", "--budget", "1.5", "--seeds", "2")
@@ -115,7 +114,7 @@ def test_prints_a_table_and_writes_every_file(done: Done):
 
 def test_a_second_command_runs_nothing(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(done.home))
-    monkeypatch.setattr(workers, "outcomes", None)
+    monkeypatch.setattr(executors, "start", None)
     shutil.copytree(done.folder, tmp_path / "small")
     assert evaluate.main([*done.arguments, "--out", str(tmp_path)]) == 0
     for name in ("results.jsonl", "table.txt", "curves.csv"):
@@ -133,120 +132,13 @@ def test_numbers_do_not_depend_on_the_workers(
     torn.write_bytes(lines[0] + lines[1][:200])
     assert evaluate.main([*done.arguments, "--out", str(tmp_path), "--workers", "1"]) == 0
     error = capsys.readouterr().err
-    assert f"warning: 1 line(s) of {torn} are damaged or of another format" in error
-    assert (torn.parent / "results.jsonl.damaged").read_bytes() == lines[1][:200] + b"\n"
+    assert f"warning: 1 line(s) of {torn} are torn, and dropped" in error
     assert "6 runs, 1 of them done before" in error
     assert torn.read_bytes().startswith(lines[0])
     assert _by_key(_records(torn.parent)) == _by_key(done.records)
 
     sequence = [play(run, run.make_env()) for run in _runs(*SPECS)]
     assert _by_key(json.loads(json.dumps(sequence))) == _by_key(done.records)
-
-
-def test_failing_agents_fail_alone_and_edited_ones_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = tmp_path / "moody.py"
-    wrong = "import sys\n\ndef raises(observation, rng):\n    {}\n\ndef confused(observation, rng):\n    return 3\n"
-    module.write_text(wrong.format('sys.exit("no idea")'))
-    arguments = ["--agents", "full", "moody:raises", "moody:confused", *SMALL, "--workers", "1"]
-    arguments += ["--name", "moody", "--out", str(tmp_path)]
-    assert evaluate.main(arguments) == 1
-    printed = capsys.readouterr()
-    assert "4 run(s) failed, of moody:raises, moody:confused" in printed.err
-    assert "moody:raises, budget 1.5, seed 0: failed: SystemExit: no idea" in printed.err
-    assert "full" in printed.out
-    assert {record["agent"] for record in _records(tmp_path / "moody")} == {"full"}
-    failures = [json.loads(line) for line in (tmp_path / "moody" / "failures.jsonl").read_text().splitlines()]
-    assert [failure["run"]["agent"] for failure in failures] == ["moody:raises"] * 2 + ["moody:confused"] * 2
-    assert 'sys.exit("no idea")' in failures[0]["traceback"]
-    assert "the action is a int" in failures[2]["error"]
-
-    repaired = "\n\nfrom agents import make\n\nraises = confused = make('full')\n"
-    module.write_text(wrong.format("pass") + repaired)
-    assert evaluate.main(arguments) == 0
-    assert "6 runs, 2 of them done before" in capsys.readouterr().err
-    assert not (tmp_path / "moody" / "failures.jsonl").exists()
-    before = {record["agent"]: record for record in _records(tmp_path / "moody")}
-    assert before["moody:raises"]["results"]["test_accuracy"] == before["full"]["results"]["test_accuracy"]
-    module.write_text(wrong.format("pass") + repaired + "# edited\n")
-    keys = {run.key(run.make_env()) for run in _runs("moody:raises", seeds=1)}
-    assert before["moody:raises"]["key"] not in keys
-
-
-AT_IMPORT = {  # what a module does when it is imported -> what is said of it, and where
-    "raises": ("raise RuntimeError('at import')", "cannot be imported: RuntimeError: at import", "raise RuntimeError"),
-    "needs": ("import there_is_no_such_module", "ModuleNotFoundError: No module named 'there_is", "import there_is"),
-    "leaves": ("import sys\n\nsys.exit(0)", "cannot be imported: SystemExit: 0", "sys.exit(0)"),
-    "ends": ("import os\n\nos._exit(0)", workers.DIED, "exit code 0"),
-    "hangs": ("import time\n\ntime.sleep(1e6)", "the agent took more than 5 s to be imported", ""),
-}
-PATCHES = """
-from agents import make
-from train import plan, results
-
-original = results.append
-
-def append(path, record):
-    record.get("results", {})["test_accuracy"] = 0.999
-    return original(path, record)
-
-results.append, plan.Run.key = append, lambda *_: "mine"
-agent = make("full")
-"""
-
-
-def test_what_modules_do_when_they_are_imported_costs_their_own_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    """Nothing of it happens in the program, which is this process; the same command goes on once they are mended."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = dict(sys.modules)
-    for name, (code, _, _) in AT_IMPORT.items():
-        (tmp_path / f"{name}_at_import.py").write_text(f"{code}\n\ndef agent(observation, rng):\n    pass\n")
-    (tmp_path / "patches_at_import.py").write_text(PATCHES)
-    wrong = [f"{name}_at_import:agent" for name in AT_IMPORT]
-    arguments = ["--agents", "full", "patches_at_import:agent", *wrong, *SMALL[:4], "--seeds", "1", "--workers", "1"]
-    arguments += ["--keep", "0.5", "0.3", "--name", "it", "--out", str(tmp_path)]
-    assert evaluate.main([*arguments, "--agent-timeout", "5"]) == 1
-    assert f"{len(wrong)} run(s) failed, of {', '.join(wrong)};" in capsys.readouterr().err
-    assert not {name for name in sys.modules if name not in before and name.endswith("_at_import")}
-    found = {record["agent"]: record["results"] for record in _records(tmp_path / "it")}
-    assert found.keys() == {"full", "patches_at_import:agent"}
-    assert found["patches_at_import:agent"]["test_accuracy"] == found["full"]["test_accuracy"]
-    failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
-    assert [failure["run"]["agent"] for failure in failures] == wrong
-    for failure, (_, said, trace) in zip(failures, AT_IMPORT.values(), strict=True):
-        assert said in failure["error"]
-        assert trace in failure["traceback"]
-
-    for name in AT_IMPORT:
-        (tmp_path / f"{name}_at_import.py").write_text("from agents import make\n\nagent = make('full')\n")
-    assert evaluate.main(arguments) == 0
-    assert "7 runs, 2 of them done before" in capsys.readouterr().err
-    assert not (tmp_path / "it" / "failures.jsonl").exists()
-
-
-@pytest.mark.slow
-def test_an_agent_that_ends_its_process_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "deadly.py").write_text("import os\n\ndef ends(observation, rng):\n    os._exit(9)\n")
-    arguments = ["--agents", "full", "deadly:ends", "random", *SMALL[:4], "--seeds", "1", "--workers", "2"]
-    assert evaluate.main([*arguments, "--name", "deadly", "--out", str(tmp_path)]) == 1
-    printed = capsys.readouterr()
-    assert "1 run(s) failed, of deadly:ends;" in printed.err
-    assert {record["agent"] for record in _records(tmp_path / "deadly")} == {"full", "random:keep=0.5"}
-    (failure,) = [json.loads(line) for line in (tmp_path / "deadly" / "failures.jsonl").read_text().splitlines()]
-    assert (failure["run"]["agent"], failure["run"]["seed"]) == ("deadly:ends", 0)
-    assert "process died" in failure["error"]
-    text = (tmp_path / "deadly" / "table.txt").read_text()
-    assert printed.out == text
-    assert re.search(r"^ *full +\d", text, re.M)
-    assert re.search(r"^ *random:keep=0\.5 +\d", text, re.M)
-    assert "deadly" not in text
 
 
 def _descendants(pid: int) -> set[int]:
@@ -292,7 +184,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
             children = _descendants(process.pid)
             assert both
             assert {int(path.name.removeprefix("asleep-")) for path in tmp_path.glob("asleep-*")} <= children
-            assert len(children) >= 4  # two workers, and a process with an agent for each
+            assert len(children) == 2
             process.kill()
             process.wait()
             assert _wait(lambda: not any(map(_stat, children)), 30.0)
@@ -383,7 +275,7 @@ def test_record_tells_where_it_comes_from(done: Done):
         assert abs(time.time() - np.datetime64(found["time"][:19]).astype("datetime64[s]").astype(int)) < 3600
         assert found["data"] == {"train": train.digest, "val": val.digest, "test": test.digest}
         if record["agent"] == "full":
-            assert found["agent_digest"] == agents.source_digest("full")
+            assert found["own_files"] == ""
         recipe = dataclasses.asdict(_runs("full")[0].make_env().unwrapped.recipe)  # pyright: ignore[reportAttributeAccessIssue]
         assert record["configuration"]["recipe"] == recipe
         assert record["configuration"]["settings"] == {"train_size": 100, "budget": 1.5, "device": "auto"}
@@ -503,8 +395,8 @@ def test_the_test_split_is_opened_once_a_run_after_its_end(monkeypatch: pytest.M
 def test_nothing_else_opens_the_test_split():
     sources = [path for folder in ("prune_env", "agents", "train") for path in (ROOT / folder).rglob("*.py")]
     callers = {path.relative_to(ROOT).as_posix() for path in sources if "load_test" in path.read_text()}
-    assert callers == {"prune_env/data.py", "train/execution/episode.py", "train/execution/plan.py"}
-    planned = (ROOT / "train" / "plan.py").read_text()
+    assert callers == {"prune_env/data/__init__.py", "train/execution/run.py", "train/execution/plan.py"}
+    planned = (ROOT / "train" / "execution" / "plan.py").read_text()
     assert planned.count("test.") == planned.count("test.digest") == 1  # all that the plan takes of it
 
 
@@ -512,26 +404,6 @@ def _of_folder(root: Path, *more: str) -> list[str]:
     """Arguments of `train.evaluate` on image files."""
     small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "1"]
     return [*small, "--root", str(root), "--out", str(root), "--name", "it", "--agents", "full", *more]
-
-
-@pytest.mark.slow
-def test_runs_on_another_test_split_are_set_aside_and_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    trees.imagefolder(tmp_path)
-    dogs = tmp_path / "test" / "dog"
-    dogs.rename(tmp_path / "late")
-    assert evaluate.main(_of_folder(tmp_path)) == 0
-    (before,) = _records(tmp_path / "it")
-    (tmp_path / "late").rename(dogs)
-    capsys.readouterr()
-    assert evaluate.main(_of_folder(tmp_path, "random")) == 0
-    error = capsys.readouterr().err
-    assert "warning: the test split is another than that of 1 run(s) in" in error
-    assert "2 runs, 0 of them done before" in error
-    digests = {record["agent"]: record["provenance"]["data"]["test"] for record in _records(tmp_path / "it")}
-    assert digests == dict.fromkeys(["full", "random:keep=0.5"], data.load_test("imagefolder", root=tmp_path).digest)
-    (aside,) = [json.loads(line) for line in (tmp_path / "it" / "results.jsonl.outdated").read_text().splitlines()]
-    assert aside == before
-    assert before["provenance"]["data"]["test"] not in digests.values()
 
 
 def test_a_damaged_test_image_is_named_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -583,7 +455,7 @@ def test_an_interruption_of_the_plan_is_one_line(
     def interrupted(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "make_plan", interrupted)
+    monkeypatch.setattr(program, "make_plan", interrupted)
     assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
     assert not (tmp_path / "out").exists()
@@ -606,15 +478,13 @@ def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copytree(done.folder, tmp_path / "small")
-    former = tmp_path / "small" / checkpoints.FOLDER / "a" / "journal"
+    former = tmp_path / "small" / checkpoints.FOLDER / "a" / "checkpoint.pt"
     io.replace(former, b"")
     arguments = [*SMALL, "--name", "small", "--out", str(tmp_path), "--agents", "full"]
 
-    def fails(runs, *_):
-        yield from (workers.Failure(key, run, workers.DIED, "") for key, run in runs.items())
-
-    monkeypatch.setattr(engines, "find", lambda _: fails)
-    assert evaluate.main([*arguments, "ucb"]) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("train.execution.executors.local.attempt", lambda run, terms: Failure(run, DIED, ""))
+        assert evaluate.main([*arguments, "ucb"]) == 1
     assert former.exists()  # who asks for that plan again goes on from there
     assert evaluate.main(arguments) == 0
     assert not former.parent.parent.exists()
@@ -637,64 +507,8 @@ def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pyt
         other.kill()
     assert (tmp_path / "small" / "results.jsonl").read_bytes() == before
     assert evaluate.main(arguments) == 0  # the dead one's lock is gone with it
-    cells = io.unseal_line(results.CELLS, (tmp_path / "small" / "cells.json").read_bytes())
+    cells = json.loads((tmp_path / "small" / "cells.json").read_bytes())
     assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
-
-
-@pytest.mark.slow
-def test_an_agent_that_cannot_be_built_fails_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "unbuilt.py").write_text(
-        "class Agent:\n    def __init__(self, keep=0.5):\n        raise KeyError('no')\n"
-    )
-    arguments = [*SMALL[:4], "--seeds", "1", "--name", "unbuilt", "--out", str(tmp_path), "--workers", "1"]
-    assert evaluate.main(["--agents", "full", "unbuilt:Agent", *arguments]) == 1
-    assert "1 run(s) failed, of unbuilt:Agent:keep=0.5" in capsys.readouterr().err
-
-
-def test_a_key_changes_with_everything_that_matters():
-    base = Run("prune_env/Digits-v0", {"budget": 1.5, "device": "cpu"}, "random:keep=0.5", 0)
-    others = [
-        base,
-        dataclasses.replace(base, seed=1),
-        dataclasses.replace(base, agent="random:keep=0.4"),
-        *(
-            dataclasses.replace(base, settings={**base.settings, **change})
-            for change in ({"budget": 2.0}, {"lr": 0.05}, {"label_noise": 0.1}, {"model": "mlp:16"}, {"ema": 0.5})
-        ),
-    ]
-    assert len({run.key(run.make_env()) for run in others}) == len(others)
-    moved = dataclasses.replace(base, settings={**base.settings, "root": "elsewhere"})
-    assert moved.key(moved.make_env()) == base.key(base.make_env())
-
-
-@pytest.mark.parametrize(
-    ("module", "matters"),
-    [
-        *(
-            (name, True)
-            for name in ("augment", "compute", "data", "env", "models", "recipes", "selection", "stats", "trainer")
-        ),
-        ("render", False),
-        ("files", False),
-    ],
-)
-def test_a_key_changes_with_the_code_that_decides_the_numbers(
-    module: str, matters: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    folder = tmp_path / "prune_env"
-    shutil.copytree(ROOT / "prune_env", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (run,) = _runs("full", seeds=1)
-    env = run.make_env()
-    before = run.key(env)
-    digest = provenance.decisive_digest
-    monkeypatch.setattr(provenance, "decisive_digest", lambda: digest(folder))
-    assert run.key(env) == before
-    with open(folder / f"{module}.py", "a") as file:
-        file.write("# edited\n")
-    assert (run.key(env) != before) == matters
 
 
 def test_gini_of_known_counts():
@@ -713,24 +527,6 @@ def test_class_visits_of_known_counts():
     assert found == pytest.approx([3.0, np.nan, 0.0], nan_ok=True)
 
 
-def test_results_file_drops_what_it_cannot_read(tmp_path: Path):
-    path = tmp_path / "results.jsonl"
-    assert results.read(path) == ({}, 0)
-    for key in "ab":
-        results.append(path, {"key": key})
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])  # only the end of the last line is missing
-    assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 0)
-    assert path.read_bytes() == whole
-    assert sorted(tmp_path.iterdir()) == [path]
-    path.write_bytes(b'{"key": "c"\n' + whole + b'{"key": "d')
-    assert results.read(path) == ({"a": {"key": "a"}, "b": {"key": "b"}}, 2)
-    assert path.read_bytes() == whole
-    with pytest.raises(ValueError, match="JSON"):
-        results.append(path, {"key": "nan", "x": float("nan")})
-    assert path.read_bytes() == whole
-
-
 def test_rows_pair_by_seed():
     def record(agent: str, seed: int, accuracy: float) -> dict:
         seconds = {"total": 1.0, "select": 0.1}
@@ -745,3 +541,62 @@ def test_rows_pair_by_seed():
     assert second.difference_interval == pytest.approx((1.0, 1.0))
     (alone,) = table.rows({"other": other[:1]})
     assert (alone.difference, alone.difference_interval, alone.seeds) == (None, None, 1)
+
+
+def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Modules that cannot be imported, and agents that raise, cost their own runs."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "moody.py"
+    module.write_text("def raises(observation, rng):\n    raise KeyError('no idea')\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('at import')\n")
+    arguments = ["--agents", "full", "moody:raises", "broken:agent", *SMALL, "--name", "it", "--out", str(tmp_path)]
+    assert evaluate.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "4 run(s) failed, of broken:agent, moody:raises" in printed.err
+    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' (moody.py, line 2, step 1)" in printed.err
+    failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
+    assert "cannot be imported: RuntimeError: at import" in failures[0]["error"]
+    assert "raise RuntimeError" in failures[0]["traceback"]
+
+    arguments.remove("broken:agent")
+    for number in range(3):
+        module.write_text(f"from agents import make\n\nraises = make('full')  # {number}\n")
+        monkeypatch.delitem(sys.modules, "moody")
+        assert evaluate.main([*arguments, *["--fresh"][: number // 2]]) == 0
+        printed = capsys.readouterr()
+        assert ("moody:raises has changed since 2 of its runs; --fresh runs" in printed.err) == (number == 1)
+        assert f"4 runs, {(2, 4, 0)[number]} of them done before" in printed.err
+    assert not (tmp_path / "it" / "failures.jsonl").exists()
+    assert len(_records(tmp_path / "it")) == 4
+
+
+def test_a_table_of_several_commits_says_so(done: Done, tmp_path: Path):
+    shutil.copytree(done.folder, tmp_path / "small")
+    lines = _records(done.folder)
+    lines[0]["provenance"]["commit"] = 40 * "a"
+    results.write(tmp_path / "small" / "results.jsonl", lines)
+    assert evaluate.main(["--agents", "full", "random", *SMALL, "--name", "small", "--out", str(tmp_path)]) == 0
+    (told,) = re.findall("^.*of different code.*$", (tmp_path / "small" / "table.txt").read_text(), re.M)
+    assert "of aaaaaaa" in told
+    assert "of different code" not in (done.folder / "table.txt").read_text()
+
+
+def test_a_short_command_imports_no_compiler_and_starts_in_the_time_of_few_imports(tmp_path: Path):
+    """torch._dynamo and sympy take as long as torch itself; counted in CPU time, which other programs leave alone."""
+    code = (
+        "import resource, sys, time\nimport torch\nbefore = time.process_time()\nfrom train import evaluate\n"
+        "assert evaluate.main(sys.argv[1:]) == 0\n"
+        "children = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "took = time.process_time() - before + children.ru_utime + children.ru_stime\n"
+        "print(before, took, sorted({'torch._dynamo', 'sympy', 'scipy', 'torchvision', 'pandas'} & set(sys.modules)))\n"
+    )
+    arguments = ["--agents", "full", "--seeds", "1", "--budget", "1", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    torch_alone, took, modules = done.stdout.splitlines()[-1].split(" ", 2)
+    assert modules == "[]"
+    assert float(took) < 1.5 * float(torch_alone)  # 0.8 were measured, and 3 before

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 import agents
-from prune_env import io
 from train import sweep
-from train.execution import plan, results, runner
+from train.execution import plan, program
 from train.execution.plan import Block, Place, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,13 +214,13 @@ def test_the_copy_is_of_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A file that is edited, or deleted, after it was planned is not what the results are of."""
     text = f'agents = ["full"]\r\nbudgets = [1]\r\nseeds = 1\r\n{TASK}train_size = 60\r\nmodel = "mlp:4"\r\n'
     path = tmp_path / "mine.toml"
-    planned = runner.make_plan
+    planned = program.make_plan
     for change in (lambda: path.write_text("other = 1"), path.unlink):
         path.write_bytes(text.encode())
-        monkeypatch.setattr(runner, "make_plan", lambda *given, change=change: (planned(*given), change())[0])
+        monkeypatch.setattr(program, "make_plan", lambda *given, change=change: (planned(*given), change())[0])
         assert sweep.main([str(path), "--workers", "1", "--out", str(tmp_path), "--name", "run"]) == 0
         assert (tmp_path / "run" / "sweep.toml").read_bytes() == text.encode()
-        cells = io.unseal_line(results.CELLS, (tmp_path / "run" / "cells.json").read_bytes())
+        cells = json.loads((tmp_path / "run" / "cells.json").read_bytes())
         assert cells["file"] == text
 
 
@@ -370,7 +369,7 @@ def records_of(folder: Path) -> list[dict]:
 def numbers(record: dict) -> dict:
     """A record but for seconds, the time, the command, the state of the checkout, which others may edit, and kills."""
     results = {name: value for name, value in record["results"].items() if name != "seconds"}
-    varies = ("time", "command", "commit", "dirty", "waste")
+    varies = ("time", "command", "commit", "dirty")
     provenance = {name: value for name, value in record["provenance"].items() if name not in varies}
     rest = {name: value for name, value in record.items() if "sha256" not in name}  # the digest of the line
     return {**rest, "results": results, "provenance": provenance}
@@ -522,7 +521,7 @@ def test_killed_at_any_moment_and_resumed_it_gives_the_same(
     status, counts = json.loads(output.splitlines()[-1])
     assert status == 0, error
     assert 0 < counts[1] <= counts[2] < len(CELLS)
-    assert "warning: 1 line(s) of killed/mine/results.jsonl are damaged or of another format" in error
+    assert "warning: 1 line(s) of killed/mine/results.jsonl are torn, and dropped" in error
     assert f"{len(CELLS)} runs, {counts[2]} of them done before" in error
     assert_same(home, "killed")
 
