@@ -61,7 +61,7 @@ class SGD:
         return {"state": state, "param_groups": [dict(group) for group in self.param_groups]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()` of an optimiser of the same network. Raises ValueError for another kind of state."""
+        """Go on from `state_dict()` of one for the same network. Raises ValueError for another kind of state."""
         if len(state["param_groups"]) != 1:
             raise ValueError("the state's optimiser must have one group of parameters")
         self.param_groups = [dict(group) for group in state["param_groups"]]

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from train.execution.episode import Run, play
 
 from prune_env import data, io
 from tests.helpers import trees
@@ -21,6 +20,7 @@ from train import report
 from train.analysis import pictures, plots, summary, table
 from train.execution import provenance, results
 from train.execution.results import Record
+from train.execution.run import Run, play
 
 VOID = ("meta", "img", "br", "wbr")
 SPECS = ("full", "ucb:keep=0.5", "random:keep=0.5")

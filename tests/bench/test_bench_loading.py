@@ -9,7 +9,7 @@ from tests.helpers import trees
 from train.bench import loading as bench_loading
 
 # what workers are forked from: torch is imported there once, and not in each of them
-multiprocessing.set_forkserver_preload(["prune_env.data.workers", "train.execution.runner"])
+multiprocessing.set_forkserver_preload(["prune_env.data.workers", "train.execution.program"])
 
 
 def test_the_program_runs(tmp_path, monkeypatch, capsys, one_thread):

@@ -22,7 +22,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from train.execution.episode import Run
 
 from agents import AGENTS, make, spec_with_keep
 from prune_env import PruneEnv, sampling, select, selection, stats, trainer
@@ -41,7 +40,8 @@ from tests.helpers.reference import SlowStats, toy
 from tests.policy.test_vector import equal as nearly_equal
 from tests.policy.test_vector import everything, trainers
 from tests.students.test_together import student
-from train.execution import episode
+from train.execution import run as episode
+from train.execution.run import Run
 
 MANY = 2**24 + 5  # float32 does not count so far
 NOT_FINITE = [math.nan, math.inf, -math.inf]

@@ -28,7 +28,7 @@ from tests.helpers import processes, trees
 
 GIB = 2**30
 # what workers are forked from: torch is imported there once, and not in each of them
-multiprocessing.set_forkserver_preload(["prune_env.data.workers", "train.execution.runner"])
+multiprocessing.set_forkserver_preload(["prune_env.data.workers", "train.execution.program"])
 STATE, PIXELS = 89, 89 + 64 + 64  # where they begin in a mapped file
 KNOBS: dict[str, Any] = {"train_size": 60, "label_noise": 0.2, "imbalance": 2.0, "duplicates": 0.2, "task_seed": 3}
 ELSEWHERE = ("host", "mapped", "files")

@@ -18,11 +18,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
-from prune_env.plain import pack, unpack
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnvWrapper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from train.execution.episode import Run
 
 import agents
 import prune_env
@@ -33,7 +31,9 @@ from prune_env.policy.encoding import RULE, SUMMARY
 from prune_env.policy.tasks import Task, TaskDistribution
 from tests.slow.soak import TINY_TASKS
 from train import explain, learn
-from train.execution import checkpoints, episode
+from train.execution import checkpoints
+from train.execution import run as episode
+from train.execution.run import Run
 from train.learning import search
 from train.learning.rollouts import FULL, draw_pairs, play
 from train.learning.sb3_env import SB3VecEnv

@@ -57,6 +57,7 @@ def together(device: str, program: Callable[[], int]) -> int:
         dist.init_process_group(timeout=PATIENCE)
         status = program()
         if status in (0, 1):  # else nobody waits for anybody
+            dist.barrier(group=_group())  # torchrun ends the others once one is gone: rank 0 has a report to write
             dist.destroy_process_group()
         return status
     except (RuntimeError, ToldToEnd) as error:  # collectives raise RuntimeErrors; runs keep what is theirs
