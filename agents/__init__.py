@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import hashlib
 import importlib
 import inspect
 import re
@@ -150,14 +149,14 @@ def spec_with_keep(spec: str, keep: float) -> str:
     return f"{parsed.name}:keep={keep}" + (f",{options}" if options else "") + switches
 
 
-def files(spec: str) -> list[Path]:
+def own_files(spec: str) -> list[Path]:
     """Return the files of a user's own that `spec` names: modules with agents, and policies.
 
     Raises:
         ValueError: as for `make`.
     """
     parsed = parse(spec)
-    found = [file for other in parsed.within for file in files(other)]
+    found = [file for other in parsed.within for file in own_files(other)]
     if "path" in parsed.options and parsed.name == "learned":
         return [Path(parsed.options["path"]), *found]
     if parsed.ours:
@@ -256,8 +255,3 @@ def _literals(spec: str, options: str) -> dict[str, Any]:
     if not is_plain or None in found:
         raise ValueError(f"{wrong}, each once")
     return found
-
-
-def source_digest(spec: str) -> str:
-    """Return the SHA-256 (hex) of what `files` names, one after the other."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files(spec))).hexdigest()

@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
+from prune_env.memory import Remembers
 from prune_env.sampling import Action, Mask, Observation, check, fill, n_keep, top_k_mask
 
 
-class Hold:
+class Hold(Remembers):
     """Repeats a subset until floor(spent / period) changes; a period of 0 chooses in every step."""
+
+    remembers = ("key", "mask")
 
     def __init__(self, period: float) -> None:
         self.period = period
@@ -41,7 +44,7 @@ class Hold:
 
 
 @dataclass(kw_only=True)
-class EpsilonGreedy:
+class EpsilonGreedy(Remembers):
     """Epsilon-greedy: the round((1-ε)kN) largest m, and uniformly drawn others up to round(kN).
 
     Equal means (all log C before the first visit) are drawn uniformly. arXiv 2111.12621; ε = 0.1.
@@ -54,6 +57,8 @@ class EpsilonGreedy:
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_held",)
 
     keep: float = 0.5
     epsilon: float = 0.1
@@ -80,7 +85,7 @@ class EpsilonGreedy:
 
 
 @dataclass(kw_only=True)
-class UCB:
+class UCB(Remembers):
     """UCB as the paper defines it: the round(kN) largest m + c·v, with the variance and no log t / n term.
 
     Equal scores are drawn uniformly. arXiv 2111.12621; c = 1.
@@ -93,6 +98,8 @@ class UCB:
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_held",)
 
     keep: float = 0.5
     c: float = 1.0

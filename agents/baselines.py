@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
+from prune_env.memory import Remembers
 from prune_env.sampling import Action, Mask, Observation, all_samples, check, n_keep, uniform
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class Full:
     """Every sample, weight 1.
 
@@ -23,7 +24,7 @@ class Full:
 
 
 @dataclass(kw_only=True)
-class Random:
+class Random(Remembers):
     """RS2 (Okanovic et al., arXiv 2305.18424): consecutive slices of one permutation.
 
     Step t keeps the next round(kN) samples of a random permutation. When fewer are left, the slice takes them
@@ -39,6 +40,8 @@ class Random:
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_left", "_n")
 
     keep: float = 0.5
     fresh: bool = False
@@ -74,7 +77,7 @@ class Random:
 
 
 @dataclass(kw_only=True)
-class StaticRandom:
+class StaticRandom(Remembers):
     """One random subset of round(kN) samples for the whole run.
 
     Args:
@@ -83,6 +86,8 @@ class StaticRandom:
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_mask",)
 
     keep: float = 0.5
     _mask: Mask = field(init=False, repr=False, compare=False)

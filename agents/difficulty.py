@@ -11,7 +11,7 @@ from prune_env import select
 from prune_env.sampling import Action, Observation, check, n_keep, ranks, top_k_mask, uniform
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class LossTopK:
     """The round(kN) largest last losses; equals are drawn uniformly. The naive rule, after no paper.
 
@@ -32,7 +32,7 @@ class LossTopK:
         return select(top_k_mask(loss, n_keep(self.keep, len(loss)), rng))
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class OrderDP:
     """OrderDP (Jin et al., arXiv 2606.08574): of a random pool, the largest last losses.
 
@@ -68,7 +68,7 @@ class OrderDP:
         return select(top_k_mask(np.where(pool, loss, -np.inf), k, rng))
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class Middle:
     """Prefers the middle: drops what is mastered and what is hopeless. This project's own rule.
 

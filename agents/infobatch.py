@@ -10,7 +10,7 @@ from prune_env import select
 from prune_env.sampling import Action, Observation, all_samples, check, fill, in_last
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class InfoBatch:
     """InfoBatch (Qin et al., arXiv 2303.04947).
 

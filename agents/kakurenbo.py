@@ -12,7 +12,7 @@ from prune_env.sampling import Action, Observation, all_samples, check, in_last,
 DECAYS = (0.3, 0.6, 0.8)  # shares of the budget spent: epochs 60, 120, 160 of 200 and 30, 60, 80 of 100
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class Kakurenbo:
     """KAKURENBO (Nguyen et al., arXiv 2310.10102).
 

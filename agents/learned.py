@@ -16,9 +16,9 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.state import capture, restore
 from agents.switches import reset
 from prune_env import select
+from prune_env.memory import load_state, state_of
 from prune_env.policy import encoding
 from prune_env.sampling import Action, Agent, Observation, check
 
@@ -194,27 +194,27 @@ class Learned:
     def reset(self) -> None:
         self._policy = self._start()
         self._past = encoding.begin()
-        self._rng: np.random.Generator | None = None  # that of the run, once it was given
         for agent in self.agents:
             reset(agent)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers of the episode, beside what does not change: plain values and arrays."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return what it remembers of the episode, None if one of its agents cannot tell its own state."""
         memory = self._policy.memory if isinstance(self._policy, Recurrent) else None
-        return {"past": self._past, "memory": memory, "agents": capture(list(self.agents), self._rng)}
+        of_agents = [state_of(agent) for agent in self.agents]
+        return None if None in of_agents else {"past": self._past, "memory": memory, "agents": of_agents}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember what `state_dict` of the same policy told."""
         self._past = state["past"]
         if isinstance(self._policy, Recurrent):
             self._policy.memory = state["memory"]
-        restore(list(self.agents), state["agents"], self._rng)
+        for agent, of_agent in zip(self.agents, state["agents"], strict=True):
+            load_state(agent, of_agent)
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         numbers = self._policy(encoding.summarize(observation, self._past))
         self._past = encoding.remember(self._past, observation)
         if self.agents:
-            self._rng = rng
             return self.agents[int(numbers)](observation, rng)
         action = encoding.decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
         return select(action["weight"], action["mixup"])

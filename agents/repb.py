@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
+from prune_env.memory import Remembers
 from prune_env.sampling import Action, Mask, Observation, check
 
 MAX_WEIGHT = 10.0  # the environment's bound
 
 
 @dataclass(kw_only=True)
-class RePB:
+class RePB(Remembers):
     """RePB, "Inconsistency Biases in Dynamic Data Pruning" (ICLR 2026, OpenReview Zw1Uw7u6Su); reconstructed.
 
     D_1 is all data. D_{t+1} holds a sample of D_t whose loss is at least μ, one of D_t below μ with probability
@@ -39,6 +40,8 @@ class RePB:
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_last", "_counts", "_step")
 
     rho: float = 0.5
     _last: Mask = field(init=False, repr=False, compare=False)  # D_t

@@ -11,7 +11,7 @@ from prune_env.policy.encoding import RULE, SMALLEST_KEEP, decode_rule, keep_num
 from prune_env.sampling import Action, Observation, check
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class Rule:
     """The same rule in every step; see `prune_env.policy.encoding.RULE` for what it is made of.
 
@@ -45,6 +45,7 @@ class Rule:
         return _act(observation, numbers, rng)
 
 
+@dataclass(frozen=True)
 class RandomRule:
     """A rule of numbers drawn uniformly in every step: what a policy that has learned nothing does."""
 

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
+from prune_env.memory import Remembers
 from prune_env.sampling import Action, Observation, check, in_last, n_keep, uniform
 
 STARTS = 10  # runs of k-means
 
 
 @dataclass(kw_only=True)
-class SeTa:
+class SeTa(Remembers):
     """SeTa, "Scale Efficient Training for Large Datasets" (Zhou et al., arXiv 2503.13385).
 
     Step t = 0, 1, ... draws round((1-r)N) samples uniformly and sorts the seen ones among them into G groups by
@@ -42,6 +43,8 @@ class SeTa:
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_step", "_n")
 
     r: float = 0.1
     groups: int = 5

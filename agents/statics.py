@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
+from prune_env.memory import Remembers
 from prune_env.sampling import Action, Mask, Observation, all_samples, check, in_last, n_keep, top_k_mask
 
 
 @dataclass(kw_only=True)
-class Static:
+class Static(Remembers):
     """Trains on all data until the share `scoring` of the budget is spent, then freezes what `choose` keeps.
 
     There is at least one pass over all data. `_sums` holds each sample's sum over these passes of the
@@ -30,6 +31,8 @@ class Static:
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_sums", "_mask")
 
     measured: ClassVar[str]
     keep: float = 0.5
@@ -125,6 +128,8 @@ class Grand(Static):
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    remembers = ("_sums", "_mask", "_asked")
 
     measured = "el2n"
     _asked: bool = field(init=False, repr=False, compare=False)  # for the forward pass

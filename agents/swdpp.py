@@ -71,7 +71,7 @@ def inclusion(observation: Observation, keep: float, tau: float = 0.25, dynamics
     return floor + (1 - floor) * sigmoid(low)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class SwDPP:
     """Sample-wise dynamic probabilistic pruning (a reconstruction, see the module).
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
+from prune_env.memory import Remembers
 from prune_env.sampling import Action, Agent, Observation, all_samples, check, in_last, mixup_shares, uniform
 
 
@@ -18,7 +19,7 @@ def reset(agent: Agent) -> None:
 
 
 @dataclass(kw_only=True)
-class SameAmounts:
+class SameAmounts(Remembers):
     """As many samples as another agent keeps, drawn uniformly, with weight 1: is it the choice or the schedule?
 
     The other agent sees what this run has revealed and decides in every step; of its decision only the number
@@ -27,6 +28,8 @@ class SameAmounts:
     Args:
         agent: the other one.
     """
+
+    remembers = ("agent",)
 
     agent: Agent
 
@@ -41,7 +44,7 @@ class SameAmounts:
 
 
 @dataclass(kw_only=True)
-class Switched:
+class Switched(Remembers):
     """An agent with annealing, Mixup, or both.
 
     Args:
@@ -53,6 +56,8 @@ class Switched:
     Raises:
         ValueError: a share out of range.
     """
+
+    remembers = ("agent",)
 
     agent: Agent
     anneal: float = 0.0

@@ -235,7 +235,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         return observation, reward, result.finished, False, info
 
     def state_dict(self) -> dict[str, Any]:
-        """The run as it stands, for `load_state_dict`: plain values, arrays and tensors, which `prune_env.plain` packs.
+        """The run as it stands, for `load_state_dict`: plain values, arrays and tensors.
 
         The tensors are the live ones, as in torch: copy or save what is to outlast the next step.
 

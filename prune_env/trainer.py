@@ -25,6 +25,7 @@ from prune_env.selection import Action, Selection
 from prune_env.stats import MAX_LOSS, Stats
 from prune_env.students import augment, models
 from prune_env.students.recipes import Recipe
+from prune_env.students.sgd import SGD
 
 EVALUATION_BATCH = 512
 FETCHED_PIXELS = 2**18  # gathered at a time, if that is more than a batch: 1 MiB
@@ -113,14 +114,7 @@ class Trainer:
         self.format = torch.channels_last if models.is_convolutional(model) else torch.contiguous_format
         self.model = self.ranks.synchronised(model).to(self.device).to(memory_format=self.format)
         self.parallel = self.ranks.parallel(self.model)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.momentum > 0.0,
-            fused=True,
-        )
+        self.optimizer = SGD(self.model.parameters(), recipe)
         self.masks: torch.Generator | None = None  # of dropout, in networks that have it
         if models.is_random(self.model):
             self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
@@ -266,7 +260,7 @@ class Trainer:
                 loss, logits = clean_pass(images, labels)
             else:
                 loss, logits = mixed_pass(images, labels, *other, shares[last - lengths[i] : last])
-            loss.backward(weight)  # the gradient of sum(w_i l_i) / batch_size
+            (loss @ weight).backward()  # sum(w_i l_i) / batch_size; backward(weight) imports sympy, 0.5 s
             self.optimizer.step()
             for parameter in parameters:  # zero_grad() takes longer than all of a small network's gradients
                 parameter.grad = None

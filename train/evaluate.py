@@ -17,8 +17,8 @@ from prune_env.students.recipes import default_model
 from train.analysis import table
 from train.analysis.text import readable
 from train.execution.plan import TASK, Block, Options, dataset_of
+from train.execution.program import Running, carry_out
 from train.execution.results import Record
-from train.execution.runner import Running, carry_out
 
 DEFAULT_AGENTS = (
     "full",

@@ -6,6 +6,7 @@ python -m train.evaluate --agents full learned:runs/learn/digits-ppo-0/policy.sa
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import math
@@ -36,12 +37,11 @@ from torch import nn
 from agents.learned import Network
 from prune_env import PruneEnv, io
 from prune_env.machine import cores
-from prune_env.plain import pack, unpack
 from prune_env.policy.encoding import RULE
 from prune_env.policy.tasks import TaskDistribution
-from train.execution import checkpoints, engines, provenance
-from train.execution.checkpoints import Keeper
-from train.execution.engines import Unavailable
+from train.execution import checkpoints, executors, provenance
+from train.execution.checkpoints import Checkpoint
+from train.execution.executors import Unavailable
 from train.execution.process import Taken, locked
 from train.learning import search
 from train.learning.rollouts import FULL, Pair, Players, Practice, distribution, draw_pairs, make_env, play
@@ -121,7 +121,7 @@ class Start:
     """What is known before a policy is trained; kept, so that a run that was stopped goes on with the same."""
 
     of: dict[str, Any]  # the arguments OF
-    conditions: str  # the tasks that their name stands for, and the code that trains students
+    conditions: str  # the tasks that their name stands for
     rule: list[float]  # (R,) the best fixed one
     searched: int  # episodes that it took
     shift: list[float]  # (D,) mean of summaries, and their deviation
@@ -266,16 +266,18 @@ class Learning(BaseCallback):
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         self._kind, players = Shards, Players
         if given.engine == "ray":
-            on_ray = engines.module("ray_learn", "ray")
+            on_ray = executors.module("ray_learn", "ray")
             self._kind, players = on_ray.Shards, on_ray.Players
         self._players = players(tasks, given.processes)
-        self._keeper = Keeper(folder / checkpoints.FOLDER, of="learn")
+        self._checkpoint = Checkpoint(folder / checkpoints.FOLDER)
+        self._machines = [provenance.of_machine()]
         self._kept: dict[str, Any] = {
             "state": {"seconds": 0.0, "steps": 0, "episodes": 0, "best": -math.inf},
             "start": None,  # a `Start`, as a dict
             "evaluations": [],
             "files": {},  # content of those that hold the best policy, by name
-            "model": None,  # its state, packed
+            "model": None,  # its state
+            "machines": [],  # that did what is kept, in order
         }
         self._begun = time.perf_counter()
 
@@ -296,24 +298,23 @@ class Learning(BaseCallback):
 
     def run(self) -> None:
         """Train until the time or the steps are over. Raises Another if a run with other arguments is there."""
-        with closing(self._players), closing(self._keeper):
-            self._keeper.begin()
-            for kept in self._keeper.states():
+        with closing(self._players):
+            kept = self._checkpoint.load()
+            if kept is not None:
                 if kept["start"].get("conditions") != _conditions(self._tasks):
-                    said = f"the tasks {self._given.tasks!r}, or the code that trains students, were others"
+                    said = f"the tasks {self._given.tasks!r} were others"
                     raise Another(f"{self._folder} holds a run from when {said}; choose another --name")
                 if (of := kept["start"]["of"]) != _of(self._given):
                     said = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in of.items())
                     raise Another(f"{self._folder} holds a run with {said}; go on with these, or choose another --name")
                 self._kept = kept
+                self._machines = list(dict.fromkeys([*kept["machines"], *self._machines]))
                 self._write()
                 self._console.print(f"going on after {self._seconds / 60:.1f} minutes")
-                break
-            self._keeper.resume(self._kept["state"]["steps"])
             if self._kept["start"] is None:
                 self._kept["start"] = asdict(self._prepare())
                 self._clock()
-                self._keeper.save(0, self._kept)
+                self._save()
             self._start = Start(**self._kept["start"])
             self._pairs = self._pairs[: len(self._start.baseline)]
             with closing(self._shards()) as self._env:
@@ -321,8 +322,6 @@ class Learning(BaseCallback):
                 logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
                 while self._train(logger):
                     pass
-            self._renew()
-            self._keeper.end()
             if not self._kept["state"]["steps"]:
                 self._console.print("no time was left to train: this is the best fixed rule; give more --minutes")
 
@@ -342,7 +341,7 @@ class Learning(BaseCallback):
         seed = int(np.random.default_rng([given.seed, 3, steps]).integers(2**31))
         model = build(given.algo, VecMonitor(self._env), self._start, seed)  # its mean returns go to TensorBoard
         if self._kept["model"] is not None:
-            load_model_state(model, unpack(self._kept["model"]), steps)
+            load_model_state(model, self._kept["model"], steps)
         model.set_logger(logger)
         self.init_callback(model)
         if self._over(steps):
@@ -394,7 +393,6 @@ class Learning(BaseCallback):
         return steps >= (self._given.steps or math.inf) or self._seconds >= self._limit
 
     def _on_step(self) -> bool:
-        self._keeper.note(self.num_timesteps + self._env.num_envs)  # the step that follows
         over = self._seconds >= self._limit
         if over and self._given.algo == "ars":  # it goes on whatever is returned
             raise Over
@@ -417,8 +415,8 @@ class Learning(BaseCallback):
             if network is not None:
                 kept["files"]["policy.safetensors"] = replace(network, card=self._card(accuracy)).content()
         kept["evaluations"].append({**state, "points": points})
-        kept["model"] = pack(model_state(self.model))
-        self._keeper.save(len(kept["evaluations"]), kept)
+        kept["model"] = copy.deepcopy(model_state(self.model))
+        self._save()
         self._write()
         self.logger.record("validation/points_over_full", points)
         self.logger.dump(self.num_timesteps)
@@ -435,16 +433,8 @@ class Learning(BaseCallback):
         lines = "".join(json.dumps(line) + "\n" for line in self._kept["evaluations"])
         io.write_atomic(self._folder / "evaluations.jsonl", lines.encode())
 
-    def _renew(self) -> None:
-        """Let the card tell the waste up to the end: it is of the evaluation that was the best."""
-        path = self._folder / "policy.safetensors"
-        if path.exists():
-            network = Network.load(path)
-            replace(network, card={**network.card, "waste": self._waste()}).save(path)
-
-    def _waste(self) -> dict[str, int]:
-        """What kills undid; of the search, which notes no steps, that it was interrupted."""
-        return {"interruptions": self._keeper.interruptions, "steps": self._keeper.wasted}
+    def _save(self) -> None:
+        self._checkpoint.save({**self._kept, "machines": self._machines})
 
     def _card(self, accuracy: NDArray) -> dict[str, Any]:
         """Where this policy comes from, and what it does on the validation tasks."""
@@ -453,8 +443,7 @@ class Learning(BaseCallback):
         return {
             "arguments": given,
             "training": {**self._kept["state"], "searched": self._start.searched, "pool": len(self._pairs)},
-            "waste": self._waste(),
-            "machines": self._keeper.machines,
+            "machines": self._machines,
             "tasks": asdict(self._tasks),
             "validation": {
                 "pairs": len(self._validation),
@@ -471,7 +460,7 @@ def _of(given: Arguments) -> dict[str, Any]:
 
 
 def _conditions(tasks: TaskDistribution) -> str:
-    return json.dumps({"tasks": asdict(tasks), "code": provenance.learning_digest()}, sort_keys=True)
+    return json.dumps(asdict(tasks), sort_keys=True)
 
 
 def check(given: Arguments) -> TaskDistribution:
@@ -484,7 +473,7 @@ def check(given: Arguments) -> TaskDistribution:
     if given.address is not None and given.engine != "ray":
         raise ValueError(f"--address needs --engine ray; the engine is {given.engine}")
     if given.engine == "ray":
-        engines.module("ray_learn", "ray")
+        executors.module("ray_learn", "ray")
     for name in ("minutes", "steps"):
         value = getattr(given, name)
         if value is not None and not value > 0:
@@ -550,7 +539,7 @@ def _cluster(given: Arguments) -> Iterator[None]:
     if given.engine == "local":
         yield
         return
-    with engines.module("ray", "ray").connected(given.address, given.processes) as resources:
+    with executors.module("ray", "ray").connected(given.address, given.processes) as resources:
         cpus = sum(node.get("CPU", 0) for node in resources)
         if cpus < given.processes:
             raise Unavailable(f"--processes is {given.processes}, but the Ray cluster has {cpus:g} CPUs, one for each")

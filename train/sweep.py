@@ -16,8 +16,8 @@ from prune_env import io
 from train.analysis import table
 from train.execution import toml
 from train.execution.plan import SETTINGS, Block
+from train.execution.program import Running, carry_out
 from train.execution.results import Record
-from train.execution.runner import Running, carry_out
 
 
 @dataclass(kw_only=True)

@@ -22,6 +22,10 @@ class Seeded(TorchDispatchMode):
         super().__init__()
         self.generator = generator
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports torch._dynamo around the first call, which takes 1.5 s
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.ops.aten.native_dropout.default:  # fused on CUDA, where it takes no generator

@@ -25,7 +25,7 @@ from train.analysis import curves, figures, pictures, summary, table
 from train.analysis import records as reading
 from train.analysis.records import Record
 from train.execution import provenance
-from train.execution.episode import Run, play
+from train.execution.run import Run, play
 
 VOID = ("meta", "img", "br", "wbr")
 SPECS = ("full", "ucb:keep=0.5", "random:keep=0.5")

@@ -40,8 +40,8 @@ from tests.helpers.reference import SlowStats, toy
 from tests.policy.test_vector import equal as nearly_equal
 from tests.policy.test_vector import everything, trainers
 from tests.students.test_together import student
-from train.execution import episode
-from train.execution.episode import Run
+from train.execution import run as episode
+from train.execution.run import Run
 
 MANY = 2**24 + 5  # float32 does not count so far
 NOT_FINITE = [math.nan, math.inf, -math.inf]

@@ -40,11 +40,13 @@ def rates_of(student: Trainer) -> list[float]:
     """Grows by the learning rate of every batch."""
     rates: list[float] = []
 
-    def note(optimizer, args, kwargs):
-        (rate,) = {group["lr"] for group in optimizer.param_groups}
-        rates.append(rate)
+    step = student.optimizer.step
 
-    student.optimizer.register_step_pre_hook(note)
+    def noted() -> None:
+        rates.append(student.optimizer.param_groups[0]["lr"])
+        step()
+
+    student.optimizer.step = noted
     return rates
 
 

@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,16 +22,16 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import prune_env
-from prune_env import data
+from prune_env import data, io
 from prune_env.data.task import Variant
 from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
 from train import evaluate, tune
 from train.analysis import curves, table
-from train.execution import plan, provenance, results, runner
+from train.execution import checkpoints, executors, plan, process, program, provenance, results
 from train.execution.diagnostics import class_visits, gini
-from train.execution.episode import Run, play
 from train.execution.plan import Block, Place, make_plan
+from train.execution.run import DIED, Failure, Run, play
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--train-size", "100", "--budget", "1.5", "--seeds", "2")
@@ -107,6 +109,7 @@ def test_prints_a_table_and_writes_every_file(done: Done):
 
 def test_a_second_command_runs_nothing(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(done.home))
+    monkeypatch.setattr(executors, "start", None)
     shutil.copytree(done.folder, tmp_path / "small")
     assert evaluate.main([*done.arguments, "--out", str(tmp_path)]) == 0
     for name in ("results.jsonl", "table.txt", "curves.csv"):
@@ -118,6 +121,59 @@ def test_numbers_do_not_depend_on_the_workers(done: Done, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(done.home))
     sequence = [play(run, run.make_env()) for run in _runs(*SPECS)]
     assert _numbers(json.loads(json.dumps(sequence))) == _numbers(done.records)
+
+
+def _descendants(pid: int) -> set[int]:
+    """Processes that `pid` has started, and those that they have."""
+    fields = {int(stat.parent.name): _stat(int(stat.parent.name)) for stat in Path("/proc").glob("[0-9]*/stat")}
+    parents = {child: int(stat[1]) for child, stat in fields.items() if stat is not None}
+    found, last = set(), {pid}
+    while last:
+        last = {child for child, parent in parents.items() if parent in last}
+        found |= last
+    return found
+
+
+def _stat(pid: int) -> list[str] | None:
+    """State, parent and what follows of a process; None of one that is gone, if only for want of a reaper."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields
+
+
+def _wait(until: Callable[[], bool], seconds: float = 60.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not until() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return until()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
+    (tmp_path / "asleep.py").write_text(
+        "import os, pathlib, time\n\n"
+        "def agent(observation, rng):\n    pathlib.Path(f'asleep-{os.getpid()}').touch()\n    time.sleep(600)\n"
+    )
+    arguments = ["--agents", "asleep:agent", *SMALL, "--out", str(tmp_path), "--workers", "2"]
+    command = [sys.executable, "-m", "train.evaluate", *arguments]
+    children = set()
+    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.DEVNULL) as process:
+        try:
+            both = _wait(lambda: len(list(tmp_path.glob("asleep-*"))) == 2 or process.poll() is not None)
+            children = _descendants(process.pid)
+            assert both
+            assert {int(path.name.removeprefix("asleep-")) for path in tmp_path.glob("asleep-*")} <= children
+            assert len(children) == 2
+            process.kill()
+            process.wait()
+            assert _wait(lambda: not any(map(_stat, children)), 30.0)
+        finally:
+            process.kill()
+            for child in filter(_stat, children):
+                os.kill(child, signal.SIGKILL)
 
 
 def test_each_setting_makes_runs_of_its_own_and_the_place_of_images_does_not(tmp_path: Path):
@@ -418,6 +474,12 @@ def test_the_test_split_is_opened_once_a_run_after_its_end(monkeypatch: pytest.M
     assert opened == [1.5]
 
 
+def _of_folder(root: Path, *more: str) -> list[str]:
+    """Arguments of `train.evaluate` on image files."""
+    small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "1"]
+    return [*small, "--root", str(root), "--out", str(root), "--name", "it", "--agents", "full", *more]
+
+
 def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "lazy.py").write_text(
         "import numpy as np\nfrom prune_env import select\n\n"
@@ -438,10 +500,60 @@ def test_an_interruption_of_the_plan_is_one_line(
     def interrupted(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "make_plan", interrupted)
+    monkeypatch.setattr(program, "make_plan", interrupted)
     assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_report_is_written_by_who_has_the_folder(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Who comes next sweeps the folder of what is in the writing."""
+    shutil.copytree(done.folder, tmp_path / "small")
+    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
+
+    def written(folder: Path, _: object) -> None:
+        with pytest.raises(process.Taken), process.locked(folder.parent):
+            pass
+
+    monkeypatch.setattr(curves, "write_events", written)
+    assert evaluate.main(arguments) == 0
+
+
+def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(done.folder, tmp_path / "small")
+    former = tmp_path / "small" / checkpoints.FOLDER / "a" / "checkpoint.pt"
+    io.write_atomic(former, b"")
+    arguments = [*SMALL, "--name", "small", "--out", str(tmp_path), "--agents", "full"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.execution.executors.local.attempt", lambda run, terms: Failure(run, DIED, ""))
+        assert evaluate.main([*arguments, "ucb"]) == 1
+    assert former.exists()  # who asks for that plan again goes on from there
+    assert evaluate.main(arguments) == 0
+    assert not former.parent.parent.exists()
+
+
+def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copytree(done.folder, tmp_path / "small")
+    before = (tmp_path / "small" / "results.jsonl").read_bytes()
+    code = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "small" / ".lock")]
+    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert evaluate.main(arguments) == 2
+        assert "another program is writing to" in capsys.readouterr().err
+        other.kill()
+    assert (tmp_path / "small" / "results.jsonl").read_bytes() == before
+    assert evaluate.main(arguments) == 0  # the dead one's lock is gone with it
+    cells = json.loads((tmp_path / "small" / "cells.json").read_bytes())
+    assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
 
 
 def test_gini_of_known_counts():
@@ -502,3 +614,62 @@ def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
     found, unreadable = results.read(results_file)
     assert 0 < len(found) < 500
     assert unreadable == 0
+
+
+def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Modules that cannot be imported, and agents that raise, cost their own runs."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "moody.py"
+    module.write_text("def raises(observation, rng):\n    raise KeyError('no idea')\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('at import')\n")
+    arguments = ["--agents", "full", "moody:raises", "broken:agent", *SMALL, "--name", "it", "--out", str(tmp_path)]
+    assert evaluate.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "4 run(s) failed, of broken:agent, moody:raises" in printed.err
+    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' (moody.py, line 2, step 1)" in printed.err
+    failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
+    assert "cannot be imported: RuntimeError: at import" in failures[0]["error"]
+    assert "raise RuntimeError" in failures[0]["traceback"]
+
+    arguments.remove("broken:agent")
+    for number in range(3):
+        module.write_text(f"from agents import make\n\nraises = make('full')  # {number}\n")
+        monkeypatch.delitem(sys.modules, "moody")
+        assert evaluate.main([*arguments, *["--fresh"][: number // 2]]) == 0
+        printed = capsys.readouterr()
+        assert ("moody:raises has changed since 2 of its runs; --fresh runs" in printed.err) == (number == 1)
+        assert f"4 runs, {(2, 4, 0)[number]} of them done before" in printed.err
+    assert not (tmp_path / "it" / "failures.jsonl").exists()
+    assert len(_records(tmp_path / "it")) == 4
+
+
+def test_a_table_of_several_commits_says_so(done: Done, tmp_path: Path):
+    shutil.copytree(done.folder, tmp_path / "small")
+    lines = _records(done.folder)
+    lines[0]["provenance"]["commit"] = 40 * "a"
+    results.write(tmp_path / "small" / "results.jsonl", lines)
+    assert evaluate.main(["--agents", "full", "random", *SMALL, "--name", "small", "--out", str(tmp_path)]) == 0
+    (told,) = re.findall("^.*of different code.*$", (tmp_path / "small" / "table.txt").read_text(), re.M)
+    assert "of aaaaaaa" in told
+    assert "of different code" not in (done.folder / "table.txt").read_text()
+
+
+def test_a_short_command_imports_no_compiler_and_starts_in_the_time_of_few_imports(tmp_path: Path):
+    """torch._dynamo and sympy take as long as torch itself; counted in CPU time, which other programs leave alone."""
+    code = (
+        "import resource, sys, time\nimport torch\nbefore = time.process_time()\nfrom train import evaluate\n"
+        "assert evaluate.main(sys.argv[1:]) == 0\n"
+        "children = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "took = time.process_time() - before + children.ru_utime + children.ru_stime\n"
+        "print(before, took, sorted({'torch._dynamo', 'sympy', 'scipy', 'torchvision', 'pandas'} & set(sys.modules)))\n"
+    )
+    arguments = ["--agents", "full", "--seeds", "1", "--budget", "1", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    torch_alone, took, modules = done.stdout.splitlines()[-1].split(" ", 2)
+    assert modules == "[]"
+    assert float(took) < 1.5 * float(torch_alone)  # 0.8 were measured, and 3 before

@@ -14,7 +14,7 @@ import pytest
 
 import agents
 from train import sweep
-from train.execution import plan, runner
+from train.execution import plan, program
 from train.execution.plan import Block, Place, make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,11 +172,15 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_copy_is_of_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A file that is edited, or deleted, after it was planned is not what the results are of."""
     text = f'agents = ["full"]\r\nbudgets = [1]\r\nseeds = 1\r\n{TASK}train_size = 60\r\nmodel = "mlp:4"\r\n'
-    path, planned = tmp_path / "mine.toml", runner.make_plan
-    path.write_bytes(text.encode())
-    monkeypatch.setattr(runner, "make_plan", lambda *given: (planned(*given), path.unlink())[0])
-    assert sweep.main([str(path), "--workers", "1", "--out", str(tmp_path), "--name", "run"]) == 0
-    assert (tmp_path / "run" / "sweep.toml").read_bytes() == text.encode()
+    path = tmp_path / "mine.toml"
+    planned = program.make_plan
+    for change in (lambda: path.write_text("other = 1"), path.unlink):
+        path.write_bytes(text.encode())
+        monkeypatch.setattr(program, "make_plan", lambda *given, change=change: (planned(*given), change())[0])
+        assert sweep.main([str(path), "--workers", "1", "--out", str(tmp_path), "--name", "run"]) == 0
+        assert (tmp_path / "run" / "sweep.toml").read_bytes() == text.encode()
+        cells = json.loads((tmp_path / "run" / "cells.json").read_bytes())
+        assert cells["file"] == text
 
 
 def test_cells_are_planned_once_however_often_they_are_named(tmp_path: Path):
@@ -291,7 +295,7 @@ def records_of(folder: Path) -> list[dict]:
 def numbers(record: dict) -> dict:
     """A record but for seconds, the time, the command, the state of the checkout, which others may edit, and kills."""
     results = {name: value for name, value in record["results"].items() if name != "seconds"}
-    varies = ("time", "command", "commit", "dirty", "waste")
+    varies = ("time", "command", "commit", "dirty")
     provenance = {name: value for name, value in record["provenance"].items() if name not in varies}
     rest = {name: value for name, value in record.items() if "sha256" not in name}  # the digest of the line
     return {**rest, "results": results, "provenance": provenance}
@@ -365,7 +369,31 @@ def test_progress_tells_the_time_left_where_there_is_no_terminal(done: subproces
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_resumed_it_gives_the_same(home: Path, done: subprocess.CompletedProcess[str]):
+def test_killed_at_any_moment_and_resumed_it_gives_the_same(
+    home: Path, done: subprocess.CompletedProcess[str], killed: subprocess.Popen[str]
+):
+    output, error = killed.communicate(timeout=400)
+    assert killed.returncode == 0, error
+    status, counts = json.loads(output.splitlines()[-1])
+    assert status == 0, error
+    assert 0 < counts[1] <= counts[2] < len(CELLS)
+    assert "warning: 1 line(s) of killed/mine/results.jsonl are torn, and dropped" in error
+    assert f"{len(CELLS)} runs, {counts[2]} of them done before" in error
+    assert_same(home, "killed")
+
+
+def assert_same(home: Path, out: str) -> None:
+    """What is in the folder `out` is what the program gives that was never killed."""
+    resumed, straight = (records_of(home / folder / "mine") for folder in (out, "runs"))
+    assert sorted(map(cell, resumed)) == sorted(CELLS)
+    assert {r["key"]: numbers(r) for r in resumed} == {r["key"]: numbers(r) for r in straight}
+    assert (home / out / "mine" / "sweep.toml").read_text() == SWEEP
+    accuracies = [re.findall(r"\d+\.\d+ \[.*?\]", (home / o / "mine" / "table.txt").read_text()) for o in (out, "runs")]
+    assert accuracies[0] == accuracies[1] != []
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(home: Path, done: subprocess.CompletedProcess[str]):
     rng = random.Random()
     lines = sorted(rng.randrange(len(CELLS) // 2) for _ in range(10))  # results; before the first it takes longer
     moments = [(many, rng.uniform(0.0, 0.1 if many else 2.0)) for many in lines]

@@ -26,14 +26,14 @@ import agents
 import prune_env
 from agents.learned import Learned, Network
 from prune_env import io
-from prune_env.plain import pack, unpack
 from prune_env.policy import tasks as distributions
 from prune_env.policy.encoding import RULE, SUMMARY
 from prune_env.policy.tasks import Task, TaskDistribution
 from tests.slow.soak import TINY_TASKS
 from train import explain, learn
-from train.execution import checkpoints, episode
-from train.execution.episode import Run
+from train.execution import checkpoints
+from train.execution import run as episode
+from train.execution.run import Run
 from train.learning import search
 from train.learning.rollouts import FULL, draw_pairs, play
 from train.learning.sb3_env import SB3VecEnv

@@ -18,7 +18,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter  # torc
 from prune_env import io
 from train.analysis.records import Record
 from train.analysis.text import readable
-from train.execution.episode import CURVE
+from train.execution.run import CURVE
 
 SCALARS = tuple(name for name in CURVE if name != "spent")
 NAME = 100  # characters of an agent's spec in a folder's name, which may have 255 bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
@@ -15,13 +16,12 @@ import agents
 from prune_env import PruneEnv, data
 from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
-from train.execution.companion import AgentDied, AgentError, Companion
-from train.execution.episode import OF_MACHINE, Run
-from train.execution.workers import DIED, Failure, Terms, closed_files
+from train.execution import provenance, results
+from train.execution.agent import line_of
+from train.execution.run import Failure, Run
 
 TASK = ("image_size", *VARIANT)
 SETTINGS = (*TASK, *(option.name for option in fields(Training)))
-UNKNOWN = "unknown"  # in place of the digest of an agent's code: no record has such a key
 
 
 @dataclass(frozen=True)
@@ -129,30 +129,27 @@ class Plan:
     """The runs there are to do."""
 
     runs: dict[str, Run]  # by key, in the order of the blocks, and in each by budget, agent and seed
-    device: str  # type of that which they train on
-    failures: dict[str, Failure]  # by key, of runs whose agents cannot be imported
-    tests: dict[str, str]  # by key, the digest of the test split that the run will open
+    device: str  # type of the device that they train on
+    failures: list[Failure]  # of runs whose agents cannot be imported
+    own_files: dict[str, str]  # by spec, the digest of the files of somebody's own that it names now; "" without any
 
 
-def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None) -> Plan:
+def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
     """Check everything that can be wrong before a run: every agent, and each environment at each budget.
 
-    What the module of somebody's own agent does wrong when it is imported costs its runs, and no other.
+    An agent's own module that raises when it is imported costs its runs, and no other.
 
     Args:
         blocks: what to run.
         place: where.
-        terms: of the runs, which also hold for looking at their agents.
 
     Raises:
         ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
     """
-    terms = terms or Terms()
     runs: dict[str, Run] = {}
-    failures: dict[str, Failure] = {}
-    failed: dict[str, AgentError] = {}
-    tests: dict[str, str] = {}
-    splits: dict[tuple[str, int | None], str] = {}  # digest of the test split, by data set and size of images
+    failures: list[Failure] = []
+    own_files: dict[str, str] = {}
+    tests: dict[tuple[str, int | None], str] = {}  # digest of the test split, by data set and size of images
     device = "cpu"
     for block in blocks:
         for name in ("agents", "budgets", "keep"):
@@ -160,57 +157,40 @@ def make_plan(blocks: Iterable[Block], place: Place, terms: Terms | None = None)
                 raise ValueError(f"{name} needs at least one value")
         if block.seeds < 1:
             raise ValueError(f"seeds is {block.seeds}; it must be at least 1")
-        for agent, keep in product(filter(agents.is_ours, block.agents), block.keep):  # before anything is fetched
-            agents.check(agents.spec_with_keep(agent, keep))
         dataset = dataset_of(block.env)
-
-        # Runs open the test split at their end: that it is missing, or damaged, should not be found out then.
-        _, size = split = dataset, block.settings.get("image_size")
-        if split not in splits:
-            test = data.load_test(
-                dataset, root=place.root, download=place.download, image_size=size, images=place.images
-            )
-            splits[split] = test.digest
-            del test  # its memory, before that of the next
-        digests = _digests(block, place, terms, failed)
-        of_machine = {name: getattr(place, name) for name in OF_MACHINE if getattr(place, name) not in (None, "auto")}
+        specs: dict[str, Exception | None] = {}  # with each keep, in order; why one cannot be imported
+        for spec, keep in product(block.agents, block.keep):  # before anything is fetched
+            try:
+                full_spec = agents.spec_with_keep(spec, keep)
+                agents.check(full_spec)
+                own_files[full_spec] = provenance.files_digest(agents.own_files(full_spec))
+                specs[full_spec] = None
+            except agents.Unimportable as error:
+                specs[spec] = error
+        test = _test_split(dataset, block, place, tests)
+        of_machine = {name: getattr(place, name) for name in ("root", "images")}
+        of_machine = {name: value for name, value in of_machine.items() if value not in (None, "auto")}
         for budget, (of_task, rate) in with_rates(block).items():
             settings = {**of_task, **of_machine, "budget": budget, "device": place.device}
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
-            for (agent, digest), seed in product(digests.items(), range(block.seeds)):
-                run = Run(block.env, settings, agent, seed, block.task, rate)
-                key = run.key(env, digest if isinstance(digest, str) else UNKNOWN)
-                runs.setdefault(key, run)
-                tests[key] = splits[split]
-                if isinstance(digest, AgentError):
-                    error = DIED if isinstance(digest, AgentDied) else str(digest)
-                    failures[key] = Failure(key, run, error, digest.traceback)
+            configuration = Run(block.env, settings, "", 0).configuration(env)
+            for (spec, error), seed in product(specs.items(), range(block.seeds)):
+                key = results.key_of(configuration, spec, seed, test)
+                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate))
+                if error is not None:
+                    failures.append(Failure(run, line_of(error), "".join(traceback.format_exception(error))))
             device = cast(PruneEnv, env.unwrapped).train_data.device.type
             env.close()
-    return Plan(runs, device, failures, tests)
+    return Plan(runs, device, failures, own_files)
 
 
-def _digests(block: Block, place: Place, terms: Terms, failed: dict[str, AgentError]) -> dict[str, str | AgentError]:
-    """Digests of the code of a block's agents, by their specs with each keep, or why one is not known.
+def _test_split(dataset: str, block: Block, place: Place, known: dict[tuple[str, int | None], str]) -> str:
+    """Return the digest of the test split of a block's data set.
 
-    Modules of somebody's own are imported elsewhere: here they could change what is measured, or end it. Those that
-    `failed`, which is added to, are not tried again: it can take long.
+    Runs open that split at their end: that it is missing, or damaged, should not be found out then.
     """
-    found: dict[str, str | AgentError] = {}
-    closed: list[str] = []
-    if not all(map(agents.is_ours, block.agents)):
-        where = gym.spec(block.env).kwargs["dataset"], place.root, block.settings.get("image_size")
-        closed = [*closed_files(*where), *terms.closed()]
-    for spec, keep in product(block.agents, block.keep):
-        if agents.is_ours(spec):
-            full_spec = agents.spec_with_keep(spec, keep)
-            found[full_spec] = agents.source_digest(full_spec)
-            continue
-        try:
-            if spec in failed:
-                raise failed[spec]
-            full_spec, digest = Companion(terms.agent_timeout).look(spec, keep, closed)
-            found[full_spec] = digest
-        except AgentError as error:
-            found[spec] = failed[spec] = error
-    return found
+    _, size = split = dataset, block.settings.get("image_size")
+    if split not in known:
+        test = data.load_test(dataset, root=place.root, download=place.download, image_size=size, images=place.images)
+        known[split] = test.digest
+    return known[split]

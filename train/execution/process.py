@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 import torch
 
-from prune_env import io
 from prune_env.parent import end_with_parent
 
 CONTEXT = multiprocessing.get_context("spawn")  # a fork of a process that has used torch's threads, or CUDA, can hang
@@ -28,11 +28,14 @@ class Taken(Exception):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder`; raises Taken if one is in. Where there are no locks nobody is kept out."""
-    with open(folder / ".lock", "ab") as file:
-        try:
-            io.lock(file, wait=False)
-        except BlockingIOError as error:
-            raise Taken(f"another program is writing to {folder}") from error
-        yield
+def locked(folder: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Be the only program that writes to a folder, which must exist.
+
+    Raises:
+        Taken: another program still holds it after so many seconds.
+    """
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=seconds):
+            yield
+    except filelock.Timeout as error:
+        raise Taken(f"another program is writing to {folder}") from error

@@ -6,9 +6,11 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy
@@ -20,51 +22,23 @@ from prune_env import ranks
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# The modules that decide a run's numbers: with other ones a run is another run.
-DECISIVE = (
-    "budget",
-    "data/__init__",
-    "data/storage",
-    "data/task",
-    "env",
-    "ranks",
-    "selection",
-    "stats",
-    "students/augment",
-    "students/models",
-    "students/recipes",
-    "trainer",
-)
+def mixed(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line that names the commits of runs which stem from more than one, or from changed files; else "".
 
-
-def decisive_digest(folder: Path = Path(prune_env.__file__).parent) -> str:
-    """SHA-256 (hex) of the source of the modules that decide a run's record, those of `train` among them."""
-    recording = (Path(__file__).with_name(f"{name}.py") for name in ("episode", "diagnostics"))
-    return _digest([*(folder / f"{name}.py" for name in DECISIVE), *recording])
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-# Those that decide a training's numbers beside them.
-LEARNING = ("policy/encoding", "policy/tasks", "students/batched_mlp", "policy/vector", "policy/wrappers")
-PROGRAMS = ("learn", "learning/rollouts", "learning/search", "learning/subproc_env", "learning/sb3_env")
-
-
-def learning_digest() -> str:
-    """SHA-256 (hex) of the source of the modules that decide runs, and of what `train.learn` rests on beside.
-
-    That is other modules, and the learning rates that its tasks have by default.
+    Args:
+        records: of the runs that stand in one table.
     """
-    package = Path(prune_env.__file__).parent
-    programs = (ROOT / "train" / f"{name}.py" for name in PROGRAMS)
-    return decisive_digest() + _digest(
-        [*(package / f"{name}.py" for name in LEARNING), package / "students" / "recipes.json", *programs]
-    )
+    found = Counter((str(r["provenance"].get("commit"))[:7], bool(r["provenance"].get("dirty"))) for r in records)
+    if len(found) < 2:
+        return ""
+    told = [f"{count} of {commit}{' with changed files' if dirty else ''}" for (commit, dirty), count in found.items()]
+    return f"These runs are of different code: {', '.join(told)}; --fresh runs all of them anew."
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 (hex) of the content of files; "" without any."""
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
+    return hashlib.sha256(b"".join(digests)).hexdigest() if digests else ""
 
 
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:

@@ -5,27 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import gymnasium as gym
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from prune_env import io
-from train.execution import checkpoints, engines, provenance, results
-from train.execution.engines import Engine, Unavailable, Where
-from train.execution.episode import OF_MACHINE, Run
+from prune_env import io, ranks
+from train.execution import checkpoints, executors, provenance, results
+from train.execution.executors import Outcome, Unavailable, Where
 from train.execution.plan import Block, Place, Plan, make_plan
 from train.execution.process import Taken, locked
 from train.execution.results import Record
-from train.execution.workers import Failure, Terms
-
-Outcomes = Generator[Record | Failure, None, None]
+from train.execution.run import Failure, Run, Terms
 
 
 @dataclass
@@ -44,6 +43,8 @@ class Running(Where):
     """Seconds that an agent may take for one decision, or to be imported; one that takes longer loses its run."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints of a run, taken at the end of a step: what a kill can cost it, beside one step."""
+    fresh: bool = False
+    """Run everything anew, also what has results."""
     name: str | None = None
     """Folder of the results; by default named after what is run."""
     out: Path = Path("runs")
@@ -69,11 +70,11 @@ def carry_out(
         report: called with the folder, the records there are, and that text.
     """
     program = partial(_carry_out, running, command, blocks, report)
-    if not engines.by_torchrun():
+    if not executors.by_torchrun():
         return program()
-    from train.execution.engines import ranks  # torch.distributed is for them alone
+    from train.execution import torchrun  # torch.distributed is for its processes alone
 
-    return ranks.together(running.device, program)
+    return torchrun.together(running.device, program)
 
 
 def _carry_out(
@@ -82,22 +83,13 @@ def _carry_out(
     blocks: Callable[[], tuple[str, Sequence[Block], str]],
     report: Callable[[Path, list[Record], str], None],
 ) -> int:
-    console = Console(stderr=True)
+    first = ranks.here().rank == 0
+    console = Console(stderr=True, quiet=not first)
     try:
         with console.status("reading the images and checking the arguments"):
-            engine = engines.find(running)
-            if not running.agent_timeout > 0:
-                raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
-            if not running.checkpoint_seconds >= 0:
-                raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
-            name, what, source = blocks()
-            if engines.by_torchrun() and any(block.settings.get("compile", "off") != "off" for block in what):
-                raise ValueError("--compile is for one device; under torchrun it must be off")
-            folder = running.out / (running.name or name)
-            terms = Terms(running.agent_timeout, folder.absolute(), running.checkpoint_seconds)
-            root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
-            plan = make_plan(what, Place(root, running.download, running.device, running.images), terms)
-            terms = replace(terms, device=plan.device)
+            folder, plan, source = _planned(running, blocks)
+        if not first:
+            return _follow(_terms(running, plan, folder))
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -108,12 +100,8 @@ def _carry_out(
     try:
         with locked(folder):
             io.sweep(folder)
-            io.write_atomic(
-                folder / "cells.json", io.seal_line(results.CELLS, {"keys": list(plan.runs), "file": source})
-            )
-            records, failures = _run_missing(
-                plan, folder, partial(_outcomes, plan, engine, terms, running), command, console
-            )
+            results.write_plan(folder, plan.runs, source)
+            records, failures = _run_missing(plan, folder, running, command, console)
             if records:
                 report(folder, records, source)
     except Taken:
@@ -138,86 +126,116 @@ def _carry_out(
     return 0
 
 
-def _outcomes(plan: Plan, engine: Engine, terms: Terms, running: Running, missing: dict[str, Run]) -> Outcomes:
-    """Of the runs that are missing; the engine has none to do whose failure the plan told."""
-    yield from plan.failures.values()
-    able = {key: run for key, run in missing.items() if key not in plan.failures}
-    if able:
-        yield from engine(able, terms, running)
+def _planned(running: Running, blocks: Callable[[], tuple[str, Sequence[Block], str]]) -> tuple[Path, Plan, str]:
+    """The folder of results, what is to be run, and the text of the file that it is from."""
+    executors.check(running)
+    if not running.agent_timeout > 0:
+        raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
+    if not running.checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
+    name, what, source = blocks()
+    root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
+    plan = partial(make_plan, what, Place(root, running.download, running.device, running.images))
+    if executors.by_torchrun():
+        from train.execution import torchrun
+
+        if any(block.settings.get("compile", "off") != "off" for block in what):
+            raise ValueError("--compile is for one device; under torchrun it must be off")
+        plan = partial(torchrun.after_first, plan)
+    return running.out / (running.name or name), plan(), source
+
+
+def _terms(running: Running, plan: Plan, folder: Path) -> Terms:
+    return Terms(running.agent_timeout, folder.absolute(), running.checkpoint_seconds, plan.device)
+
+
+def _outcomes(missing: list[Run], terms: Terms, running: Running) -> Generator[Outcome, None, None]:
+    """What the missing runs come to, wherever they are done."""
+    if executors.by_torchrun():
+        from train.execution import torchrun
+
+        yield from torchrun.outcomes(torchrun.from_first(lambda: missing), terms)
+    elif missing:
+        yield from executors.outcomes(executors.start(running, terms, len(missing)), missing)
+
+
+def _follow(terms: Terms) -> int:
+    """Under torchrun, on every rank but the first: take part in the runs that it finds missing."""
+    from train.execution import torchrun
+
+    for _ in torchrun.outcomes(torchrun.from_first(list), terms):
+        pass
+    return 0  # what failed is told by the first
 
 
 def _run_missing(
-    plan: Plan, folder: Path, do: Callable[[dict[str, Run]], Outcomes], command: str, console: Console
+    plan: Plan, folder: Path, running: Running, command: str, console: Console
 ) -> tuple[list[Record], list[Failure]]:
-    """Do the runs that results.jsonl lacks, appending each as it ends; the plan's records, and what failed.
+    """Do the runs that results.jsonl lacks, appending each as it ends; return the plan's records, and what failed.
 
-    results.jsonl may also hold runs of former plans. Those of this one that were judged on another test split are no
-    part of it: keys do not tell that split, and tables compare agents on one.
+    results.jsonl may also hold runs of former plans.
     """
     path, failed = folder / "results.jsonl", folder / "failures.jsonl"
     done, unreadable = results.read(path)
     if unreadable:
-        dropped = (
-            f"warning: {unreadable} line(s) of {path} are damaged or of another format; they are moved to "
-            f"{path.name}.damaged beside it, and those runs are done again"
-        )
-        console.print(dropped, markup=False, soft_wrap=True)
-    outdated = [key for key in plan.runs if key in done and _test_of(done[key]) != plan.tests[key]]
-    if outdated:
-        aside = path.with_name(path.name + ".outdated")
-        for key in outdated:
-            results.append(aside, done.pop(key))
+        console.print(f"warning: {unreadable} line(s) of {path} are torn, and dropped", markup=False, soft_wrap=True)
+    there = {key: run for key, run in plan.runs.items() if key in done and not running.fresh}
+    if running.fresh:
+        done = {key: record for key, record in done.items() if key not in plan.runs}
+        for key in plan.runs:
+            checkpoints.forget(folder, key)
+    done |= {key: done[key] | {"task": run.task} for key, run in there.items()}  # tasks may have other names by now
+    if path.exists():
         results.write(path, done.values())
-        changed = (
-            f"warning: the test split is another than that of {len(outdated)} run(s) in {path}; they are moved to "
-            f"{aside.name} beside it, and done again"
-        )
-        console.print(changed, markup=False, soft_wrap=True)
-    there = {key: run for key, run in plan.runs.items() if key in done}
-    if any(done[key]["task"] != run.task for key, run in there.items()):  # tasks were given other names since
-        done |= {key: done[key] | {"task": run.task} for key, run in there.items()}
-        results.write(path, done.values())
-    missing = {key: run for key, run in plan.runs.items() if key not in done}
     for key in there:  # a kill came between its record and this
         checkpoints.forget(folder, key)
+    missing = [run for key, run in plan.runs.items() if key not in there]
     found = f"{len(plan.runs)} runs, {len(there)} of them done before; results in {folder}"
     console.print(found, markup=False, soft_wrap=True)
+    _tell_changed(plan, [done[key] for key in there], console)
     failed.unlink(missing_ok=True)
     failures: list[Failure] = []
     code = {**provenance.of_code(), "command": command}
-    if missing:
-        with _Bar(missing, console) as bar, closing(do(missing)) as outcomes:
-            for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    failure = asdict(outcome)
-                    for name in OF_MACHINE:
-                        failure["run"]["settings"].pop(name, None)
-                    results.append(failed, failure)
-                    bar.advance(outcome.run, f"failed: {outcome.error}")
-                    failures.append(outcome)
-                    if outcome.final:
-                        checkpoints.forget(folder, outcome.key)
-                else:
-                    outcome["provenance"] |= code
-                    results.append(path, outcome)
-                    done[outcome["key"]] = outcome
-                    checkpoints.forget(folder, outcome["key"])
-                    bar.advance(missing[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
+    given_up = {failure.run.key for failure in plan.failures}
+    able = [run for run in missing if run.key not in given_up]
+    outcomes = _outcomes(able, _terms(running, plan, folder), running)
+    with _Bar(missing, console) as bar, closing(outcomes):
+        for outcome in chain(plan.failures, outcomes):
+            if isinstance(outcome, Failure):
+                failure = {"key": outcome.run.key, **asdict(outcome)}
+                for name in ("root", "images"):
+                    failure["run"]["settings"].pop(name, None)
+                results.append(failed, failure)
+                bar.advance(outcome.run, f"failed: {outcome.error}")
+                failures.append(outcome)
+                if outcome.final:
+                    checkpoints.forget(folder, outcome.run.key)
+            else:
+                outcome["provenance"] |= code
+                results.append(path, outcome)
+                done[outcome["key"]] = outcome
+                checkpoints.forget(folder, outcome["key"])
+                bar.advance(plan.runs[outcome["key"]], f"{outcome['results']['test_accuracy']:.2%}")
     if not failures:
         checkpoints.forget_others(folder, plan.runs)
     return [done[key] for key in plan.runs if key in done], failures
 
 
-def _test_of(record: Record) -> str:
-    """Digest of the test split that the run was judged on."""
-    return record["provenance"]["data"]["test"]
+def _tell_changed(plan: Plan, records: Sequence[Record], console: Console) -> None:
+    """Say which of one's own agents have other files than their runs had."""
+    now = plan.own_files
+    then = ((record["agent"], record["provenance"].get("own_files")) for record in records)
+    changed = Counter(agent for agent, digest in then if digest and digest != now.get(agent))
+    for agent, count in changed.items():
+        told = f"warning: {agent} has changed since {count} of its runs; --fresh runs all of them anew"
+        console.print(told, markup=False, soft_wrap=True)
 
 
 class _Bar:
     """Progress with the time left, by compute done; lines where no terminal shows a bar."""
 
-    def __init__(self, runs: dict[str, Run], console: Console):
-        self._left = sum(run.settings["budget"] for run in runs.values())
+    def __init__(self, runs: Sequence[Run], console: Console):
+        self._left = sum(run.settings["budget"] for run in runs)
         self._done = 0.0
         self._start = time.monotonic()
         columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))

@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from prune_env.policy.tasks import TaskDistribution
-from train.execution.companion import line_of
-from train.execution.engines.ray import LOST, RETRIES
+from train.execution.agent import line_of
+from train.execution.executors.ray import LOST, RETRIES
 from train.learning import rollouts as practice
 from train.learning import subproc_env as shards
 from train.learning.subproc_env import DIED, Died

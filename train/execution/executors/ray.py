@@ -9,38 +9,34 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 
 import ray
+import torch
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayError, WorkerCrashedError
 
-import train
 from prune_env.machine import cores
-from train.execution import workers
-from train.execution.companion import line_of
-from train.execution.engines import Unavailable, Where, gpus_for, import_path
-from train.execution.episode import Run
-from train.execution.results import Record
-from train.execution.workers import DIED, Failure, Terms
+from train.execution.agent import line_of
+from train.execution.executors import Outcome, Unavailable, Where, gpus_for, import_path
+from train.execution.run import Failure, Run, Terms, attempt, lost
 
 PATHS = ("PRUNE_ENV_DATA", "PRUNE_ENV_CACHE")  # which the workers shall use too
 RETRIES = 3  # of a task whose worker or node is lost
 LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)  # as often as that
 
 
-def outcomes(runs: Mapping[str, Run], terms: Terms, where: Where) -> Generator[Record | Failure, None, None]:
-    """An `Engine`. Raises Unavailable without a cluster, or one whose nodes could never do a run."""
+def start(where: Where, terms: Terms) -> Tasks:
+    """The executor. Raises Unavailable without a cluster, or one whose nodes could never do a run."""
     gpus = gpus_for(terms, where)
-    with connected(where.address, where.workers or cores()) as resources:
+    with ExitStack() as stack:
+        resources = stack.enter_context(connected(where.address, where.workers or cores()))
         if all(node.get("CPU", 0) < 1 or node.get("GPU", 0) < gpus for node in resources):
             raise Unavailable(f"no node of the Ray cluster has 1 CPU and {gpus:g} GPUs; --gpus-per-run asks for fewer")
         # beyond those that run, so that none has to wait for the driver, and a cluster that can grow sees what for
         room = where.workers or 2 * math.ceil(sum(node.get("CPU", 0) for node in resources))
-        yield from workers.with_second_try(partial(_in_tasks, terms, gpus), runs, room)
+        return Tasks(room, gpus, terms, stack.pop_all())
 
 
 @contextmanager
@@ -68,26 +64,34 @@ def connected(address: str | None, cpus: int) -> Iterator[list[dict[str, float]]
         ray.shutdown()
 
 
-def _in_tasks(terms: Terms, gpus: float, runs: Mapping[str, Run], size: int) -> Generator[Record | Failure, None, None]:
-    """Outcomes of `runs`, at most `size` given to the cluster at a time."""
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_do)
-    waiting, given = deque(runs.items()), {}
-    while waiting or given:
-        while waiting and len(given) < size:
-            key, run = waiting.popleft()
-            given[task.remote(key, run, terms)] = key, run
-        (ready, *_), _ = ray.wait(list(given))
-        key, run = given.pop(ready)
-        try:
-            outcome = ray.get(ready)
-        except LOST as error:
-            outcome = Failure(key, run, DIED, str(error))
-        except RayError as error:  # what a worker cannot import, for one
-            outcome = Failure(key, run, line_of(getattr(error, "cause", error)), str(error))
-        yield outcome
+class Tasks:
+    """An executor."""
+
+    def __init__(self, at_once: int, gpus: float, terms: Terms, connection: ExitStack):
+        self.at_once = at_once
+        self._terms, self._connection = terms, connection
+        self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_do)
+
+    def submit(self, run: Run) -> Future[Outcome]:
+        """As `Executor`."""
+        outcome: Future[Outcome] = Future()
+
+        def told(answer: Future[Outcome]) -> None:
+            try:
+                outcome.set_result(answer.result())
+            except LOST as error:
+                outcome.set_result(lost(run, self._terms, str(error)))
+            except RayError as error:  # what a worker cannot import, for one
+                outcome.set_result(Failure(run, line_of(getattr(error, "cause", error)), str(error)))
+
+        self._task.remote(run, self._terms).future().add_done_callback(told)
+        return outcome
+
+    def close(self) -> None:
+        """As `Executor`."""
+        self._connection.close()
 
 
-def _do(key: str, run: Run, terms: Terms) -> Record | Failure:
-    # every agent's process begins with the main file of its parent, and that of Ray's workers would import Ray
-    sys.modules["__main__"].__file__ = train.__file__
-    return workers.alone(key, run, terms)
+def _do(run: Run, terms: Terms) -> Outcome:
+    torch.set_num_threads(1)
+    return attempt(run, terms)

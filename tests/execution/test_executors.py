@@ -1,0 +1,346 @@
+"""Executors: the numbers are those of a run in this process, whatever is killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import processes
+from tests.helpers.processes import alive
+from train import sweep
+from train.execution import checkpoints, executors, results
+from train.execution.executors import Executor, Where, local
+from train.execution.results import Record
+from train.execution.run import DIED, Failure, Run, Terms, play
+
+ROOT = Path(__file__).parents[2]
+until = partial(processes.until, seconds=300)  # a cluster takes long to start on a machine that is busy
+pytestmark = pytest.mark.usefixtures("one_thread")
+MODULE = """
+import os, signal, sys, time
+from pathlib import Path
+from agents import make
+
+full, here = make("full"), Path(__file__).parent
+
+def steady(observation, rng):
+    return full(observation, rng)
+
+def raises(observation, rng):
+    raise KeyError("no idea")
+
+def leaves(observation, rng):
+    sys.exit("enough")
+
+def hangs(observation, rng):
+    with open(here / "hangs", "a") as file:
+        file.write("again ")
+    time.sleep(600)
+
+def dies(observation, rng):
+    with open(here / "died", "a") as file:
+        file.write("again ")
+    os._exit(7)
+
+def dies_once(observation, rng):
+    if observation["spent"] > 0 and not (here / "ended").exists():
+        (here / "ended").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return full(observation, rng)
+
+def leaves_a_child(observation, rng):
+    if os.fork():
+        os._exit(7)
+    while not (here / "over").exists():
+        time.sleep(0.1)  # holds what it has inherited, the pipe to the program too
+    os._exit(0)
+
+def waits(observation, rng):
+    if observation["spent"] > 0 and not (here / "go").exists():
+        (here / "waits").write_text(str(os.getpid()))
+        while not (here / "go").exists():
+            time.sleep(0.05)
+    return full(observation, rng)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the agents' module, which processes elsewhere find as this one does."""
+    (tmp_path / "my_agents.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_agents", raising=False)
+    return tmp_path
+
+
+def runs_of(*agents: str) -> list[Run]:
+    """Planned runs of agents of the module above, or of the package's, seeds counting up."""
+    settings = {"train_size": 100, "budget": 3.0, "device": "cpu"}
+    specs = [f"my_agents:{agent}" if f"def {agent}(" in MODULE else agent for agent in agents]
+    runs = [Run("prune_env/Digits-v0", settings, spec, seed, "digits") for seed, spec in enumerate(specs)]
+    known = play(replace(runs[0], agent="full"), runs[0].make_env())
+    test = known["provenance"]["data"]["test"]
+    return [replace(run, key=results.key_of(known["configuration"], run.agent, run.seed, test)) for run in runs]
+
+
+def outcomes_of(executor: Executor, runs: Iterable[Run]) -> dict[str, Any]:
+    """What each agent's run came to, by the agent's name, as they ended."""
+    found = {}
+    for outcome in executors.outcomes(executor, runs):
+        agent = outcome.run.agent if isinstance(outcome, Failure) else outcome["agent"]
+        found[agent.rpartition(":")[2]] = outcome
+    assert not multiprocessing.active_children()
+    return found
+
+
+def numbers(record: Record) -> str:
+    """A record without times."""
+    outcome = {name: value for name, value in record["results"].items() if name != "seconds"}
+    told = {name: value for name, value in record["provenance"].items() if name != "time"}
+    return json.dumps({**record, "results": outcome, "provenance": told})
+
+
+def check(found: Mapping[str, Any], runs: Iterable[Run], home: Path) -> None:
+    """As in this process; who fails costs its own run, and who dies twice has died."""
+    for run in runs:
+        name = run.agent.rpartition(":")[2]
+        if name == "raises":
+            assert found[name].error == "KeyError: 'no idea' (my_agents.py, line 12, step 1)"
+            assert found[name].final
+            assert "raise KeyError" in found[name].traceback
+        elif name == "hangs":
+            assert found[name].error.startswith("the agent took more than 3 s for one decision")
+            assert "my_agents.py" in found[name].traceback
+        elif name in ("dies", "leaves_a_child"):
+            assert found[name].error == DIED
+        else:
+            assert numbers(found[name]) == numbers(play(run, run.make_env())), name
+    if (home / "died").exists():
+        assert (home / "died").read_text() == "again again "
+
+
+def terms_of(home: Path, **more: Any) -> Terms:
+    (home / "results").mkdir(exist_ok=True)
+    return Terms(**{"agent_timeout": 300.0, "folder": home / "results", "checkpoint_seconds": 0.0, **more})
+
+
+@pytest.mark.parametrize("kind", ["fork", "spawn"])
+def test_a_process_that_dies_costs_its_own_run_only(kind: str, home: Path, monkeypatch: pytest.MonkeyPatch):
+    """With processes that are spawned it takes seconds, as each imports torch."""
+    monkeypatch.setattr(local.sys, "platform", {"fork": "linux", "spawn": "win32"}[kind])
+    names = ("dies_once", "full", "raises", "dies") if kind == "fork" else ("full", "raises")
+    runs, start = runs_of(*names, "random"), time.monotonic()
+    found = outcomes_of(local.start(Where(workers=2), terms_of(home), len(runs)), runs)
+    check(found, runs, home)
+    if kind == "fork":
+        assert list(found)[-2:] in (["dies_once", "dies"], ["dies", "dies_once"])  # tried again, alone
+        assert found["dies"].traceback == "exit code 7"
+    assert time.monotonic() - start < 300.0
+
+
+@pytest.mark.slow
+def test_an_agent_that_hangs_leaves_or_has_a_child_fails_alone(home: Path):
+    """Each process that is replaced imports torch anew."""
+    runs = runs_of("hangs", "leaves", "leaves_a_child", "full")
+    found = outcomes_of(local.start(Where(workers=2), terms_of(home, agent_timeout=3.0), len(runs)), runs)
+    (home / "over").touch()
+    assert found.pop("leaves").error == "SystemExit: enough"
+    check(found, [run for run in runs if "leaves" not in run.agent or "child" in run.agent], home)
+    assert (home / "hangs").read_text() == "again "  # not tried again
+    late = [run for run in runs if "hangs" in run.agent]
+    found = outcomes_of(local.start(Where(workers=1), terms_of(home), 1), late)  # and not before it was told
+    check(found, late, home)
+    checkpoints.forget(home / "results", late[0].key)
+
+
+def test_leaving_early_ends_the_processes(home: Path):
+    runs = runs_of("full", "waits")
+    with closing(executors.outcomes(local.start(Where(workers=1), terms_of(home), 2), runs)) as found:
+        assert isinstance(next(found), dict)
+        until((home / "waits").exists)
+    assert not alive(int((home / "waits").read_text()))
+    assert not multiprocessing.active_children()
+
+
+# ---------------------------------------------------------------- a cluster of Ray, jobs of Slurm
+
+SWEEP = """
+agents = ["full", "my_agents:waits"]
+budgets = [3]
+seeds = 2
+[tasks.digits]
+env = "prune_env/Digits-v0"
+train_size = 100
+"""
+DRIVER = """
+import sys
+from train import sweep
+if "slurm" in sys.argv:
+    from train.execution.executors import slurm
+    slurm.CLUSTER, slurm.CANCEL, slurm.POLL = "local", ("kill", "-INT"), 0.05
+sys.exit(sweep.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster on this machine, as `ray start` begins one."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield str(cluster.gcs_address)
+    cluster.shutdown()
+
+
+@pytest.fixture
+def local_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's part is played by submitit's executor for this machine, whose ids are those of processes."""
+    pytest.importorskip("submitit")
+    from train.execution.executors import slurm
+
+    for name, value in {"CLUSTER": "local", "CANCEL": ("kill", "-INT"), "POLL": 0.05}.items():
+        monkeypatch.setattr(slurm, name, value)
+
+
+@pytest.mark.slow
+def test_ray_does_what_is_done_here_and_does_again_what_is_killed(address: str, home: Path):
+    runs = runs_of("dies_once", "full", "raises", "random", "hangs")
+    where = Where(engine="ray", address=address)
+    check(outcomes_of(executors.start(where, terms_of(home, agent_timeout=3.0), 5), runs), runs, home)
+
+
+@pytest.mark.slow
+def test_jobs_do_what_is_done_here_and_do_again_what_is_killed(local_jobs: None, home: Path):
+    runs, where = runs_of("full", "raises", "dies_once", "random", "dies"), Where(engine="slurm", workers=2)
+    check(outcomes_of(executors.start(where, terms_of(home), 5), runs), runs, home)
+    assert {path.suffix for path in (home / "results" / "slurm").iterdir()} <= {".out", ".err"}  # of those that failed
+
+
+def killed_and_started_again(home: Path, options: list[str]) -> None:
+    """A program is killed while a run is in its second step; the same command ends with the records of local runs."""
+    (home / "mine.toml").write_text(SWEEP)
+    arguments = [str(home / "mine.toml"), "--checkpoint-seconds", "0"]
+    mine = [sys.executable, "-c", DRIVER, *arguments, *options, "--out", str(home / "killed")]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{home}"}
+    with subprocess.Popen(mine, env=environment, stderr=subprocess.PIPE) as driver:
+        until((home / "waits").exists)
+        lines = home / "killed" / "mine" / "results.jsonl"
+        until(lambda: lines.exists() and lines.read_bytes().count(b"\n") == 2)  # of `full`
+        driver.send_signal(signal.SIGKILL)
+    former = int((home / "waits").read_text())
+    (home / "waits").unlink()
+
+    def go_on() -> None:
+        until((home / "waits").exists)
+        until(lambda: not alive(former))  # nobody does what nobody asks for
+        (home / "go").touch()
+
+    with ThreadPoolExecutor(1) as pool:
+        going_on = pool.submit(go_on)
+        done = subprocess.run(mine, env=environment, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        going_on.result()
+    assert sweep.main([*arguments, "--out", str(home / "local"), "--workers", "1"]) == 0
+    killed, straight = (results.read(home / out / "mine" / "results.jsonl")[0] for out in ("killed", "local"))
+    assert killed.keys() == straight.keys()
+    for key, record in killed.items():
+        for part in ("curve", "configuration"):
+            assert record[part] == straight[key][part]
+        assert {**record["results"], "seconds": 0} == {**straight[key]["results"], "seconds": 0}
+    assert not (home / "killed" / "mine" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray", "slurm"])
+def test_a_program_is_killed_and_started_again(engine: str, home: Path):
+    if engine != "local":
+        pytest.importorskip({"ray": "ray", "slurm": "submitit"}[engine])
+    killed_and_started_again(home, ["--engine", engine, "--workers", "1"])
+
+
+WRONG: dict[str, list[str]] = {  # options, and what the line says
+    "--address auto": ["--address", "--engine ray", "local"],
+    "--engine slurm --address auto": ["--address", "--engine ray", "slurm"],
+    "--gpus-per-run 0.5": ["--gpus-per-run", "--engine ray or --engine slurm"],
+    "--engine slurm --gpus-per-run 0.5": ["--gpus-per-run is 0.5", "whole"],
+    "--engine ray --gpus-per-run 1.5": ["--gpus-per-run is 1.5", "a part"],
+    "--engine ray --gpus-per-run nan": ["--gpus-per-run is nan"],
+    "--engine slurm --minutes 0": ["--minutes is 0"],
+    "--workers 0": ["--workers is 0"],
+    "--engine slurm": ["srun", "sbatch"],
+}
+
+
+@pytest.mark.parametrize("options", WRONG)
+def test_options_that_are_wrong(options: str, home: Path, capsys: pytest.CaptureFixture[str]):
+    if "ray" in options or "slurm" in options:
+        pytest.importorskip("ray")
+        pytest.importorskip("submitit")
+    refused([*options.split(), "--out", str(home / "out")], WRONG[options], home, capsys)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_or_has_no_gpu(address: str, home: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--engine", "ray", "--out", str(home)]
+    refused([*options, "--address", "nowhere"], ["--address nowhere", "ray status"], home, capsys)
+    refused([*options, "--address", address, "--gpus-per-run", "1"], ["1 GPU", "--gpus-per-run"], home, capsys)
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_what_is_not_installed(
+    engine: str, package: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"train.execution.executors.{engine}", raising=False)
+    refused(["--engine", engine], [f"needs {package}: pip install -e '.[{engine}]'"], home, capsys)
+
+
+def refused(options: list[str], words: list[str], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "mine.toml").write_text(SWEEP)
+    assert sweep.main([str(home / "mine.toml"), *options]) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    for word in words:
+        assert word in error
+
+
+def test_futures_are_given_as_they_end_at_most_so_many_at_a_time():
+    """An executor needs no more than `at_once`, `submit` and `close`."""
+
+    class Counted:
+        def __init__(self) -> None:
+            self.at_once, self.most, self.now, self.closed = 2, 0, 0, False
+            self.pool = ThreadPoolExecutor(8)
+
+        def submit(self, run: Run) -> Any:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            return self.pool.submit(self.work, run)
+
+        def work(self, run: Run) -> Any:
+            time.sleep(0.01 * run.seed)
+            self.now -= 1
+            return {"seed": run.seed}
+
+        def close(self) -> None:
+            self.closed = True
+
+    make: Callable[[int], Run] = lambda seed: Run("env", {}, "full", seed)  # noqa: E731
+    executor = Counted()
+    found = [outcome["seed"] for outcome in executors.outcomes(executor, map(make, (9, 1, 2, 3)))]  # type: ignore[index]
+    assert sorted(found) == [1, 2, 3, 9]
+    assert found[0] == 1
+    assert (executor.most, executor.closed) == (2, True)

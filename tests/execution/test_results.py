@@ -1,0 +1,117 @@
+"""The file of results, the key of a run, and what is said of the code that records are from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.processes import full_disk
+from train.execution import provenance, results
+from train.execution.results import key_of
+
+CONFIGURATION = {
+    "env": "prune_env/Digits-v0",
+    "settings": {"budget": 3, "device": "auto"},
+    "recipe": {"model": "mlp", "batch_size": 32, "lr": 0.2, "momentum": 0.9},
+    "device": "cpu",
+    "data": {"train": "t", "val": "v"},
+}
+OTHERS: dict[str, Any] = {
+    "env": "prune_env/CIFAR10-v0",
+    "settings": {"budget": 4, "device": "auto"},
+    "recipe": {"model": "mlp", "batch_size": 32, "lr": 0.1, "momentum": 0.9},
+    "device": "cuda",
+    "data": {"train": "other", "val": "v"},
+}
+ALIKE: dict[str, Any] = {
+    "settings": {"budget": 3.0, "device": "cpu", "lr": 0.2, "root": "/somewhere", "images": "mapped"},
+    "recipe": {**CONFIGURATION["recipe"], "weight_decay": 5e-4, "compile": "off"},  # the defaults
+}
+
+
+def record(number: int, **more: Any) -> dict[str, Any]:
+    data = {**CONFIGURATION["data"], "test": "s"}
+    made = {"agent": "full", "seed": number, "configuration": CONFIGURATION, "provenance": {"data": data, **more}}
+    return {"key": key_of(CONFIGURATION, "full", number, "s"), **made}
+
+
+def test_a_key_changes_with_what_decides_a_result_and_nothing_else():
+    keys = [key_of(CONFIGURATION, "full", 0, "s")]
+    keys += [key_of({**CONFIGURATION, name: value}, "full", 0, "s") for name, value in OTHERS.items()]
+    keys += [key_of(CONFIGURATION, "ucb", 0, "s"), key_of(CONFIGURATION, "full", 1, "s")]
+    keys += [key_of(CONFIGURATION, "full", 0, "another test split")]
+    assert len(set(keys)) == len(keys) == 9
+    for name, value in ALIKE.items():
+        assert key_of({**CONFIGURATION, name: value}, "full", 0, "s") == keys[0]
+    noisy = {**CONFIGURATION, "settings": {"budget": 3, "label_noise": 0.2}}
+    assert key_of(noisy, "full", 0, "s") not in keys
+
+
+def test_lines_are_read_as_they_were_written_whatever_a_kill_has_torn(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    assert results.read(path) == ({}, 0)
+    written = [record(number) for number in range(3)]
+    for one in written:
+        results.append(path, one)
+    whole = {one["key"]: one for one in written}
+    assert results.read(path) == (whole, 0)
+    content = path.read_bytes()
+    ends = [i for i, byte in enumerate(content) if byte == ord("\n")]
+    for cut in (0, 1, ends[0], ends[0] + 1, ends[1] - 1, ends[1] + 7, ends[2]):
+        path.write_bytes(content[:cut])
+        read, torn = results.read(path)
+        there = sum(end <= cut for end in ends)
+        assert list(read.values()) == written[:there]
+        assert torn == int(cut > 0 and cut not in ends and cut - 1 not in ends)
+    path.write_bytes(content + b'\xff\xfe\n[1]\n{"no": "key"}\n')
+    assert results.read(path) == (whole, 3)
+    results.write(path, written[:2])
+    assert list(results.read(path)[0].values()) == written[:2]
+
+
+def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    results.append(path, record(0))
+    before = path.read_bytes()
+    with full_disk(len(before) + 10), pytest.raises(OSError):  # noqa: PT011
+        results.append(path, record(1))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.append(path, {"key": "a", "x": float("nan")})
+    assert path.read_bytes() == before
+
+
+def test_lines_of_before_are_read_under_the_key_of_today(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    old = {**record(0), "key": "of the sources", "prune_env record 1 sha256": 64 * "0"}
+    path.write_text(json.dumps(old) + "\n")
+    assert results.read(path) == ({record(0)["key"]: record(0)}, 0)
+
+
+def test_the_committed_records_have_the_keys_of_their_plans(repository: Path):
+    folders = [path.parent for path in (repository / "results").glob("*/results.jsonl")]
+    assert folders
+    for folder in folders:
+        records, unreadable = results.read(folder / "results.jsonl")
+        keys, _ = results.read_plan(folder, records)
+        assert unreadable == 0
+        assert set(keys) <= records.keys()
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path):
+    assert results.read_plan(tmp_path, {"a": {}}) == (["a"], "")
+    results.write_plan(tmp_path, ["b", "a"], "agents = []")
+    assert results.read_plan(tmp_path, {}) == (["b", "a"], "agents = []")
+    for damaged in (b"{", b"[]", b'{"keys": []}'):
+        (tmp_path / "cells.json").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"cells.json is damaged.*run the same command again"):
+            results.read_plan(tmp_path, {})
+
+
+def test_records_of_several_commits_are_told_in_one_line():
+    one, two = {"commit": 40 * "a", "dirty": False}, {"commit": 40 * "b", "dirty": False}
+    assert provenance.mixed([]) == provenance.mixed([record(0, **one), record(1, **one)]) == ""
+    told = provenance.mixed([record(0, **one), record(1, **two), record(2, **one)])
+    assert told == "These runs are of different code: 2 of aaaaaaa, 1 of bbbbbbb; --fresh runs all of them anew."
+    changed = provenance.mixed([record(0, **one), record(1, **{**one, "dirty": True})])
+    assert "1 of aaaaaaa, 1 of aaaaaaa with changed files" in changed

@@ -1,0 +1,193 @@
+"""The agent of a run: it lives in the process of the run, with a generator of its own, and is looked after."""
+
+from __future__ import annotations
+
+import faulthandler
+import random
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+import agents
+import prune_env
+from agents import switches
+from prune_env import selection
+from prune_env.memory import load_state, state_of
+from prune_env.sampling import Action, Observation
+from train.execution import provenance
+
+AGENT_STREAM = 4  # of random numbers, beside the trainer's four
+YEAR = 3.2e7  # seconds; timers do not take much more
+LINE = 1000  # characters of an error's line, of which an agent can make any number
+NOT_AGENTS = (  # where the code lies that no agent has written
+    str(Path(prune_env.__file__).parent),
+    str(Path(__file__).parent),
+    str(Path(torch.__file__).parents[1]),
+    str(Path(random.__file__).parent),
+    "<",
+)
+GENERATORS: dict[str, Callable[[], Any]] = {
+    "random": random.getstate,
+    "numpy.random": lambda: [np.asarray(x).tobytes() for x in np.random.get_state()],  # noqa: NPY002  (to see a change)
+    "torch": lambda: torch.random.get_rng_state().numpy().tobytes(),
+}
+
+T = TypeVar("T")
+
+
+class AgentError(Exception):
+    """What went wrong with an agent: one line, and `traceback`."""
+
+    def __init__(self, line: str, traceback: str = ""):
+        super().__init__(line, traceback)
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class TimeLimit:
+    """Ends this process when the agent takes too long, and leaves a note that says where it was.
+
+    A timer of Python's own needs the interpreter, which an agent may hold for ever; that of `faulthandler` does not.
+
+    Args:
+        seconds: that an agent may take for one answer.
+        note: where the note is left; without one there is no limit.
+    """
+
+    def __init__(self, seconds: float, note: Path | None):
+        self._seconds, self._note = seconds, note
+        self._doing = ""
+        if note is not None:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(note, "w")  # noqa: SIM115  (until `close`)
+
+    @contextmanager
+    def on(self, doing: str) -> Iterator[None]:
+        """Limit the time of a block; `doing` ends the sentence "the agent took more than 1 s"."""
+        if self._note is None:
+            yield
+            return
+        if doing != self._doing:
+            self._doing = doing
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(f"the agent took more than {self._seconds:g} s {doing}; --agent-timeout allows longer\n")
+            self._file.flush()
+        faulthandler.dump_traceback_later(min(self._seconds, YEAR), exit=True, file=self._file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def close(self) -> None:
+        """Remove the note: no limit was reached."""
+        if self._note is not None:
+            self._file.close()
+            self._note.unlink(missing_ok=True)
+
+    @staticmethod
+    def told(note: Path) -> AgentError | None:
+        """What the note of a process that was ended says; None if no time limit ended it."""
+        line, _, where = note.read_text(errors="replace").partition("\n") if note.exists() else ("", "", "")
+        return AgentError(line, where) if where else None
+
+
+class Seat:
+    """An agent with the generator of its run.
+
+    Args:
+        spec: of the agent.
+        seed: of the run.
+        limit: on the time of each answer.
+
+    Raises:
+        AgentError: from here to the end, whatever the agent raises.
+    """
+
+    def __init__(self, spec: str, seed: int, limit: TimeLimit | None = None):
+        self._made_of = spec, seed, limit
+        self._limit = limit or TimeLimit(YEAR, None)
+        self._step = 0
+        self._agent = self._do("to be made", lambda: _made(spec))
+        self._rng = np.random.default_rng([seed, AGENT_STREAM])
+        self.own_files = provenance.files_digest(agents.own_files(spec))
+
+    def anew(self) -> Seat:
+        """Another seat of the same run, before its first step."""
+        return Seat(*self._made_of)
+
+    def act(self, observation: Observation) -> Action:
+        """A valid action; the agent is shown arrays that cannot be written to, and must leave global generators be."""
+        self._step += 1
+        shown = {name: _read_only(values) for name, values in observation.items()}
+
+        def decide() -> Action:
+            before = {name: get() for name, get in GENERATORS.items()}
+            action = self._agent(shown, self._rng)
+            for name, get in GENERATORS.items():
+                if get() != before[name]:
+                    raise RuntimeError(
+                        f"the agent drew from {name}'s global generator, or seeded it; it is given its own"
+                    )
+            return selection.check(action, len(observation["loss"]))
+
+        threads = torch.get_num_threads()
+        action = self._do("for one decision", decide)
+        if torch.get_num_threads() != threads:  # another number changes the rounding of the student
+            torch.set_num_threads(threads)
+        return action
+
+    def state(self) -> dict[str, Any] | None:
+        """What another seat of the same agent needs to go on as this one; None if the agent cannot tell."""
+        told = self._do("to tell its state", lambda: state_of(self._agent))
+        return None if told is None else {"agent": told, "rng": self._rng.bit_generator.state, "step": self._step}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` told."""
+        self._do("to load its state", lambda: load_state(self._agent, state["agent"]))
+        self._rng.bit_generator.state = state["rng"]
+        self._step = state["step"]
+
+    def _do(self, doing: str, what: Callable[[], T]) -> T:
+        """The answer of the agent's code. Raises AgentError, which says where and in which step."""
+        try:
+            with self._limit.on(doing):
+                return what()
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if not frame.filename.startswith(NOT_AGENTS)]
+            place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}, " if own else ""
+            step = f"step {self._step}" if self._step else "before the first step"
+            raise AgentError(f"{line_of(error)} ({place}{step})", traceback.format_exc()) from error
+
+
+def _made(spec: str) -> agents.Agent:
+    agent = agents.make(spec)
+    switches.reset(agent)
+    return agent
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    shown = values.view()
+    shown.flags.writeable = False
+    return shown
+
+
+def line_of(error: BaseException) -> str:
+    """Type and message in one line; unlike str(error), this never raises itself."""
+    line = printable(" ".join("".join(traceback.format_exception_only(type(error), error)).split()))
+    if isinstance(error, ValueError) and "read-only" in line:
+        line += "; an agent must not change its observation: copy what it works on"
+    return line if len(line) <= LINE else f"{line[:LINE]}... ({len(line):,} characters)"
+
+
+def printable(text: str) -> str:
+    """Text that can be written as UTF-8: of names of files that are none, what is wrong is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
