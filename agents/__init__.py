@@ -35,7 +35,8 @@ from agents.statics import CCS, EL2N, Forgetting, Grand
 from agents.swdpp import SwDPP
 from agents.switches import SameAmounts, Switched
 from prune_env import sampling
-from prune_env.policy import encoding
+from prune_env.policy import features
+from prune_env.policy import rules as policy_rules
 from prune_env.sampling import Agent
 
 AGENTS: dict[str, type] = {
@@ -173,7 +174,7 @@ def spec_with_keep(spec: str, keep: float) -> str:
 def source_digest(spec: str) -> str:
     """SHA-256 (hex) of the agent's code: the files of the modules that `spec` names, and prune_env/sampling.py.
 
-    Of a learned policy also its file and the encoding. What a module of yours imports from elsewhere is not looked at.
+    Of a learned policy also its file, features and rules. What a module of yours imports is not looked at.
 
     Raises:
         ValueError: an unknown agent, as for `make`, or a module without a source file.
@@ -207,7 +208,7 @@ def _modules(spec: str) -> list[ModuleType]:
     name, _ = _split(base)
     found = _find(base, name)
     module = sys.modules[found.__module__ if name in AGENTS else name.partition(":")[0]]
-    more = [encoding] if module in (learned, rules) else []
+    more = [features, policy_rules] if module in (learned, rules) else []
     return [*([switches] if switched or within else []), module, *more, *within]
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
-from prune_env.policy.encoding import ranks
-from prune_env.sampling import Action, Observation, check, hardest, how_many, uniform
+from prune_env.sampling import Action, Observation, check, hardest, how_many, ranks, uniform
 
 
 @dataclass(kw_only=True)

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env import select
-from prune_env.policy.encoding import ranks
-from prune_env.sampling import Action, Observation, blended, check, everything, how_many, in_last, systematic
+from prune_env.sampling import Action, Observation, blended, check, everything, how_many, in_last, ranks, systematic
 
 MAX_REWEIGHT = 3.0
 

@@ -90,16 +90,14 @@ def test_the_arrows_have_no_cycle():
     assert there == set(ALLOWED)
 
 
-# file of agents -> what else it may import: learned policies act through the encoding, and are read from files; agents
-# that sort by ranks take the encoding's
+# file of agents -> what else it may import: learned policies act through features and rules, and are read from files
 MORE = {
-    "__init__.py": {"prune_env.policy.encoding"},
-    "rules.py": {"prune_env.policy.encoding"},
-    "difficulty.py": {"prune_env.policy.encoding.ranks"},
-    "swdpp.py": {"prune_env.policy.encoding.ranks"},
+    "__init__.py": {"prune_env.policy.features", "prune_env.policy.rules"},
+    "rules.py": {"prune_env.policy.rules"},
     "learned.py": {
         "gymnasium.spaces",
-        "prune_env.policy.encoding",
+        "prune_env.policy.features",
+        "prune_env.policy.rules",
         "prune_env.io",
         "safetensors",
         "stable_baselines3",

@@ -25,7 +25,8 @@ from rich.table import Table
 from agents.learned import SHIPPED, Network
 from prune_env import io
 from prune_env.data.residence import cores
-from prune_env.policy.encoding import LOSS_QUANTILES, RULE, SMALLEST_KEEP, SUMMARY
+from prune_env.policy.features import FEATURES, LOSS_QUANTILES
+from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import statistics, table
 from train.analysis.figures import COLOURS, png
 from train.learning.rollouts import Pair, Players, distribution, play
@@ -73,7 +74,7 @@ class Without:
     def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
         changed = summaries.copy()
         for name, value in self.held.items():
-            changed[:, SUMMARY.index(name)] = value
+            changed[:, FEATURES.index(name)] = value
         return self.network(changed)
 
 
@@ -90,7 +91,7 @@ class Recorder:
         self.chosen: list[NDArray] = []  # (k, R) each
 
     def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
-        ended = begun & (summaries[:, SUMMARY.index("spent")] > -1.0)
+        ended = begun & (summaries[:, FEATURES.index("spent")] > -1.0)
         self._left = ended if self._left is None else self._left | ended
         numbers = self._network(summaries)
         self.seen.append(summaries[~self._left])
@@ -103,7 +104,7 @@ def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDA
 
     That is the points of validation accuracy that are lost when it is held at its mean, one of `means` (D,).
     """
-    whole, mean_of = players.play(pairs, network), dict(zip(SUMMARY, means.tolist(), strict=True))
+    whole, mean_of = players.play(pairs, network), dict(zip(FEATURES, means.tolist(), strict=True))
 
     def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
         lost = []
@@ -118,7 +119,7 @@ def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDA
             table.add_row(part, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
         return table
 
-    return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in SUMMARY})
+    return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in FEATURES})
 
 
 def choices(recorders: dict[str, Recorder]) -> bytes:
@@ -130,19 +131,19 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
     panels = figure.subplots(2, 4, sharex=True)
     edges = np.linspace(0.0, 1.0, BINS + 1)
     for colour, (group, recorder) in zip(itertools.cycle(COLOURS), recorders.items(), strict=False):
-        spent = (np.concatenate(recorder.seen)[:, SUMMARY.index("spent")] + 1.0) / 2.0
+        spent = (np.concatenate(recorder.seen)[:, FEATURES.index("spent")] + 1.0) / 2.0
         chosen = np.concatenate(recorder.chosen)
         place = np.clip(np.digitize(spent, edges) - 1, 0, BINS - 1)
         there = [i for i in range(BINS) if np.any(place == i)]
         middles = (edges[:-1] + edges[1:])[there] / 2.0
         for r, panel in enumerate(panels.flat):
-            numbers = [_natural(RULE[r], chosen[place == i, r]) for i in there]
+            numbers = [_natural(RULE_PARAMETERS[r], chosen[place == i, r]) for i in there]
             panel.plot(middles, [x.mean() for x in numbers], color=colour, label=group)
             low, high = np.transpose([np.quantile(x, (0.25, 0.75)) for x in numbers])
             panel.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
     for r, panel in enumerate(panels.flat):
-        panel.set_title({"keep": "share kept", "mixup": "share blended"}.get(RULE[r], RULE[r]))
-        panel.set_ylim(*((0.0, 1.02) if RULE[r] in ("keep", "mixup") else (-1.02, 1.02)))
+        panel.set_title({"keep": "share kept", "mixup": "share blended"}.get(RULE_PARAMETERS[r], RULE_PARAMETERS[r]))
+        panel.set_ylim(*((0.0, 1.02) if RULE_PARAMETERS[r] in ("keep", "mixup") else (-1.02, 1.02)))
     for panel in panels[1]:
         panel.set_xlabel("share of the budget spent")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

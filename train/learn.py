@@ -37,7 +37,7 @@ from agents.learned import Network
 from prune_env import PruneEnv, io
 from prune_env.data.residence import cores
 from prune_env.plain import pack, unpack
-from prune_env.policy.encoding import RULE
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from train.execution import checkpoints, engines, provenance
 from train.execution.checkpoints import Keeper
@@ -375,7 +375,7 @@ class Learning(BaseCallback):
         rule, searched = search.fixed_rule(players, self._tasks, rng, go_on)
         baseline = (baseline + players.play(self._pairs, rule)) / 2
         full, fixed = (players.play(self._validation, rules) for rules in (FULL, rule))
-        numbers = ", ".join(f"{name} {number:+.2f}" for name, number in zip(RULE, rule, strict=True))
+        numbers = ", ".join(f"{name} {number:+.2f}" for name, number in zip(RULE_PARAMETERS, rule, strict=True))
         self._console.print(f"best fixed rule after {searched} episodes: {numbers}; {_over_full(fixed, full)}")
         shift, scale = _moments(self._tasks, rule, rng)
         return Start(
@@ -461,7 +461,7 @@ class Learning(BaseCallback):
                 "points_over_full": 100.0 * float(np.mean(accuracy - np.array(self._start.full))),
                 "points_over_fixed_rule": 100.0 * float(np.mean(accuracy - np.array(self._start.fixed))),
             },
-            "fixed_rule": dict(zip(RULE, self._start.rule, strict=True)),
+            "fixed_rule": dict(zip(RULE_PARAMETERS, self._start.rule, strict=True)),
             "code": provenance.of_code(),
         }
 
@@ -531,7 +531,7 @@ def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -
 
     def around(summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
         seen.append(summaries)
-        return np.clip(rule + 0.3 * rng.standard_normal((len(summaries), len(RULE))), -1.0, 1.0)
+        return np.clip(rule + 0.3 * rng.standard_normal((len(summaries), len(RULE_PARAMETERS))), -1.0, 1.0)
 
     play(draw_pairs(tasks.training, PROBES, rng), around, tasks)
     every = np.concatenate(seen)

@@ -21,8 +21,8 @@ from agents import AGENTS, bandits, make, source_digest, spec_with_keep
 from agents.learned import Learned, Network
 from agents.swdpp import difficulty, inclusion
 from prune_env import sampling, selection
-from prune_env.policy import encoding
-from prune_env.policy.encoding import RULE, SUMMARY
+from prune_env.policy.features import FEATURES
+from prune_env.policy.rules import RULE_PARAMETERS
 
 VARIANTS = [
     *AGENTS,
@@ -112,7 +112,7 @@ def slow_ranks(values) -> list[float]:
 def untrained(tmp_path_factory):
     """What is called learned here does not hang on what was learned."""
     path, rng = tmp_path_factory.mktemp("policies") / "untrained.safetensors", np.random.default_rng(0)
-    weight, bias = rng.normal(0, 0.1, (len(RULE), len(SUMMARY))), rng.uniform(-1, 1, len(RULE))
+    weight, bias = rng.normal(0, 0.1, (len(RULE_PARAMETERS), len(FEATURES))), rng.uniform(-1, 1, len(RULE_PARAMETERS))
     Network([(weight, bias)], "tanh", "tanh", {}).save(path)
     defaults: dict[str, Any] = Learned.__init__.__kwdefaults__  # pyright: ignore[reportAssignmentType]
     with pytest.MonkeyPatch.context() as patch:
@@ -298,8 +298,8 @@ def test_uniform_draws_every_subset_alike():
 @pytest.mark.parametrize("values", [[3.0, 1.0, 2.0, 1.0, 1.0], [0.5] * 4, [2.0], [1e-30, 0.0, 100.0, 0.0]])
 def test_ranks(values):
     values = np.array(values, dtype=np.float32)
-    np.testing.assert_allclose(encoding.ranks(values), slow_ranks(values))
-    np.testing.assert_allclose(encoding.ranks(values), (stats.rankdata(values) - 0.5) / len(values))
+    np.testing.assert_allclose(sampling.ranks(values), slow_ranks(values))
+    np.testing.assert_allclose(sampling.ranks(values), (stats.rankdata(values) - 0.5) / len(values))
 
 
 @pytest.mark.parametrize(

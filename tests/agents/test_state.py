@@ -25,7 +25,8 @@ import agents
 from agents import make, switches
 from agents.state import Opaque, capture, restore
 from prune_env.plain import pack, unpack
-from prune_env.policy.encoding import RULE, SUMMARY
+from prune_env.policy.features import FEATURES
+from prune_env.policy.rules import RULE_PARAMETERS
 from tests.agents.test_learned import choosing
 from train.execution.companion import Seat
 
@@ -122,8 +123,8 @@ def test_a_seat_recalls_and_the_agent_cannot_tell(env: gym.Env):
 
 def test_a_recurrent_policy_of_stable_baselines3(env: gym.Env, tmp_path: Path):
     class Summaries(gym.Env):
-        observation_space = gym.spaces.Box(-10.0, 10.0, (len(SUMMARY),), np.float32)
-        action_space = gym.spaces.Box(-1.0, 1.0, (len(RULE),), np.float32)
+        observation_space = gym.spaces.Box(-1.0, 1.0, (len(FEATURES),), np.float32)
+        action_space = gym.spaces.Box(-1.0, 1.0, (len(RULE_PARAMETERS),), np.float32)
 
     model = RecurrentPPO("MlpLstmPolicy", Summaries(), n_steps=8, batch_size=8, seed=0)
     with torch.no_grad():  # not trained, so make it say something that depends on what it saw

@@ -28,7 +28,8 @@ from agents.learned import Learned, Network
 from prune_env import io
 from prune_env.plain import pack, unpack
 from prune_env.policy import tasks as distributions
-from prune_env.policy.encoding import RULE, SUMMARY
+from prune_env.policy.features import FEATURES
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import Task, TaskDistribution
 from tests.slow.soak import TINY_TASKS
 from train import explain, learn
@@ -47,7 +48,7 @@ TRAINED = {  # with settings that let few steps be enough for some updates
     "recurrent_ppo": {"n_steps": 8, "batch_size": 16, "n_epochs": 2},
 }
 MEMORYLESS = [algo for algo in TRAINED if algo != "recurrent_ppo"]
-D, R = len(SUMMARY), len(RULE)
+D, R = len(FEATURES), len(RULE_PARAMETERS)
 
 
 class Here(VecEnvWrapper):
@@ -545,11 +546,11 @@ def test_what_hardly_varies_is_not_read(tiny, tmp_path):
     network = Network.load(tmp_path / "tiny-ppo-0" / "policy.safetensors")
     seen = summaries(200)
     scale = np.array(start_of(tmp_path / "tiny-ppo-0")["scale"])
-    assert np.isinf(scale[SUMMARY.index("log_classes")])
-    assert np.isfinite(scale[SUMMARY.index("val_accuracy")])
+    assert np.isinf(scale[FEATURES.index("log_classes")])
+    assert np.isfinite(scale[FEATURES.index("val_accuracy")])
     for name, differs in (("log_classes", False), ("val_accuracy", True)):
         other = seen.copy()
-        other[:, SUMMARY.index(name)] = -1.0
+        other[:, FEATURES.index(name)] = -1.0
         assert (network(other) != network(seen)).any() == differs
 
 

@@ -18,7 +18,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
-from prune_env.policy.encoding import RULE
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import Task, TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from tests.helpers.processes import alive
@@ -84,7 +84,10 @@ class Steps:
     def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
         assert summaries.dtype == np.float32
         self.steps = np.where(begun, 0, 0 if self.steps is None else self.steps + 1)
-        numbers = np.sin(np.outer(1 + self.steps, np.arange(1, len(RULE) + 1))) + 0.3 * summaries[:, : len(RULE)]
+        numbers = (
+            np.sin(np.outer(1 + self.steps, np.arange(1, len(RULE_PARAMETERS) + 1)))
+            + 0.3 * summaries[:, : len(RULE_PARAMETERS)]
+        )
         return np.clip(numbers, -1, 1)
 
 
@@ -127,7 +130,7 @@ def test_plays_share_an_environment_and_leave_nothing_in_it():
 
 def test_rules_are_of_all_or_of_each():
     pairs, rng = pairs_of(5), np.random.default_rng(1)
-    rules = rng.uniform(-1, 1, (5, len(RULE)))
+    rules = rng.uniform(-1, 1, (5, len(RULE_PARAMETERS)))
     expected = [alone(pair, rule)[0] for pair, rule in zip(pairs, rules, strict=True)]
     np.testing.assert_array_equal(play(pairs, rules, TASKS, 2), expected)
     np.testing.assert_array_equal(play(pairs, rules[0], TASKS, 2), [alone(pair, rules[0])[0] for pair in pairs])
@@ -160,7 +163,7 @@ class Refusing:
 
 def test_processes_change_nothing_and_what_they_raise_arrives():
     pairs = pairs_of(5)
-    rules = np.random.default_rng(1).uniform(-1, 1, (5, len(RULE)))
+    rules = np.random.default_rng(1).uniform(-1, 1, (5, len(RULE_PARAMETERS)))
     players = Players(TASKS, 2)
     try:
         np.testing.assert_array_equal(players.play(pairs, Steps()), play(pairs, Steps(), TASKS))
@@ -215,9 +218,9 @@ def test_actions_out_of_bounds_are_clipped():
     pairs = pairs_of(2)
     env = Practice(make_env(1, TASKS), pairs, np.zeros(2), np.random.default_rng(0), 10.0)
     env.reset(seed=0)
-    far, *_ = env.step(np.full((1, len(RULE)), 7.0))
+    far, *_ = env.step(np.full((1, len(RULE_PARAMETERS)), 7.0))
     env.reset(seed=0)
-    np.testing.assert_array_equal(env.step(np.ones((1, len(RULE))))[0], far)
+    np.testing.assert_array_equal(env.step(np.ones((1, len(RULE_PARAMETERS))))[0], far)
 
 
 # Shards
@@ -308,7 +311,7 @@ class Bowl:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_search_finds_the_best_rule(seed):
     rng = np.random.default_rng(seed)
-    best = rng.uniform(-0.8, 0.8, len(RULE))
+    best = rng.uniform(-0.8, 0.8, len(RULE_PARAMETERS))
     players, left = Bowl(best), iter([True] * 24 + [False])
     rule, episodes = search.fixed_rule(players, TASKS, rng, lambda generations: next(left))  # pyright: ignore[reportArgumentType]
     assert np.abs(rule - best).max() < 0.2

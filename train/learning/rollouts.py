@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from prune_env.policy.encoding import RULE
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import Task, TaskDistribution
 from prune_env.policy.wrappers import vector_summary
 from train.execution import process, toml
@@ -20,7 +20,7 @@ Pair = tuple[Task, int]  # what is trained on, and the seed of the run
 # Numbers (K, R) from summaries (K, D) and which runs (K,) have just begun
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
 
-FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE])
+FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE_PARAMETERS])
 
 
 def distribution(name: str) -> TaskDistribution:
@@ -59,7 +59,7 @@ def play(
         tasks: where the pairs are from.
         width: how many run at a time.
     """
-    rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
+    rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
     # the longest first: members without a pair left go on with an old one until the last is through
     waiting = sorted(range(len(pairs)), key=lambda i: pairs[i][0].budget)
     env = _kept_env(min(width, len(pairs)), tasks)
@@ -108,7 +108,7 @@ class Players:
     def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
         """As `play`."""
         parts = [range(i, len(pairs), self._count) for i in range(min(self._count, len(pairs)))]
-        rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
+        rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
         played = self._play(
             [([pairs[i] for i in part], policy if rules is None else rules[part], self._tasks) for part in parts]
         )

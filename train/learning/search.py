@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from prune_env.policy.encoding import RULE
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from train.learning.rollouts import FULL, Players, draw_pairs
 
@@ -32,10 +32,10 @@ def fixed_rule(
         rng: of candidates and tasks.
         go_on: asked before each generation but the first, with the number of those before.
     """
-    mean, spread = 0.5 * FULL, np.full(len(RULE), SPREAD)
+    mean, spread = 0.5 * FULL, np.full(len(RULE_PARAMETERS), SPREAD)
     episodes = 0
     while episodes == 0 or go_on(episodes // (CANDIDATES * PAIRS)):
-        rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE))), -1.0, 1.0)
+        rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE_PARAMETERS))), -1.0, 1.0)
         pairs = draw_pairs(tasks.training, PAIRS, rng)
         accuracy = players.play(pairs * CANDIDATES, np.repeat(rules, PAIRS, axis=0)).reshape(CANDIDATES, PAIRS)
         episodes += accuracy.size
