@@ -49,23 +49,6 @@ def _digest(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-# Those that decide a training's numbers beside them.
-LEARNING = ("policy/encoding", "policy/tasks", "students/batched_mlp", "policy/vector", "policy/wrappers")
-PROGRAMS = ("learn", "learning/rollouts", "learning/search", "learning/subproc_env", "learning/sb3_env")
-
-
-def learning_digest() -> str:
-    """SHA-256 (hex) of the source of the modules that decide runs, and of what `train.learn` rests on beside.
-
-    That is other modules, and the learning rates that its tasks have by default.
-    """
-    package = Path(prune_env.__file__).parent
-    programs = (ROOT / "train" / f"{name}.py" for name in PROGRAMS)
-    return decisive_digest() + _digest(
-        [*(package / f"{name}.py" for name in LEARNING), package / "students" / "recipes.json", *programs]
-    )
-
-
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:
     """Versions of the package and of what it runs on, and the state of the checkout at `root`.
 

@@ -1,4 +1,4 @@
-"""The best fixed rule, by the cross-entropy method: a yardstick for policies, and where their training starts."""
+"""The best fixed rule, by the cross-entropy method: the start of a policy, and a baseline for it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,18 @@ SMALLEST_SPREAD = 0.08
 def fixed_rule(
     players: Players, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[int], bool]
 ) -> tuple[NDArray[np.float64], int]:
-    """The rule (R,) with the highest mean validation accuracy over training tasks, and the episodes that it took.
+    """Search the rule (R,) with the highest mean validation accuracy over training tasks.
 
     All candidates of a generation are tried on the same tasks and seeds, new ones in each generation.
 
     Args:
-        players: what plays the episodes.
+        players: plays the episodes.
         tasks: only the training part is drawn from.
-        rng: of candidates and tasks.
-        go_on: asked before each generation but the first, with the number of those before.
+        rng: draws candidates and tasks.
+        go_on: asked before each generation but the first, with the number of generations so far.
+
+    Returns:
+        The rule, and the number of episodes that it took.
     """
     mean, spread = 0.5 * FULL, np.full(len(RULE_PARAMETERS), SPREAD)
     episodes = 0
