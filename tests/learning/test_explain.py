@@ -17,12 +17,11 @@ from rich.table import Table
 from agents.learned import Network
 from prune_env.policy import tasks as distributions
 from prune_env.policy.features import FEATURES
-from prune_env.policy.rules import RULE_PARAMETERS, apply_rule, keep_parameter
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from train import explain
 from train.analysis.statistics import mean_interval
-from train.bench import scale as bench_scale
 from train.explain import GROUPS, Recorder, Without, choices, inputs
 from train.learning.rollouts import Pair, draw_pairs, play
 
@@ -47,7 +46,7 @@ VARIED = TaskDistribution(
 
 
 class Players:
-    """`practice.Players` in this process; notes whose tasks were played."""
+    """`rollouts.Players` in this process; notes whose tasks were played."""
 
     played: list[Pair]
 
@@ -231,25 +230,6 @@ def test_choices_draws_every_number_of_the_rule(monkeypatch):
             heights = {round(float(y), 6) for y in np.array(band.get_paths()[0].vertices)[:, 1]}
             assert heights == quartiles
             assert low_edge <= min(numbers) <= max(numbers) <= high_edge
-
-
-def test_natural_units_are_those_of_the_rule():
-    shares = np.array([0.1, 0.25, 0.5, 0.9, 1.0])
-    numbers = np.array([keep_parameter(share) for share in shares])
-    np.testing.assert_allclose(explain._natural("keep", numbers), shares)
-    for name in RULE_PARAMETERS[1:-1]:
-        np.testing.assert_array_equal(explain._natural(name, numbers), numbers)
-
-    rng = np.random.default_rng(0)
-    seen = bench_scale.observation(4000, rng)
-    seen["visits"] = np.ones(4000, np.float32)
-    for x in (-1.0, -0.3, 0.4, 1.0):
-        rule = np.full(R, x)
-        action = apply_rule(seen, rule, rng.random((4000, 2)))
-        kept = action["weight"] > 0
-        assert kept.mean() == pytest.approx(explain._natural("keep", rule[:1])[0], abs=1 / 4000)
-        blended = np.mean(action["mixup"][kept] > 0)
-        assert blended == pytest.approx(explain._natural("mixup", rule[:1])[0], abs=5 * 0.5 / kept.sum() ** 0.5)
 
 
 # ---------------------------------------------------------------- the program
