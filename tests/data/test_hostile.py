@@ -43,11 +43,11 @@ PERMITTED = {
     ("prune_env/data/cifar.py", "_Unpickler(BytesIO(content), encoding='bytes').load"): "the same",
     (
         "agents/learned.py",
-        "getattr(importlib.import_module(package), name).load",
+        "algorithm.load",
     ): "Stable-Baselines3's own reader, under trust=True only: see test_a_hostile_policy",
     ("train/execution/workers.py", "recv"): "the ends of a pipe to a process that this one started",
     ("train/learning/subproc_env.py", "recv"): "the same",
-    ("train/execution/engines/ray_learn.py", "recv"): "the answer of an actor that this one started",
+    ("train/learn.py", "torch.load"): "with weights_only=True",
 }
 
 

@@ -693,7 +693,7 @@ def of_learning(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
     from tests.learning.test_learn import Here, Players
     from train import learn as learning
 
-    learning.Shards, learning.Players, Players.played = Here, Players, []  # pyright: ignore
+    learning.ProcessVecEnv, learning.Players, Players.played = Here, Players, []  # pyright: ignore
     arguments = ["--tasks", "tiny", "--steps", "300", "--evaluate-every", "100", "--pool", "4", "--members", "4"]
     arguments += ["--processes", "1", "--out", str(home), "--name", "run"]
     told(learn_tiny, *arguments)
@@ -703,7 +703,7 @@ def of_learning(home: Path) -> tuple[Callable[[random.Random], Path], Try]:
     def choose(rng: random.Random) -> Path:
         shutil.rmtree(home / "run")
         shutil.copytree(template, home / "run")
-        return max((home / "run" / "checkpoints").glob("0*"))
+        return home / "run" / "checkpoint.pt"
 
     def attempt(path: Path) -> Verdict:
         code, said = told(learn_tiny, *arguments)
