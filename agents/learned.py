@@ -92,12 +92,12 @@ class Network:
         """
         from safetensors import SafetensorError, safe_open
 
+        with open(path, "rb"):  # its errors name the path
+            pass
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"No such file: {str(path)!r}") from None
         except (SafetensorError, KeyError, ValueError, TypeError) as error:  # not all are of types that numpy has
             raise ValueError(f"policy {path} is damaged, or no safetensors file: {error}") from error
         if metadata.get("format") != FORMAT:
