@@ -42,7 +42,13 @@ def test_actors_and_tasks_give_the_numbers_of_this_process():
             players.play(pairs, Refusing())
 
 
-def test_no_cluster_is_said_in_one_line(tmp_path: Path, capsys):
+def test_no_cluster_is_said_in_one_line(tmp_path: Path, capsys, monkeypatch):
+    import ray
+
+    def refused(*_, **__):
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(ray, "init", refused)  # its own attempts take minutes
     options = ["--engine", "ray", "--address", "127.0.0.1:1", "--members", "2", "--processes", "2"]
     assert learn.main([*options, "--steps", "1", "--out", str(tmp_path)]) == 2
-    assert "error: no Ray cluster at --address 127.0.0.1:1" in capsys.readouterr().err
+    assert "error: no Ray cluster at --address 127.0.0.1:1: refused" in capsys.readouterr().err
