@@ -1,11 +1,11 @@
-"""Frozen policies, trained by `python -m train.learn`: from what a run shows to the numbers of a rule.
+"""Frozen policies: from the features of a run to the parameters of a rule, or to the number of an agent.
 
-Those of Stable-Baselines3 can also choose among agents, as in `prune_env.policy.wrappers.AgentChoice`.
+`python -m train.learn` makes a safetensors file. Policies that Stable-Baselines3 trained directly on
+`prune_env/DigitsSummary-v0`, or on `SummaryObservation(AgentChoice(env, agents))`, are played from its zip.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from agents.switches import reset
 from prune_env import select
 from prune_env.memory import load_state, state_of
-from prune_env.policy import encoding
+from prune_env.policy.features import FEATURES, extract_features, initial_history, update_history
+from prune_env.policy.rules import RULE_PARAMETERS, apply_rule
 from prune_env.sampling import Action, Agent, Observation, check
 
 SHIPPED = Path(__file__).with_name("policies") / "digits.safetensors"
 FORMAT = "prune_env policy 1"
 HIDDEN = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
-Policy = Callable[[NDArray], NDArray]  # numbers (R,), or of an agent (), from a summary (D,)
 OUTPUT = {"clip": lambda x: np.clip(x, -1.0, 1.0), "tanh": np.tanh}
-# the module of a policy in SB3's zip -> module and class of an algorithm that predicts with it
+Policy = Callable[[NDArray], NDArray]  # rule parameters (R,), or the number of an agent (), from features (D,)
+# the module of a policy in SB3's zip -> package and class of an algorithm that predicts with it
 SB3 = {
     "stable_baselines3.common.policies": ("stable_baselines3", "PPO"),
     "stable_baselines3.dqn.policies": ("stable_baselines3", "DQN"),
@@ -40,12 +41,12 @@ SB3 = {
 
 @dataclass(frozen=True)
 class Network:
-    """A fully connected policy: summaries (D,) to the numbers (R,) of a rule.
+    """A fully connected policy: features (D,) to rule parameters (R,).
 
     Args:
         layers: weight (outputs, inputs) and bias (outputs,) of each, float32.
-        hidden: what follows each layer but the last, a key of HIDDEN.
-        output: what follows the last, a key of OUTPUT.
+        hidden: activation after each layer but the last, a key of HIDDEN.
+        output: activation after the last layer, a key of OUTPUT.
         card: where the policy comes from: tasks, seeds, commit, compute, results. Plain values.
     """
 
@@ -54,22 +55,22 @@ class Network:
     output: str
     card: Mapping[str, Any]
 
-    def __call__(self, summary: NDArray, begun: object = None) -> NDArray:
-        """Numbers (…, R) for summaries (…, D); which runs have just `begun` is nothing to a policy without memory."""
-        x = summary
+    def __call__(self, features: NDArray, begun: object = None) -> NDArray:
+        """Return parameters (…, R) for features (…, D). `begun` is for policies with memory."""
+        x = features
         for weight, bias in self.layers[:-1]:
             x = HIDDEN[self.hidden](x @ weight.T + bias)
         weight, bias = self.layers[-1]
         return OUTPUT[self.output](x @ weight.T + bias)
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all; `load` notices every byte that changes."""
+        """Write a safetensors file, whole or not at all."""
         from prune_env.io import write_atomic
 
         write_atomic(path, self.content())
 
     def content(self) -> bytes:
-        """The file that `save` writes."""
+        """Return the file that `save` writes."""
         from safetensors.numpy import save
 
         tensors = {}
@@ -77,88 +78,77 @@ class Network:
             tensors |= {f"{i}.weight": weight, f"{i}.bias": bias}
         # safetensors writes memory as it lies, whatever the strides
         tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}
-        said = {"format": FORMAT, "hidden": self.hidden, "output": self.output, "card": json.dumps(self.card)}
-        said |= {"inputs": json.dumps(encoding.SUMMARY), "outputs": json.dumps(encoding.RULE)}
-        return save(tensors, {**said, "sha256": _digest(said, tensors)})
+        metadata = {"format": FORMAT, "hidden": self.hidden, "output": self.output, "card": json.dumps(self.card)}
+        metadata |= {"inputs": json.dumps(FEATURES), "outputs": json.dumps(RULE_PARAMETERS)}
+        return save(tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Network:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file is damaged, of another format, or made for other summaries or rules.
+            ValueError: the file is damaged, has another format, or was made for other features or rules.
             FileNotFoundError: there is none.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        from safetensors import SafetensorError, safe_open
 
-        data = Path(path).read_bytes()
+        with open(path, "rb"):  # its errors name the path
+            pass
         try:
-            tensors, said = load(data), _said(data)
-        except (SafetensorError, KeyError, ValueError) as error:  # KeyError: of a type that numpy does not have
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:  # not all are of types that numpy has
             raise ValueError(f"policy {path} is damaged, or no safetensors file: {error}") from error
-        if said.get("format") != FORMAT:
-            raise ValueError(f"policy {path} has the format {said.get('format')!r}; it must be {FORMAT!r}")
-        digest = said.pop("sha256", None)
-        if digest != _digest(said, tensors):
-            raise ValueError(f"policy {path} is damaged: its content does not match its digest")
-        for name, own in (("inputs", encoding.SUMMARY), ("outputs", encoding.RULE)):
-            if tuple(json.loads(said[name])) != own:
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"policy {path} has the format {metadata.get('format')!r}; it must be {FORMAT!r}")
+        try:
+            card, *names = (json.loads(metadata[name]) for name in ("card", "inputs", "outputs"))
+            layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
+            network = cls(layers, metadata["hidden"], metadata["output"], card)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"policy {path} is damaged: {type(error).__name__}: {error}") from error
+        for name, its, own in zip(("inputs", "outputs"), names, (FEATURES, RULE_PARAMETERS), strict=True):
+            if tuple(its) != own:
                 raise ValueError(f"policy {path} has other {name} than this version of prune_env; train it anew")
-        layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
-        network = cls(layers, said["hidden"], said["output"], json.loads(said["card"]))
         if wrong := network.wrong():
             raise ValueError(f"policy {path}: {wrong}")
         return network
 
     def wrong(self) -> str | None:
-        """What keeps this from being a policy, in words; None if nothing does."""
+        """Say in words what keeps this from being a policy; None if nothing does."""
         for name, known in (("hidden", HIDDEN), ("output", OUTPUT)):
             if getattr(self, name) not in known:
                 return f"{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}"
-        numbers = len(encoding.SUMMARY)
+        inputs = len(FEATURES)
         for i, (weight, bias) in enumerate(self.layers):
-            if weight.ndim != 2 or weight.shape[1] != numbers or bias.shape != weight.shape[:1]:
-                return f"layer {i} has weights {weight.shape} and biases {bias.shape}; its inputs are {numbers}"
+            if weight.ndim != 2 or weight.shape[1] != inputs or bias.shape != weight.shape[:1]:
+                return f"layer {i} has weights {weight.shape} and biases {bias.shape}; its inputs are {inputs}"
             if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
                 return f"layer {i} has weights that are not finite"
-            numbers = len(bias)
-        if not self.layers or numbers != len(encoding.RULE):
-            return f"{len(self.layers)} layers end in {numbers} numbers; they must end in {len(encoding.RULE)}"
+            inputs = len(bias)
+        if not self.layers or inputs != len(RULE_PARAMETERS):
+            return f"{len(self.layers)} layers end in {inputs} numbers; they must end in {len(RULE_PARAMETERS)}"
         return None
-
-
-def _said(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises ValueError if its header is not padded as it is written."""
-    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-    if not header.rstrip(b" ").endswith(b"}"):  # other blanks are allowed, but are not what was written
-        raise ValueError("the header is not padded with spaces")
-    return json.loads(header).get("__metadata__", {})
-
-
-def _digest(said: Mapping[str, str], tensors: Mapping[str, NDArray]) -> str:
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].shape} {tensors[name].dtype}".encode() + tensors[name].tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(kw_only=True)
 class Learned:
-    """The rule, or the agent, that a trained policy chooses anew in every step, from `encoding.summarize` of the run.
+    """A trained policy: in every step it chooses a rule, or one of several agents, by the features of the run.
 
-    It works for any number of samples and classes and any budget. Nothing is drawn but by what is chosen. Agents act as
-    in `AgentChoice`: each sees the observations of the steps that it is chosen for, and no others.
+    It works for any number of samples and classes and any budget. Agents act as in `AgentChoice`: each sees the
+    observations of the steps that it is chosen for, and no others.
 
     Args:
-        path: a policy of `train.learn`, or a zip of Stable-Baselines3; the shipped policy by default.
+        path: a policy of `train.learn`, or a zip of Stable-Baselines3; the shipped policy by default. Beside x.zip,
+            x.pkl holds the statistics of the `VecNormalize` that the policy was trained behind, if it was.
         trust: a zip of Stable-Baselines3 is loaded by unpickling, which runs whatever code it holds; True says
             that you know where it is from.
         agents: those that a policy with `Discrete(A)` actions chooses among, A in the order of its training.
 
     Raises:
-        ValueError: a zip without `trust`, a file that cannot be read, more agents or fewer than the policy chooses
-            among, or what `Network.load` raises.
+        ValueError: a zip without `trust`, or trained behind a wrapper that changes what it sees or how it acts; a file
+            that cannot be read; more agents or fewer than the policy chooses among; and what `Network.load` raises.
     """
 
     path: str = str(SHIPPED)
@@ -180,7 +170,7 @@ class Learned:
         self.reset()
 
     def _load(self) -> tuple[Callable[[], Policy], int]:
-        """What starts an episode, and how many agents the policy chooses among, 0 if it chooses rules."""
+        """Return what starts an episode, and how many agents the policy chooses among, 0 if it chooses rules."""
         if Path(self.path).suffix != ".zip":
             network = Network.load(self.path)
             return lambda: network, 0
@@ -193,52 +183,54 @@ class Learned:
 
     def reset(self) -> None:
         self._policy = self._start()
-        self._past = encoding.begin()
+        self._history = initial_history()
         for agent in self.agents:
             reset(agent)
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return what it remembers of the episode, None if one of its agents cannot tell its own state."""
-        memory = self._policy.memory if isinstance(self._policy, Recurrent) else None
+        memory = self._policy.memory if isinstance(self._policy, SB3Policy) else None
         of_agents = [state_of(agent) for agent in self.agents]
-        return None if None in of_agents else {"past": self._past, "memory": memory, "agents": of_agents}
+        return None if None in of_agents else {"history": self._history, "memory": memory, "agents": of_agents}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Remember what `state_dict` of the same policy told."""
-        self._past = state["past"]
-        if isinstance(self._policy, Recurrent):
+        """Remember what `state_dict` of the same policy returned."""
+        self._history = state["history"]
+        if isinstance(self._policy, SB3Policy):
             self._policy.memory = state["memory"]
         for agent, of_agent in zip(self.agents, state["agents"], strict=True):
             load_state(agent, of_agent)
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        numbers = self._policy(encoding.summarize(observation, self._past))
-        self._past = encoding.remember(self._past, observation)
+        chosen = self._policy(extract_features(observation, self._history))
+        self._history = update_history(self._history, observation)
         if self.agents:
-            return self.agents[int(numbers)](observation, rng)
-        action = encoding.decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+            return self.agents[int(chosen)](observation, rng)
+        action = apply_rule(observation, chosen, rng.random((len(observation["loss"]), 2)))
         return select(action["weight"], action["mixup"])
 
 
 @dataclass
-class Recurrent:
-    """A policy of Stable-Baselines3 in one episode; most remember nothing."""
+class SB3Policy:
+    """A policy of Stable-Baselines3 in one episode."""
 
     model: Any
-    memory: tuple[NDArray, ...] | None = None  # None at the start of the episode
+    normalize: Policy | None  # of a VecNormalize
+    memory: tuple[NDArray, ...] | None = None  # None at the start of the episode; empty for a policy without memory
 
-    def __call__(self, summary: NDArray) -> NDArray:
+    def __call__(self, features: NDArray) -> NDArray:
         first = np.array([self.memory is None])
-        numbers, state = self.model.predict(summary, state=self.memory, episode_start=first, deterministic=True)
+        seen = features if self.normalize is None else self.normalize(features)
+        chosen, state = self.model.predict(seen, state=self.memory, episode_start=first, deterministic=True)
         self.memory = state or ()
-        return numbers
+        return chosen
 
 
 def _sb3(path: str) -> tuple[Callable[[], Policy], int]:
-    """As `Learned._load`, for an SB3 policy that was trained on summaries, and on rules or a choice of agents."""
+    """Load a zip of Stable-Baselines3 as `Learned._load` does. Raises ValueError for one that would not play alike."""
     import importlib
 
-    from gymnasium.spaces import Discrete
+    from gymnasium.spaces import Box, Discrete
 
     try:
         with ZipFile(path) as file:
@@ -249,16 +241,66 @@ def _sb3(path: str) -> tuple[Callable[[], Policy], int]:
         raise ValueError(f"policy {path} is of {module}; known are {', '.join(SB3)}")
     package, name = SB3[module]
     try:
-        model = getattr(importlib.import_module(package), name).load(path, device="cpu")
-    except Exception as error:  # what unpickling a damaged file raises is anything
+        algorithm = getattr(importlib.import_module(package), name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"policy {path} needs {package}: pip install {package.replace('_', '-')}") from error
+    try:
+        model = algorithm.load(path, device="cpu")
+    except Exception as error:  # unpickling a damaged file can raise anything
         raise ValueError(f"policy {path} cannot be loaded: {type(error).__name__}: {error}") from error
     actions = model.action_space
     choices = int(actions.n) if isinstance(actions, Discrete) and actions.start == 0 else 0
-    of_summaries = model.observation_space.shape == (len(encoding.SUMMARY),)
-    if not of_summaries or not (choices or actions.shape == (len(encoding.RULE),)):
+    sees = isinstance(model.observation_space, Box) and model.observation_space.shape == (len(FEATURES),)
+    if not sees or not (choices or (isinstance(actions, Box) and actions.shape == (len(RULE_PARAMETERS),))):
         raise ValueError(
             f"policy {path} was not trained on summaries and rules, or agents: use prune_env/DigitsSummary-v0, or "
             "SummaryObservation(AgentChoice(env, agents))"
         )
+    for space, what in ((model.observation_space, "observed"), (actions, "acted")):
+        if isinstance(space, Box) and not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):
+            raise ValueError(
+                f"policy {path} {what} within [{space.low.min():g}, {space.high.max():g}] in training, and here it is "
+                "[-1, 1]: a wrapper such as RescaleAction or NormalizeObservation changed the numbers. Train it without"
+            )
+    raw = model._last_obs if model._last_original_obs is None else model._last_original_obs
+    if raw is not None and np.abs(raw).max() > 1.0:
+        raise ValueError(
+            f"policy {path} observed {np.abs(raw).max():.3g} in training, and here it is in [-1, 1]: a wrapper such "
+            "as TransformObservation changed the numbers. Train it without"
+        )
+    normalize = _normalizer(path) if _behind_vec_normalize(model) else None
+    return lambda: SB3Policy(model, normalize), choices
 
-    return lambda: Recurrent(model), choices
+
+def _behind_vec_normalize(model: Any) -> bool:
+    """Say whether the last observations (K, D) that a zip holds were normalized."""
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+    last, original = model._last_obs, model._last_original_obs
+    if original is None or not isinstance(model, OffPolicyAlgorithm):
+        return original is not None
+    # without VecNormalize an off-policy algorithm keeps the observations before the last ones there
+    constant = [FEATURES.index(name) for name in ("log_budget", "log_classes", "balance")]  # within an episode
+    running = last[:, FEATURES.index("spent")] > -1.0
+    changed = last[running][:, constant] != original[running][:, constant]
+    return bool(changed.any() or np.abs(last).max() > 1.0)
+
+
+def _normalizer(path: str) -> Policy:
+    """Return what the `VecNormalize` saved beside a policy does to features. Raises ValueError if there is none."""
+    from stable_baselines3.common.save_util import load_from_pkl
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    beside = Path(path).with_suffix(".pkl")
+    remedy = f"save them as {beside} by `env.save({str(beside)!r})`, or train it without VecNormalize"
+    if not beside.exists():
+        raise ValueError(
+            f"policy {path} was trained behind VecNormalize and is another policy without its statistics: {remedy}"
+        )
+    try:
+        statistics = load_from_pkl(str(beside))
+    except Exception as error:  # unpickling a damaged file can raise anything
+        raise ValueError(f"statistics {beside} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(statistics, VecNormalize) or statistics.observation_space.shape != (len(FEATURES),):
+        raise ValueError(f"{beside} has no statistics of VecNormalize over {len(FEATURES)} features: {remedy}")
+    return statistics.normalize_obs  # pyright: ignore[reportReturnType]

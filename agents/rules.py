@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
-from prune_env.policy.encoding import RULE, SMALLEST_KEEP, decode_rule, keep_number
+from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP, apply_rule, keep_parameter
 from prune_env.sampling import Action, Observation, check
 
 
 @dataclass(kw_only=True, frozen=True)
 class Rule:
-    """The same rule in every step; see `prune_env.policy.encoding.RULE` for what it is made of.
+    """The same rule in every step; see `prune_env.policy.rules.RULE_PARAMETERS` for what it is made of.
 
     Args:
         keep: share kept, in [0.1, 1].
@@ -36,12 +36,12 @@ class Rule:
     def __post_init__(self) -> None:
         check("keep", self.keep, f"[{SMALLEST_KEEP}, 1]")
         check("mixup", self.mixup, "[0, 1]")
-        for name in RULE[1:-1]:
+        for name in RULE_PARAMETERS[1:-1]:
             check(name, getattr(self, name), "[-1, 1]")
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        tilts = (getattr(self, name) for name in RULE[1:-1])
-        numbers = np.array([keep_number(self.keep), *tilts, 2.0 * self.mixup - 1.0])
+        tilts = (getattr(self, name) for name in RULE_PARAMETERS[1:-1])
+        numbers = np.array([keep_parameter(self.keep), *tilts, 2.0 * self.mixup - 1.0])
         return _act(observation, numbers, rng)
 
 
@@ -50,10 +50,10 @@ class RandomRule:
     """A rule of numbers drawn uniformly in every step: what a policy that has learned nothing does."""
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        numbers = rng.uniform(-1.0, 1.0, len(RULE))
+        numbers = rng.uniform(-1.0, 1.0, len(RULE_PARAMETERS))
         return _act(observation, numbers, rng)
 
 
 def _act(observation: Observation, numbers: np.ndarray, rng: np.random.Generator) -> Action:
-    action = decode_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
+    action = apply_rule(observation, numbers, rng.random((len(observation["loss"]), 2)))
     return select(action["weight"], action["mixup"])

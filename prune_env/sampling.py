@@ -108,6 +108,28 @@ def kth_largest(scores: NDArray[np.floating], k: int) -> np.floating:
     return np.partition(scores, len(scores) - k)[len(scores) - k]
 
 
+def ranks(values: NDArray[np.floating], valid: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+    """Rank `values` (…, N) among the valid ones, to (0, 1): (average 1-based rank - ½) / n.
+
+    The mean of these is ½. A sample that is not in `valid` (…, N), which defaults to all, gets ½.
+    """
+    valid = np.ones(values.shape, np.bool_) if valid is None else valid
+    masked = np.where(valid, values, np.inf)
+    order = np.argsort(masked, axis=-1)
+    ordered = np.take_along_axis(masked, order, axis=-1)
+    position = np.broadcast_to(np.arange(masked.shape[-1]), masked.shape)
+    new = np.ones(masked.shape, np.bool_)  # where a group of equals starts
+    new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    first = np.maximum.accumulate(np.where(new, position, 0), axis=-1)
+    end = np.roll(new, -1, axis=-1)
+    end[..., -1] = True
+    last = np.minimum.accumulate(np.where(end, position, masked.shape[-1])[..., ::-1], axis=-1)[..., ::-1]
+    result = np.empty(masked.shape)
+    n = np.maximum(valid.sum(axis=-1, keepdims=True), 1)
+    np.put_along_axis(result, order, (0.5 * (first + last) + 0.5) / n, axis=-1)
+    return np.where(valid, result, 0.5)
+
+
 def uniform(n: int, k: int, rng: np.random.Generator) -> Mask:
     """Return a mask of k of n samples; each subset of that size is equally likely."""
     return top_k_mask(rng.random(n, dtype=np.float32), k, rng)  # a third of the time that rng.choice takes
@@ -151,10 +173,3 @@ def mixup_shares(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.f
     shares = np.zeros(len(mask), dtype=np.float32)
     shares[mixed] = np.minimum(lam, 1 - lam)
     return shares
-
-
-def ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the ranks of `values` (N,), in (0, 1): (average 1-based rank - ½) / N; equals share one rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - counts / 2)[inverse] / len(values)

@@ -1,8 +1,8 @@
 """What a policy does and which of its inputs it uses: `python -m train.explain POLICY`.
 
-Plays the validation tasks of a distribution with the policy as it is, with one group of inputs after the other held at
-their means, and with one input after the other: many say nearly the same, so that one alone is hardly missed. Writes
-choices.png and inputs.txt beside the policy, or into --out.
+Plays the validation tasks of a distribution three times: with the policy as it is, with one group of features after the
+other held at its mean, and with one feature after the other. Many features are nearly redundant, so a single one is
+hardly missed. Writes choices.png and inputs.txt beside the policy, or into --out.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from rich.table import Table
 from agents.learned import SHIPPED, Network
 from prune_env import io
 from prune_env.machine import cores
-from prune_env.policy.encoding import LOSS_QUANTILES, RULE, SMALLEST_KEEP, SUMMARY
+from prune_env.policy.features import FEATURES, LOSS_QUANTILES
+from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import statistics, table
 from train.analysis.figures import COLOURS, png
 from train.learning.rollouts import Pair, Players, distribution, play
 
 BINS = 10  # of the budget, in the figure
-GROUPS = {  # of inputs that say nearly the same; each is in one
+GROUPS = {  # of features that are nearly redundant; each feature is in one group
     "time and budget": ("spent", "log_budget"),
     "accuracies, gap and slopes": ("val_accuracy", "train_accuracy", "gap", "val_slope", "train_slope"),
     "level of the losses": ("loss", *(f"loss_c{round(100 * q)}" for q in LOSS_QUANTILES)),
@@ -56,7 +57,7 @@ class Arguments:
     tasks: str = "digits"
     """Distribution, or a TOML file of one, whose validation tasks are played."""
     seeds: int = 8
-    """Of each task; eight of the digits tasks take about a quarter of an hour on two cores."""
+    """Seeds of each task; eight take about a quarter of an hour on two cores with the digits tasks."""
     processes: int = cores()
     """Processes that share the work."""
     out: Path | None = None
@@ -65,7 +66,7 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Without:
-    """A network with some of its inputs, by name, held at values."""
+    """A network with some features held at values."""
 
     network: Network
     held: Mapping[str, float]
@@ -73,37 +74,34 @@ class Without:
     def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
         changed = summaries.copy()
         for name, value in self.held.items():
-            changed[:, SUMMARY.index(name)] = value
+            changed[:, FEATURES.index(name)] = value
         return self.network(changed)
 
 
 class Recorder:
-    """A network that remembers what it saw and chose in the runs of one `play`.
+    """A network that records what it saw and chose in the runs of one `play`.
 
-    Not what it did in members that `play` had no run left for: they show the end of their last when they begin.
+    Members that `play` has no run left for are not recorded: they show the end of their last run when they begin.
     """
 
     def __init__(self, network: Network):
         self._network = network
-        self._left: NDArray[np.bool_] | None = None  # (K,) members without a run
+        self._idle: NDArray[np.bool_] | None = None  # (K,) members without a run
         self.seen: list[NDArray] = []  # (k, D) each, k of K members
         self.chosen: list[NDArray] = []  # (k, R) each
 
     def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
-        ended = begun & (summaries[:, SUMMARY.index("spent")] > -1.0)
-        self._left = ended if self._left is None else self._left | ended
+        ended = begun & (summaries[:, FEATURES.index("spent")] > -1.0)
+        self._idle = ended if self._idle is None else self._idle | ended
         numbers = self._network(summaries)
-        self.seen.append(summaries[~self._left])
-        self.chosen.append(numbers[~self._left])
+        self.seen.append(summaries[~self._idle])
+        self.chosen.append(numbers[~self._idle])
         return numbers
 
 
 def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDArray) -> tuple[Table, Table]:
-    """What each group of inputs is worth, and each input.
-
-    That is the points of validation accuracy that are lost when it is held at its mean, one of `means` (D,).
-    """
-    whole, mean_of = players.play(pairs, network), dict(zip(SUMMARY, means.tolist(), strict=True))
+    """Measure the points of accuracy lost when groups of features, and single ones, are held at `means` (D,)."""
+    whole, mean_of = players.play(pairs, network), dict(zip(FEATURES, means.tolist(), strict=True))
 
     def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
         lost = []
@@ -118,31 +116,31 @@ def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDA
             table.add_row(part, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
         return table
 
-    return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in SUMMARY})
+    return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in FEATURES})
 
 
 def choices(recorders: dict[str, Recorder]) -> bytes:
-    """PNG: each number of the rule over the share of the budget that is spent, a line a group of tasks.
+    """Draw each rule parameter over the share of the budget spent, with a line for each group of tasks, as a PNG.
 
-    Lines are means over runs, bands reach from the lower to the upper quartile.
+    Lines are means over runs. Bands reach from the lower to the upper quartile.
     """
     figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
     panels = figure.subplots(2, 4, sharex=True)
     edges = np.linspace(0.0, 1.0, BINS + 1)
     for colour, (group, recorder) in zip(itertools.cycle(COLOURS), recorders.items(), strict=False):
-        spent = (np.concatenate(recorder.seen)[:, SUMMARY.index("spent")] + 1.0) / 2.0
+        spent = (np.concatenate(recorder.seen)[:, FEATURES.index("spent")] + 1.0) / 2.0
         chosen = np.concatenate(recorder.chosen)
         place = np.clip(np.digitize(spent, edges) - 1, 0, BINS - 1)
-        there = [i for i in range(BINS) if np.any(place == i)]
-        middles = (edges[:-1] + edges[1:])[there] / 2.0
+        filled = [i for i in range(BINS) if np.any(place == i)]
+        middles = (edges[:-1] + edges[1:])[filled] / 2.0
         for r, panel in enumerate(panels.flat):
-            numbers = [_natural(RULE[r], chosen[place == i, r]) for i in there]
+            numbers = [_natural(RULE_PARAMETERS[r], chosen[place == i, r]) for i in filled]
             panel.plot(middles, [x.mean() for x in numbers], color=colour, label=group)
             low, high = np.transpose([np.quantile(x, (0.25, 0.75)) for x in numbers])
             panel.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
     for r, panel in enumerate(panels.flat):
-        panel.set_title({"keep": "share kept", "mixup": "share blended"}.get(RULE[r], RULE[r]))
-        panel.set_ylim(*((0.0, 1.02) if RULE[r] in ("keep", "mixup") else (-1.02, 1.02)))
+        panel.set_title({"keep": "share kept", "mixup": "share blended"}.get(RULE_PARAMETERS[r], RULE_PARAMETERS[r]))
+        panel.set_ylim(*((0.0, 1.02) if RULE_PARAMETERS[r] in ("keep", "mixup") else (-1.02, 1.02)))
     for panel in panels[1]:
         panel.set_xlabel("share of the budget spent")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -150,7 +148,7 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
 
 
 def _natural(name: str, numbers: NDArray) -> NDArray:
-    """Numbers of a rule in the unit that people know."""
+    """Return values of a rule parameter in the unit that people know."""
     if name == "keep":
         return SMALLEST_KEEP ** ((1.0 - numbers) / 2.0)
     return (numbers + 1.0) / 2.0 if name == "mixup" else numbers

@@ -26,11 +26,8 @@ class Task:
     """One training problem.
 
     Args:
-        dataset, root, image_size: the images; see `PruneEnv`, as for all but `lr_factor`.
-        train_size, label_noise, imbalance, duplicates, task_seed, val_rest: how its parts are made.
-        model: the student.
-        lr_factor: multiplies the rate tuned for full training at that budget and label noise.
-        budget: full-epoch equivalents.
+        lr_factor: multiplies the rate tuned for full training at this budget and share of wrong labels.
+        others: as for `PruneEnv`.
     """
 
     dataset: str = "digits"
@@ -47,7 +44,7 @@ class Task:
     image_size: int | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of `PruneEnv`, all but a `root` that is None: images are where the environment has them."""
+        """Return keyword arguments of `PruneEnv`. A `root` of None is left out: an environment may set its own."""
         settings = asdict(self)
         factor = settings.pop("lr_factor")
         if self.root is None:
@@ -58,25 +55,23 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskDistribution:
-    """A grid of tasks, cut once for all into those for training, validation, and held out.
+    """A grid of tasks, cut into disjoint parts: `training`, `validation` and `held_out`.
 
-    What is cut is the grid without its budgets: a task that is held out is so at every budget, and the area under
-    accuracy over log budget can be taken on it. The cut is a fixed permutation of the grid in which the shares of wrong
-    labels and the sizes of images take turns: the three parts are disjoint, and listed by `training`, `validation` and
-    `held_out`.
+    The grid is cut without its budgets, so a held-out task is held out at every budget. The cut is a fixed permutation
+    in which the shares of wrong labels and the sizes of images take turns.
 
     Args:
         values: for each field of `Task`, the values it takes; fields left out have their default.
-        validations: how many tasks, budgets apart, are for choosing a policy.
-        held_outs: how many are for judging it.
+        validations: number of tasks, not counting budgets, for choosing a policy.
+        held_outs: number of tasks, not counting budgets, for judging it.
         seed: of the cut.
-        held_out_values: of the fields in which held-out tasks have other values, in one of them beside the budget none
-            that the others have; without, or with other budgets alone, they are of the same grid, in combinations that
-            the others do not have.
+        held_out_values: other values of fields in held-out tasks. At least one field beside the budget must share no
+            value with the other tasks. If this is empty, or has budgets only, held-out tasks are combinations of
+            `values` that the other parts do not have.
 
     Raises:
-        ValueError: a field that tasks do not have, one without values, a grid too small to be cut, or held-out values
-            that the other tasks have too.
+        ValueError: an unknown field, a field without values, a grid that is too small, or held-out values that other
+            tasks have too.
     """
 
     values: Mapping[str, tuple]
@@ -107,12 +102,12 @@ class TaskDistribution:
 
     @property
     def _apart(self) -> dict[str, tuple]:
-        """Values that make held-out tasks a grid of their own; budgets do not: tasks are cut without them."""
+        """The values that give held-out tasks their own grid. Budgets do not, since the grid is cut without them."""
         return {name: values for name, values in self.held_out_values.items() if name != "budget"}
 
     @property
     def _skipped(self) -> int:
-        """Tasks of the grid that are held out."""
+        """Number of tasks of the first grid that are held out."""
         return 0 if self._apart else self.held_outs
 
     @cached_property
@@ -124,36 +119,36 @@ class TaskDistribution:
         return self._in_order({**self.values, **self.held_out_values}) if self._apart else self._grid
 
     def _in_order(self, values: Mapping[str, tuple]) -> list[Task]:
-        """All tasks with these values, at the first budget only, in the order of the cut."""
+        """List all tasks with these values, at the first budget only, in the order of the cut."""
         names = [name for name in values if name != "budget"]
         tasks = [
             Task(**dict(zip(names, chosen, strict=True)), budget=values.get("budget", (Task().budget,))[0])
             for chosen in itertools.product(*(values[name] for name in names))
         ]
         drawn = [tasks[i] for i in np.random.default_rng(self.seed).permutation(len(tasks))]
-        # by turns, so that every part has its share of each: what is best depends on these two most of all
-        before: Counter[tuple[float, int | None]] = Counter()
+        # the best policy depends most on these two, so every part gets its share of each
+        counts: Counter[tuple[float, int | None]] = Counter()
         turns = []
         for task in drawn:
             kind = task.label_noise, task.image_size
-            turns.append(before[kind])
-            before[kind] += 1
+            turns.append(counts[kind])
+            counts[kind] += 1
         return [drawn[i] for i in np.argsort(turns, kind="stable")]
 
     @classmethod
     def named(cls, name: str) -> TaskDistribution:
-        """A distribution of this project. Raises ValueError, listing the names, if there is none."""
+        """Return a distribution of this project. Raises ValueError, listing the names, if there is none."""
         if name not in DISTRIBUTIONS:
             raise ValueError(f"there are no tasks called {name!r}; there are {', '.join(DISTRIBUTIONS)}")
         return cls(**DISTRIBUTIONS[name])
 
     def draw(self, rng: np.random.Generator) -> Task:
-        """A training task, each equally likely."""
+        """Draw a training task, each equally likely."""
         return self.training[rng.integers(len(self.training))]
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """Those of training and validation."""
+        """Budgets of training and validation tasks."""
         return tuple(self.values.get("budget", (Task().budget,)))
 
     @property
@@ -173,18 +168,27 @@ class TaskDistribution:
         return _at(self._grid[self._skipped + self.validations :], self.budgets)
 
     @cached_property
+    def datasets(self) -> frozenset[str]:
+        """Data sets of all tasks."""
+        return frozenset(task.dataset for task in (*self.training, *self.validation, *self.held_out))
+
+    @cached_property
     def samples(self) -> int:
-        """The most training samples of any task."""
+        """The largest number of training samples of any task."""
         return max(samples for samples, _ in self._extents)
 
     @cached_property
     def classes(self) -> int:
-        """The most classes of any task."""
+        """The largest number of classes of any task."""
         return max(classes for _, classes in self._extents)
+
+    def __reduce__(self):
+        """Pickle the arguments alone: the lists of tasks are long, and made from them anew."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     @cached_property
     def _extents(self) -> list[tuple[int, int]]:
-        """Samples and classes of the largest training part of each data set, in each grid."""
+        """Samples and classes of the largest training part of each data set in each grid."""
         largest: dict[tuple, Task] = {}
         for which, grid in enumerate((self._grid, self._held_out_grid) if self._apart else (self._grid,)):
             for task in grid:
@@ -201,16 +205,15 @@ def _at(tasks: Sequence[Task], budgets: Sequence[float]) -> tuple[Task, ...]:
 
 
 def _extent(task: Task) -> tuple[float, float]:
-    """Grows with the number of training samples, in a grid."""
+    """Return what grows with the number of training samples, within a grid."""
     return task.train_size or math.inf, -task.imbalance
 
 
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
-    # What is hard and clean is another regime than what is hard because its label is wrong, and what is best in one
-    # loses in the other: so some digits have 3 or 4 pixels a side, which no student fits. Budgets below 4 tell little:
-    # accuracies vary by six points with the seed there, twice as much as at 4. Many draws of the training
-    # part: with one, policies learn what suits just those samples. What is held out has draws, students, budgets and a
-    # size of images of its own, and rates that are best for full training.
+    # Shrunken digits (3 or 4 pixels a side) are hard and clean: no student fits them. They are here since the best rule
+    # for hard samples loses where samples are hard because their labels are wrong. Budgets below 4 are left out: there
+    # accuracies vary by six points with the seed. With one draw of the training part (`task_seed`) policies learn what
+    # suits just those samples, hence sixteen. Held-out tasks have other draws, students, budgets and sizes of images.
     "digits": {
         "values": {
             "image_size": (8, 4, 3),
@@ -238,78 +241,87 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
 
 
 class Episodes:
-    """The environment of each episode: of a drawn task, of one that is pinned, or always the same.
+    """Makes the environment of each episode: of a drawn task, of a pinned one, or always the same.
 
     Args:
         settings: keyword arguments of `PruneEnv`.
-        tasks: what episodes draw from; its tasks' settings come before `settings`.
+        tasks: what episodes are drawn from; a task's settings come before `settings`.
+
+    Attributes:
+        env: the environment of this episode.
     """
 
     def __init__(self, settings: Mapping[str, Any], tasks: TaskDistribution | None = None):
         self._settings = dict(settings)
         self._tasks = tasks
-        self._sets = None if tasks is None else _sets(tasks)
-        self._pinned: dict[str, Any] | None = None
+        self._datasets = {self._settings.get("dataset", Task().dataset)} if tasks is None else tasks.datasets
+        self._pinned: Task | dict[str, Any] | None = None
         self._draws = np.random.default_rng()
-        self._current = {} if tasks is None else tasks.training[0].settings()  # until the first reset draws
-        self.env = PruneEnv(**{**self._settings, **self._current})
-        self._made = self._current, self.env  # the last one that was made
+        self._current = {} if tasks is None else tasks.training[0]  # until the first reset draws
+        self.env = self._build(self._current)
+        self._built = self._current, self.env  # the last one that was built
 
     def pin(self, task: Task | Mapping[str, Any] | None) -> None:
-        """Let all episodes from the next on be of `task`, a mapping being settings that it changes; None: none."""
-        self._pinned = self._wanted(task)
+        """Let all following episodes have this task, or the settings that it changes. None lets them be drawn."""
+        self._pinned = self._checked(task)
 
     def environment(self, task: Task | Mapping[str, Any] | None) -> PruneEnv:
-        """That of the next episode if `task` is pinned, to look at; nothing has changed. Raises what it raises."""
-        wanted = self._wanted(task)
-        return self.env if wanted is None else self._make(wanted)
-
-    def _wanted(self, task: Task | Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """Keyword arguments of `PruneEnv`. Raises ValueError for a `Task` of images that episodes are not of."""
-        task = _task(task)
-        if not isinstance(task, Task):
-            return None if task is None else dict(task)
-        sets = self._sets or {self._settings.get("dataset", Task().dataset)}
-        if task.dataset not in sets:
-            raise ValueError(f"task has dataset={task.dataset!r}; episodes here are of {', '.join(sorted(sets))}")
-        return task.settings()
-
-    def _make(self, wanted: dict[str, Any]) -> PruneEnv:
-        """The environment with these settings, once for looking at it and using it."""
-        if wanted == self._current:
-            return self.env
-        if wanted != self._made[0]:
-            self._made = wanted, PruneEnv(**{**self._settings, **wanted})
-        return self._made[1]
+        """Return the environment that pinning `task` would use, without pinning it."""
+        wanted = self._checked(task)
+        return self.env if wanted is None else self._environment(wanted)
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, NDArray], dict[str, Any]]:
-        """Start the next episode; as `PruneEnv.reset`."""
+        """Start the next episode; see `PruneEnv.reset`."""
         if seed is not None:
             self._draws = np.random.default_rng([seed, TASK_STREAM])
         wanted = self._pinned
         if wanted is None:
-            wanted = {} if self._tasks is None else self._tasks.draw(self._draws).settings()
-        if wanted != self._current:
-            env = self._make(wanted)
+            wanted = {} if self._tasks is None else self._tasks.draw(self._draws)
+        env = self._environment(wanted)
+        if env is not self.env:
             env.np_random = self.env.np_random  # seeds follow from the last one, as without tasks
             self.env, self._current = env, wanted
         return self.env.reset(seed=seed)
 
+    def _checked(self, task: Task | Mapping[str, Any] | None) -> Task | dict[str, Any] | None:
+        """Return a task or settings. Raises TypeError for anything else, ValueError for a task of other images."""
+        if not isinstance(task, Task | Mapping | None):
+            raise TypeError(f"task is {task!r}; it must be a Task, or a mapping of settings")
+        if isinstance(task, Mapping) and set(task) == {field.name for field in fields(Task)}:
+            task = Task(**dict(task))  # as asdict() makes it
+        if not isinstance(task, Task):
+            return None if task is None else dict(task)
+        if task.dataset not in self._datasets:
+            sets = ", ".join(sorted(self._datasets))
+            raise ValueError(f"task has dataset={task.dataset!r}; episodes here are of {sets}")
+        return task
+
+    def _environment(self, wanted: Task | dict[str, Any]) -> PruneEnv:
+        """Return the environment of this task: the present one, the one that was looked at, or a new one."""
+        if wanted == self._current:
+            return self.env
+        if wanted != self._built[0]:
+            self._built = wanted, self._build(wanted)
+        return self._built[1]
+
+    def _build(self, wanted: Task | dict[str, Any]) -> PruneEnv:
+        return PruneEnv(**{**self._settings, **(wanted.settings() if isinstance(wanted, Task) else wanted)})
+
 
 class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
-    """A `PruneEnv` whose every episode is of another task; its spaces, too, are those of the episode.
+    """A `PruneEnv` with another task in every episode. Its spaces are those of the episode.
 
-    Policies need spaces that stay as they are: see `wrappers.SummaryEnv`, which makes them of this. What else
-    is asked of it, as `trainer` or `recipe`, is what the episode's `PruneEnv` has.
+    Policies need spaces that stay as they are; `wrappers.SummaryEnv` has such. Other attributes, such as `trainer` or
+    `recipe`, are those of the episode's `PruneEnv`.
 
     Args:
-        tasks: what episodes draw from, with the generator that `reset` seeds; a name, or a distribution. Without,
-            they are of `settings`, but for those whose task `reset` pins.
+        tasks: a distribution, its name or its arguments; episodes draw from it with the generator that `reset` seeds.
+            Without it every episode has `settings`, except where `reset` pins a task.
         render_mode: as for `PruneEnv`.
         settings: keyword arguments of `PruneEnv` that tasks do not set.
 
     Raises:
-        ValueError: a name or a setting that cannot be.
+        ValueError: an unknown name, or a setting that tasks set.
     """
 
     metadata = PruneEnv.metadata
@@ -328,7 +340,7 @@ class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
 
     @property
     def env(self) -> PruneEnv:
-        """That of this episode."""
+        """The environment of this episode."""
         return self._episodes.env
 
     def __getattr__(self, name: str) -> Any:
@@ -345,8 +357,8 @@ class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
         """Start the next episode.
 
         Args:
-            seed: of the run and of the draws of tasks.
-            options: `task`, a `Task` or a mapping of settings, pins what is trained on in this episode.
+            seed: seeds the run and the draws of tasks.
+            options: `task`, a `Task` or a mapping of settings, pins the task of this episode.
 
         Raises:
             ValueError: other options.
@@ -362,11 +374,11 @@ class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
         return observation, info
 
     def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
-        """As `PruneEnv.step`."""
+        """Train once; see `PruneEnv.step`."""
         return self.env.step(action)
 
     def render(self) -> Any:
-        """As `PruneEnv.render`."""
+        """Draw the run; see `PruneEnv.render`."""
         return self.env.render()
 
     def close(self) -> None:
@@ -375,11 +387,11 @@ class TaskEnv(gym.Env[dict[str, NDArray], dict[str, NDArray]]):
 
 
 def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Mapping[str, Any]) -> TaskDistribution:
-    """The distribution of this name or these arguments.
+    """Return the distribution of this name, or with these arguments.
 
     Raises:
-        ValueError: there is none; or `settings` has what tasks set, but for the data set, which an id brings, and
-            which must be among theirs.
+        ValueError: there is none, or `settings` has something that tasks set. It may have the data set, since an id
+            sets it, but the tasks must have it too.
         TypeError: `tasks` is something else.
     """
     if isinstance(tasks, str):
@@ -388,27 +400,11 @@ def distribution(tasks: str | Mapping[str, Any] | TaskDistribution, settings: Ma
         tasks = TaskDistribution(**tasks)
     elif not isinstance(tasks, TaskDistribution):
         raise TypeError(f"tasks is {tasks!r}; it must be a TaskDistribution, or the name of one")
-    theirs = {*(field.name for field in fields(Task)), "lr"} - {"dataset"}
-    both = sorted(set(settings) & theirs)
+    both = sorted(set(settings) & ({*(field.name for field in fields(Task)), "lr"} - {"dataset"}))
     if both:
         raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
-    sets = _sets(tasks)
     wanted = settings.get("dataset", [])
-    for dataset in [wanted] if isinstance(wanted, str) else wanted:  # of each member
-        if dataset not in sets:
-            raise ValueError(f"the tasks are of {', '.join(sorted(sets))}, not of {dataset}")
+    for dataset in [wanted] if isinstance(wanted, str) else wanted:  # one for each member of a vector env
+        if dataset not in tasks.datasets:
+            raise ValueError(f"the tasks are of {', '.join(sorted(tasks.datasets))}, not of {dataset}")
     return tasks
-
-
-def _sets(tasks: TaskDistribution) -> set[str]:
-    """Data sets of its tasks."""
-    return {task.dataset for task in (*tasks.training, *tasks.validation, *tasks.held_out)}
-
-
-def _task(task: Task | Mapping[str, Any] | None) -> Task | Mapping[str, Any] | None:
-    """The same, but a `Task` where all fields of one are given. Raises TypeError for what is no task."""
-    if not isinstance(task, Task | Mapping | None):
-        raise TypeError(f"task is {task!r}; it must be a Task, or a mapping of settings")
-    if isinstance(task, Mapping) and set(task) == {field.name for field in fields(Task)}:
-        return Task(**dict(task))  # what asdict() makes of one
-    return task

@@ -1,7 +1,8 @@
-"""Other faces of the environment: small observations, and actions that are numbers, an agent's index or a mask.
+"""Other faces of the environment: few numbers observed, and actions that are a rule, an agent's index or a mask.
 
-Shells without maths: `encoding` and `selection` do the work. What acts by the observation has to see all of it, so
-the observation is made small last: `SummaryObservation(RuleAction(env))`.
+The maths is in `features`, `rules` and `selection`. An action wrapper acts by the full observation, so the observation
+is made small last: `SummaryObservation(RuleAction(env))`. A single and a vector wrapper share one class that keeps what
+an episode needs, with leading batch axes: `()` for a single run, `(K,)` for K runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from prune_env.env import PruneEnv
-from prune_env.policy import encoding
+from prune_env.policy.features import FEATURES, extract_features, initial_history, update_history
+from prune_env.policy.rules import RULE_PARAMETERS, apply_rule, draw_uniform
 from prune_env.policy.tasks import TaskDistribution, TaskEnv
 from prune_env.policy.vector import PruneVectorEnv
 from prune_env.selection import select
@@ -28,15 +30,58 @@ Observation = dict[str, NDArray]
 Action = dict[str, NDArray[np.float32]]
 Agent = Callable[[Observation, np.random.Generator], Action]
 Options = dict[str, Any] | None
+Bools = NDArray[np.bool_]
 
 RULE_STREAM = 5  # of random numbers, beside the trainer's four, 0 to 3, and the agents' in train/, 4
+YES = np.array(True)  # the mask of a single run
+
+
+class _Features:
+    """The features of runs, and the history that these need."""
+
+    def __init__(self, *batch: int):
+        self._now = self._next = initial_history(*batch)  # (…, P) before this observation, and before the next one
+
+    def see(self, observation: Observation, fresh: Bools, moved: Bools) -> NDArray[np.float32]:
+        """Return features (…, D); runs that are `fresh` (…) have just begun, others have `moved` (…) or stand still."""
+        self._now = np.where(moved[..., None], self._next, self._now)
+        self._now = np.where(fresh[..., None], initial_history(), self._now)
+        self._next = update_history(self._now, observation)
+        return extract_features(observation, self._now)
+
+
+class _Rules:
+    """What the rules of runs act on: the last observation, and draws that follow from each run's seed."""
+
+    def __init__(self, *batch: int):
+        self._batch = batch
+        self._generators: dict[tuple[int, ...], np.random.Generator] = {}
+        self._seen: Observation = {}
+        self._draws = np.empty((0, 2))  # (…, N, 2)
+
+    def see(self, observation: Observation, seeds: NDArray, fresh: Bools, moved: Bools) -> None:
+        """Keep what the next action needs. Draws are made here, so that an action that is refused costs none."""
+        self._seen, label = _copy(observation), observation["label"]
+        if self._draws.shape[:-1] != label.shape:
+            self._draws = np.zeros((*label.shape, 2))
+        for run in np.ndindex(self._batch):
+            if fresh[run]:
+                self._generators[run] = _generator(seeds[run])
+            if moved[run]:
+                self._draws[run] = draw_uniform(self._generators[run], label[run] >= 0)
+
+    def act(self, parameters: ArrayLike) -> Action:
+        """Return the action of parameters (…, R). Raises ResetNeeded before `see`, ValueError for wrong parameters."""
+        _require_reset(self._seen)
+        action = apply_rule(self._seen, np.asarray(parameters), self._draws)
+        return {**action, "score": np.zeros_like(action["weight"])}
 
 
 class SummaryObservation(gym.Wrapper, RecordConstructorArgs):
-    """Observes a run in the D numbers of `encoding.SUMMARY`, (D,) float32 in [-1, 1].
+    """Observes a run in the D numbers of `features.FEATURES`, (D,) float32 in [-1, 1].
 
     Args:
-        env: a PruneEnv, in whatever wrappers that leave its observation alone.
+        env: a PruneEnv, in any wrappers that leave its observation alone.
 
     Raises:
         TypeError: `env` has another observation space.
@@ -46,33 +91,27 @@ class SummaryObservation(gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
         _samples(self, env.observation_space, "label")
-        self.observation_space = _box(encoding.SUMMARY)
-        self._past = encoding.begin()  # (P,), of what was acted on before the next observation
+        self.observation_space = _box(FEATURES)
+        self._features = _Features()
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start the next run, without a past."""
+        """Start the next run, without a history."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._past = encoding.begin()
-        return self._see(observation), info
+        return self._features.see(observation, fresh=YES, moved=YES), info
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Step as the env within does."""
+        """Step the inner env."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._see(observation), float(reward), terminated, truncated, info
-
-    def _see(self, observation: Observation) -> NDArray[np.float32]:
-        summary = encoding.summarize(observation, self._past)
-        self._past = encoding.remember(self._past, observation)
-        return summary
+        return self._features.see(observation, ~YES, moved=YES), float(reward), terminated, truncated, info
 
 
 class RuleAction(gym.Wrapper, RecordConstructorArgs):
-    """Chooses by the R numbers of `encoding.RULE`, (R,) in [-1, 1]; `encoding.decode_rule` says how.
+    """Chooses by the R parameters of `rules.RULE_PARAMETERS`, (R,) in [-1, 1]; see `rules.apply_rule`.
 
-    Its draws follow from the seed of the run: equal seeds and numbers choose alike.
+    Its draws follow from the seed of the run: equal seeds and parameters choose alike.
 
     Args:
-        env: a PruneEnv, in whatever wrappers that leave its spaces alone.
+        env: a PruneEnv, in any wrappers that leave its spaces alone.
 
     Raises:
         TypeError: `env` has other spaces.
@@ -83,16 +122,13 @@ class RuleAction(gym.Wrapper, RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         _samples(self, env.observation_space, "label")
         _samples(self, env.action_space, "weight")
-        self.action_space = _box(encoding.RULE)
-        self._rng: np.random.Generator | None = None
-        self._seen: Observation = {}
-        self._draws = np.empty((0, 2))  # (N, 2)
+        self.action_space = _box(RULE_PARAMETERS)
+        self._rules = _Rules()
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Observation, dict[str, Any]]:
-        """Start the next run, and draws of its own."""
+        """Start the next run, with draws of its own."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self._rng = _generator(info["seed"])
-        self._see(observation)
+        self._rules.see(observation, np.array(info["seed"]), fresh=YES, moved=YES)
         return observation, info
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -100,17 +136,11 @@ class RuleAction(gym.Wrapper, RecordConstructorArgs):
 
         Raises:
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
-            ValueError: the numbers are not R, or not finite; nothing has changed then.
+            ValueError: there are not R finite parameters; nothing has changed then.
         """
-        _require_reset(self._rng)
-        observation, reward, terminated, truncated, info = self.env.step(_decode(self._seen, action, self._draws))
-        self._see(observation)
+        observation, reward, terminated, truncated, info = self.env.step(self._rules.act(action))
+        self._rules.see(observation, np.array(0), fresh=~YES, moved=YES)
         return observation, float(reward), terminated, truncated, info
-
-    def _see(self, observation: Observation) -> None:
-        """Keep what the next step acts on; its draws are made now, so that a refused action costs none."""
-        self._seen = _copy(observation)
-        self._draws = encoding.draw(cast(np.random.Generator, self._rng), observation["label"] >= 0)
 
 
 class AgentChoice(gym.Wrapper, RecordConstructorArgs):
@@ -119,9 +149,9 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
     An agent sees the observations of the steps that it is chosen for, and no others.
 
     Args:
-        env: a PruneEnv, in whatever wrappers that leave its spaces alone.
-        agents: name -> callable `(observation, rng) -> action`. One with `reset()` is reset with the env. They are
-            copied, so that what they remember is of this environment alone; a function is not, nor what it encloses.
+        env: a PruneEnv, in any wrappers that leave its spaces alone.
+        agents: name -> callable `(observation, rng) -> action`. One with `reset()` is reset with the env. Agents are
+            copied, so that other environments do not share their state; functions are not copied.
 
     Raises:
         TypeError: `env` has other spaces, or an agent cannot be called, or not be copied.
@@ -147,7 +177,7 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
         self._seen: Observation = {}
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[Observation, dict[str, Any]]:
-        """Start the next run, and every agent with it."""
+        """Start the next run, and reset every agent."""
         observation, info = self.env.reset(seed=seed, options=options)
         for agent in self._agents:
             if hasattr(agent, "reset"):
@@ -165,7 +195,7 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
             ValueError: there is no agent of that number; nothing has changed then.
         """
-        _require_reset(self._rng)
+        _require_reset(self._seen)
         if not self.action_space.contains(action):
             raise ValueError(f"the action is {action!r}; it must be a whole number from 0 to {len(self.names) - 1}")
         chosen = self._agents[int(action)](self._seen, cast(np.random.Generator, self._rng))
@@ -178,7 +208,7 @@ class MaskAction(gym.Wrapper, RecordConstructorArgs):
     """Keeps the samples of a mask, `MultiBinary(N)`, each with weight 1.
 
     Args:
-        env: a PruneEnv, in whatever wrappers that leave its action alone.
+        env: a PruneEnv, in any wrappers that leave its action alone.
 
     Raises:
         TypeError: `env` has another action space.
@@ -193,7 +223,7 @@ class MaskAction(gym.Wrapper, RecordConstructorArgs):
         """Start the next run, whose task may have another number of samples."""
         seen, info = self.env.reset(seed=seed, options=options)
         space = spaces.MultiBinary(_samples(self, self.env.action_space, "weight"))
-        if space != self.action_space:  # else it goes on with the draws of its seed
+        if space != self.action_space:  # an equal space stays, since it may have been seeded
             self.action_space = space
         return seen, info
 
@@ -213,12 +243,39 @@ class MaskAction(gym.Wrapper, RecordConstructorArgs):
         return observation, float(reward), terminated, truncated, info
 
 
-class VectorSummaryObservation(VectorWrapper):
+class _Vector(VectorWrapper):
+    """Knows which members of a vector env start an episode: by the env's autoreset mode and by reset masks."""
+
+    def __init__(self, env: VectorEnv):
+        super().__init__(env)
+        _samples(self, env.single_observation_space, "label")
+        if env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+            raise ValueError("autoreset_mode is SAME_STEP, whose last observations would stay big; use NEXT_STEP")
+        self._all = np.ones(env.num_envs, np.bool_)
+        self._ended = ~self._all  # (K,) members whose next step only resets them
+
+    def _reset(self, seed: Any, options: Options) -> tuple[Observation, dict[str, Any], Bools]:
+        """Reset the inner env. The mask (K,) says which members were reset."""
+        fresh = np.array((options or {}).get("reset_mask", self._all))  # before Gymnasium takes it out of the options
+        observations, infos = self.env.reset(seed=seed, options=options)
+        self._ended = self._ended & ~fresh
+        return observations, infos, fresh
+
+    def _step(self, actions: Any) -> tuple[tuple[Any, ...], Bools]:
+        """Step the inner env. The mask (K,) says which members were reset by that."""
+        stepped = self.env.step(actions)
+        fresh = self._ended
+        if self.env.metadata.get("autoreset_mode") == AutoresetMode.DISABLED:
+            fresh = ~self._all
+        self._ended = np.logical_or(stepped[2], stepped[3])
+        return stepped, fresh
+
+
+class VectorSummaryObservation(_Vector):
     """`SummaryObservation` of K runs, (K, D) float32.
 
     Args:
-        env: a vector env of PruneEnvs, in whatever wrappers that leave its observation alone; of other autoreset
-            modes than `SAME_STEP`.
+        env: a vector env of PruneEnvs, in any wrappers that leave its observation alone; not of mode `SAME_STEP`.
 
     Raises:
         TypeError: `env` has another observation space.
@@ -227,59 +284,43 @@ class VectorSummaryObservation(VectorWrapper):
 
     def __init__(self, env: VectorEnv):
         super().__init__(env)
-        _samples(self, env.single_observation_space, "label")
-        if env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
-            raise ValueError("autoreset_mode is SAME_STEP, whose last observations would stay big; use NEXT_STEP")
-        self.single_observation_space = _box(encoding.SUMMARY)
+        self.single_observation_space = _box(FEATURES)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
-        self._past = encoding.begin(env.num_envs)  # (K, P), of what was acted on before the present observation
-        self._next = self._past  # (K, P), likewise before the next one
+        self._features = _Features(env.num_envs)
 
     def reset(self, *, seed: Any = None, options: Options = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start the next runs, without a past; where a `reset_mask` spares a member, it keeps its own."""
-        observations, infos = self.env.reset(seed=seed, options=options)
-        return self._see(observations, infos), infos
+        """Start the next runs; members that a `reset_mask` spares keep their history."""
+        observations, infos, fresh = self._reset(seed, options)
+        return self._features.see(observations, fresh, moved=fresh), infos
 
     def step(self, actions: Any) -> tuple[NDArray[np.float32], NDArray, NDArray, NDArray, dict[str, Any]]:
-        """Step as the env within does."""
-        observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        self._past = self._next
-        return self._see(observations, infos), rewards, terminated, truncated, infos
-
-    def _see(self, observations: Observation, infos: dict[str, Any]) -> NDArray[np.float32]:
-        fresh = _were_reset(infos, self.num_envs)
-        self._past = np.where(fresh[:, None], encoding.begin(), self._past)
-        self._next = encoding.remember(self._past, observations)
-        return encoding.summarize(observations, self._past)
+        """Step the inner env."""
+        (observations, *rest), fresh = self._step(actions)
+        return self._features.see(observations, fresh, moved=self._all), *rest  # pyright: ignore[reportReturnType]
 
 
-class VectorRuleAction(VectorWrapper):
+class VectorRuleAction(_Vector):
     """`RuleAction` of K runs, (K, R): each member draws as it would alone.
 
     Args:
-        env: a vector env of PruneEnvs, in whatever wrappers that leave its spaces alone.
+        env: a vector env of PruneEnvs, in any wrappers that leave its spaces alone; not of mode `SAME_STEP`.
 
     Raises:
         TypeError: `env` has other spaces.
+        ValueError: `env` resets in the step that ends an episode.
     """
 
     def __init__(self, env: VectorEnv):
         super().__init__(env)
-        n = _samples(self, env.single_observation_space, "label")
         _samples(self, env.single_action_space, "weight")
-        self.single_action_space = _box(encoding.RULE)
+        self.single_action_space = _box(RULE_PARAMETERS)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
-        self._rngs: dict[int, np.random.Generator] = {}  # of member k
-        self._seen: Observation = {}
-        self._draws = np.zeros((env.num_envs, n, 2))
-        self._ended = np.zeros(env.num_envs, np.bool_)
+        self._rules = _Rules(env.num_envs)
 
     def reset(self, *, seed: Any = None, options: Options = None) -> tuple[Observation, dict[str, Any]]:
-        """Start the next runs, and draws of their own; where a `reset_mask` spares a member, it keeps its draws."""
-        observations, infos = self.env.reset(seed=seed, options=options)
-        fresh = _were_reset(infos, self.num_envs)
-        self._ended &= ~fresh
-        self._see(observations, infos, fresh)
+        """Start the next runs, with draws of their own; members that a `reset_mask` spares keep their draws."""
+        observations, infos, fresh = self._reset(seed, options)
+        self._rules.see(observations, infos["seed"], fresh, moved=fresh)
         return observations, infos
 
     def step(self, actions: ArrayLike) -> tuple[Observation, NDArray, NDArray, NDArray, dict[str, Any]]:
@@ -287,37 +328,26 @@ class VectorRuleAction(VectorWrapper):
 
         Raises:
             gymnasium.error.ResetNeeded: before the first `reset`.
-            ValueError: the numbers are not (K, R), or not finite; nothing has changed then.
+            ValueError: the parameters are not (K, R), or not finite; nothing has changed then.
         """
-        _require_reset(self._rngs)
-        numbers = np.array(actions, np.float64)
-        if numbers.shape == self.action_space.shape:
-            numbers[self._ended] = 0.0  # whose step only resets them, whatever their action
-        chosen = _decode(self._seen, numbers, self._draws)
-        observations, rewards, terminated, truncated, infos = self.env.step(chosen)
-        self._ended = np.logical_or(terminated, truncated) & ~_were_reset(infos, self.num_envs)
-        self._see(observations, infos, np.ones(self.num_envs, np.bool_))
-        return observations, rewards, terminated, truncated, infos
-
-    def _see(self, observations: Observation, infos: dict[str, Any], moved: NDArray[np.bool_]) -> None:
-        """Keep what the next step acts on, and make the draws of the members that moved."""
-        for k in np.flatnonzero(_were_reset(infos, self.num_envs)).tolist():
-            self._rngs[k] = _generator(infos["seed"][k])
-        self._seen = _copy(observations)
-        for k in np.flatnonzero(moved).tolist():
-            self._draws[k] = encoding.draw(self._rngs[k], observations["label"][k] >= 0)
+        parameters = np.array(actions, np.float64)
+        if parameters.shape == self.action_space.shape:
+            parameters[self._ended] = 0.0  # their step only resets them, whatever their action
+        stepped, fresh = self._step(self._rules.act(parameters))
+        self._rules.see(stepped[0], stepped[4].get("seed", np.zeros(self.num_envs)), fresh, moved=self._all)
+        return stepped  # pyright: ignore[reportReturnType]
 
 
 class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """A PruneEnv that is seen in the D numbers of a summary, and acted on by the R of a rule.
+    """A PruneEnv that is observed in D features and acted on by R rule parameters.
 
-    An environment in its own right, whose spaces stay as they are whatever the task. What else is asked of it, as
-    `trainer` or `recipe`, is what `TaskEnv` has.
+    An environment and not a wrapper, since its spaces stay as they are whatever the task. Other attributes, such as
+    `trainer` or `recipe`, are those of `TaskEnv`.
 
     Args:
         tasks: what each episode's task is drawn from, a name or a distribution; see `tasks.TaskEnv`, also
             for `reset(options={"task": ...})`.
-        settings: those of `PruneEnv`.
+        settings: keyword arguments of `PruneEnv`.
     """
 
     metadata = PruneEnv.metadata
@@ -334,16 +364,16 @@ class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return getattr(self._runs, name)
 
     def reset(self, *, seed: int | None = None, options: Options = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """As that of what is within."""
+        """Start the next episode; see `TaskEnv.reset`."""
         super().reset(seed=seed)
         return self._within.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """As `RuleAction.step`."""
+        """Train once on what the rule selects; see `RuleAction.step`."""
         return self._within.step(action)
 
     def render(self) -> Any:
-        """As `PruneEnv.render`."""
+        """Draw the run; see `PruneEnv.render`."""
         return self._within.render()
 
     def close(self) -> None:
@@ -352,11 +382,11 @@ class SummaryEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 
 def vector_summary(num_envs: int = 1, **settings: Any) -> VectorEnv:
-    """`SummaryEnv` of K runs.
+    """Return `SummaryEnv` of K runs.
 
     Args:
         num_envs: K.
-        settings: those of `PruneVectorEnv`.
+        settings: keyword arguments of `PruneVectorEnv`.
     """
     return VectorSummaryObservation(VectorRuleAction(PruneVectorEnv(num_envs, **settings)))
 
@@ -366,7 +396,7 @@ def _box(names: tuple[str, ...]) -> spaces.Box:
 
 
 def _samples(wrapper: object, space: spaces.Space, entry: str) -> int:
-    """The number of samples N, of a space of PruneEnv's that has this (N,) entry."""
+    """Return the number of samples N of a space of PruneEnv's, which has this (N,) entry."""
     if not isinstance(space, spaces.Dict) or entry not in space.spaces:
         raise TypeError(
             f"{type(wrapper).__name__} needs an env with PruneEnv's own spaces, where a Dict holds {entry!r}; got "
@@ -376,33 +406,22 @@ def _samples(wrapper: object, space: spaces.Space, entry: str) -> int:
 
 
 def _own(name: str, agent: Agent) -> Agent:
-    """A copy of one of `agents`."""
+    """Return a copy of one of `agents`."""
     try:
         return deepcopy(agent)
     except Exception as error:  # whatever its parts raise
         raise TypeError(f"agents[{name!r}] is {agent!r}, which cannot be copied: {error}") from error
 
 
-def _generator(run_seed: int) -> np.random.Generator:
+def _generator(run_seed: Any) -> np.random.Generator:
     return np.random.default_rng([int(run_seed), RULE_STREAM])
 
 
-def _require_reset(started: object) -> None:
-    if not started:
+def _require_reset(seen: object) -> None:
+    if not seen:
         raise gym.error.ResetNeeded("no run was started: call reset()")
 
 
-def _were_reset(infos: dict[str, Any], members: int) -> NDArray[np.bool_]:
-    """(K,): whose run starts with what was just returned. Only `reset` tells a seed, also within a step."""
-    return np.asarray(infos.get("_seed", np.zeros(members)), np.bool_)
-
-
 def _copy(observation: Observation) -> Observation:
-    """A copy: the caller owns what is returned, and may write to it."""
+    """Return a copy: the caller owns what is returned, and may write to it."""
     return {name: values.copy() for name, values in observation.items()}
-
-
-def _decode(seen: Observation, numbers: ArrayLike, draws: NDArray[np.float64]) -> Action:
-    """The whole action of a rule, which scores nothing."""
-    action = encoding.decode_rule(seen, np.asarray(numbers), draws)
-    return {**action, "score": np.zeros_like(action["weight"])}

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from agents import AGENTS, make, spec_with_keep
 from agents.learned import Learned, Network
 from prune_env import selection
-from prune_env.policy.encoding import RULE, SUMMARY
 
 VARIANTS = [
     *AGENTS,
@@ -112,7 +111,7 @@ def slow_ranks(values: list[float]) -> list[float]:
 def untrained(tmp_path_factory):
     """A policy that is not the shipped one: nothing here depends on what was learned."""
     path, rng = tmp_path_factory.mktemp("policies") / "untrained.safetensors", np.random.default_rng(0)
-    weight, bias = rng.normal(0, 0.1, (len(RULE), len(SUMMARY))), rng.uniform(-1, 1, len(RULE))
+    weight, bias = rng.normal(0, 0.1, (len(RULE_PARAMETERS), len(FEATURES))), rng.uniform(-1, 1, len(RULE_PARAMETERS))
     Network([(weight, bias)], "tanh", "tanh", {}).save(path)
     defaults: dict[str, Any] = Learned.__init__.__kwdefaults__  # pyright: ignore[reportAssignmentType]
     with pytest.MonkeyPatch.context() as patch:

@@ -28,7 +28,7 @@ from prune_env import PruneEnv, sampling, select, selection, stats, trainer
 from prune_env.budget import Ledger
 from prune_env.data import Data
 from prune_env.env import observations
-from prune_env.policy import encoding
+from prune_env.policy import features, rules
 from prune_env.policy.vector import PruneVectorEnv
 from prune_env.selection import Selection
 from prune_env.stats import Stats
@@ -677,13 +677,13 @@ def test_among_equals_nobody_is_below_the_mean(spec):
 def test_encodings_of_whatever_lies_within_the_bounds(n):
     rng = np.random.default_rng(n)
     for kind, visits in itertools.product(KINDS, VISITS):
-        past = encoding.begin()
+        past = features.initial_history()
         for spent in (0.0, 1e-45, 0.5, 1.0):
             observation = observe(kind, visits, n, spent)
             with np.errstate(over="raise", divide="raise", invalid="raise"):
-                summary, past = encoding.summarize(observation, past), encoding.remember(past, observation)
-                numbers = rng.choice([-1.0, -1e-45, 0.0, 0.3, 1.0], len(encoding.RULE))
-                action = encoding.decode_rule(observation, numbers, rng.choice([0.0, 0.5, 1 - 2**-53], (n, 2)))
+                summary, past = features.extract_features(observation, past), features.update_history(past, observation)
+                numbers = rng.choice([-1.0, -1e-45, 0.0, 0.3, 1.0], len(rules.RULE_PARAMETERS))
+                action = rules.apply_rule(observation, numbers, rng.choice([0.0, 0.5, 1 - 2**-53], (n, 2)))
             assert np.abs(summary).max() <= 1.0  # false for a NaN
             assert np.isfinite(past).all()
             selection.check(action, n)
@@ -769,4 +769,4 @@ def test_a_class_that_wrong_labels_leave_empty_does_no_harm(agent):
         observation, reward, terminated, _, info = env.step(act(observation, rng))
         assert env.observation_space.contains(observation)
         assert (math.isfinite(reward), info["nonfinite"]) == (True, 0)
-        assert np.isfinite(encoding.summarize(observation)).all()
+        assert np.isfinite(features.extract_features(observation)).all()

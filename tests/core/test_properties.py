@@ -21,8 +21,8 @@ from scipy.stats import rankdata
 from prune_env import PruneEnv, sampling, select, selection, stats
 from prune_env.budget import Ledger
 from prune_env.env import observations
-from prune_env.policy import encoding
-from prune_env.policy.encoding import RULE, SUMMARY, begin, decode_rule, remember, summarize
+from prune_env.policy.features import FEATURES, extract_features, initial_history, update_history
+from prune_env.policy.rules import RULE_PARAMETERS, apply_rule
 from prune_env.policy.vector import PruneVectorEnv
 from prune_env.selection import Selection
 from prune_env.stats import BOUNDS, COLUMNS, Stats
@@ -181,7 +181,7 @@ def test_only_what_is_kept_is_blended(seed, n, share, q):
 @given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=30))
 @few(60)
 def test_ranks_are_those_of_scipy(values):
-    found = encoding.ranks(np.array(values, np.float32))
+    found = sampling.ranks(np.array(values, np.float32))
     np.testing.assert_allclose(found, (rankdata(values) - 0.5) / len(values), rtol=1e-12)
     assert found.mean() == pytest.approx(0.5)
 
@@ -430,13 +430,13 @@ def runs(draw, sizes: st.SearchStrategy[int]) -> tuple[Obs, Obs]:
 
 
 def summary(before: Obs, after: Obs) -> np.ndarray:
-    found = summarize(after, remember(begin(), before))
-    assert found.shape == (len(SUMMARY),)
+    found = extract_features(after, update_history(initial_history(), before))
+    assert found.shape == (len(FEATURES),)
     assert np.abs(found).max() <= 1.0  # false for a NaN
     return found
 
 
-INTERPOLATED = np.array([name.startswith(("loss_q", "loss_c", "volatility", "age")) for name in SUMMARY])
+INTERPOLATED = np.array([name.startswith(("loss_q", "loss_c", "volatility", "age")) for name in FEATURES])
 
 
 @given(run=runs(st.integers(1, 40)), seed=SEEDS)
@@ -462,7 +462,11 @@ def test_a_summary_does_not_hang_on_the_number_of_samples(run, times, seed):
     np.testing.assert_allclose(many[~INTERPOLATED], one[~INTERPOLATED], atol=5e-6)
 
 
-NUMBERS = st.lists(st.floats(-1, 1) | st.sampled_from([-1.0, 0.0, 1.0, 1e-300]), min_size=len(RULE), max_size=len(RULE))
+NUMBERS = st.lists(
+    st.floats(-1, 1) | st.sampled_from([-1.0, 0.0, 1.0, 1e-300]),
+    min_size=len(RULE_PARAMETERS),
+    max_size=len(RULE_PARAMETERS),
+)
 
 
 @given(run=runs(st.integers(1, 40)), numbers=NUMBERS, seed=SEEDS)
@@ -471,7 +475,7 @@ def test_a_rule_keeps_its_size_and_its_weights_are_valid(run, numbers, seed):
     obs, n = run[1], len(run[1]["label"])
     rng = np.random.default_rng(seed)
     draws = np.where(rng.random((n, 2)) < 0.2, rng.choice([0.0, 1 - 2**-53], (n, 2)), rng.random((n, 2)))
-    action = decode_rule(obs, np.array(numbers), draws)
+    action = apply_rule(obs, np.array(numbers), draws)
     selection.check(action, n)
     kept = action["weight"] > 0
     share = 0.1 ** ((1 - numbers[0]) / 2)
@@ -481,9 +485,9 @@ def test_a_rule_keeps_its_size_and_its_weights_are_valid(run, numbers, seed):
     assert action["weight"][kept].min() >= np.float32(1 / 3)
     assert action["weight"][kept].max() <= 3.0
     assert not action["mixup"][~kept | (obs["visits"] == 0)].any()
-    if numbers[RULE.index("mixup")] == -1.0:
+    if numbers[RULE_PARAMETERS.index("mixup")] == -1.0:
         assert not action["mixup"].any()
-    if numbers[RULE.index("weighting")] == 0.0:
+    if numbers[RULE_PARAMETERS.index("weighting")] == 0.0:
         assert set(action["weight"][kept]) == {1.0}
 
 
@@ -494,14 +498,14 @@ def test_a_rule_goes_by_samples_and_by_the_order_of_their_statistics(run, number
     obs, rng = run[1], np.random.default_rng(seed)
     n, rule = len(run[1]["label"]), np.array(numbers)
     draws = rng.random((n, 2))
-    plain = decode_rule(obs, rule, draws)
+    plain = apply_rule(obs, rule, draws)
     order = rng.permutation(n)
-    shuffled = decode_rule(changed(obs, order), rule, draws[order])
+    shuffled = apply_rule(changed(obs, order), rule, draws[order])
     stretched = dict(obs)
     for name in ("loss_mean", "loss_var", "age"):
         _, place = np.unique(obs[name], return_inverse=True)
         stretched[name] = np.cumsum(rng.uniform(0.1, 1.0, n))[place].astype(np.float32)
-    other = decode_rule({**stretched, "loss": 0 * obs["loss"], "margin": 0 * obs["margin"]}, rule, draws)
+    other = apply_rule({**stretched, "loss": 0 * obs["loss"], "margin": 0 * obs["margin"]}, rule, draws)
     for name, values in plain.items():
         np.testing.assert_allclose(shuffled[name], values[order], rtol=1e-6, err_msg=name)
         np.testing.assert_array_equal(other[name], values, err_msg=name)
@@ -509,7 +513,7 @@ def test_a_rule_goes_by_samples_and_by_the_order_of_their_statistics(run, number
 
 @given(
     numbers=NUMBERS,
-    at=st.sets(st.integers(0, len(RULE) - 1), min_size=1),
+    at=st.sets(st.integers(0, len(RULE_PARAMETERS) - 1), min_size=1),
     value=st.sampled_from([np.nan, np.inf, -np.inf]),
 )
 @few(40)
@@ -517,5 +521,5 @@ def test_a_rule_of_numbers_that_are_none_is_refused(numbers, at, value):
     obs: Obs = {name: np.zeros(3, np.float32) for name in COLUMNS} | {"label": np.arange(3)}
     rule = np.array(numbers)
     rule[list(at)] = value
-    with pytest.raises(ValueError, match=f"{len(RULE)} finite numbers"):
-        decode_rule(obs, rule, np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=f"{len(RULE_PARAMETERS)} finite numbers"):
+        apply_rule(obs, rule, np.zeros((3, 2)))

@@ -55,7 +55,8 @@ from stable_baselines3 import PPO
 
 from prune_env import PruneEnv, io, select
 from prune_env.data.task import Variant
-from prune_env.policy.encoding import RULE, SUMMARY
+from prune_env.policy.features import FEATURES
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.students import models, recipes
 from tests.helpers import trees
 
@@ -244,7 +245,7 @@ def learning() -> list[Numbers]:
 
 def _learned(model: PPO) -> Numbers:
     parameters = _vector(model.policy)
-    asked: Any = np.linspace(-1, 1, len(SUMMARY), dtype=np.float32)
+    asked: Any = np.linspace(-1, 1, len(FEATURES), dtype=np.float32)
     answers, _ = model.predict(asked, deterministic=True)
     episodes = list(model.ep_info_buffer or [])
     return {
@@ -257,7 +258,7 @@ def _learned(model: PPO) -> Numbers:
         "reward": float(np.mean([one["r"] for one in episodes] or [0.0])),
         "val_rows": 260,
         "budget": SMALL["budget"],
-        **{f"learned_{name}": float(answer) for name, answer in zip(RULE, answers, strict=True)},
+        **{f"learned_{name}": float(answer) for name, answer in zip(RULE_PARAMETERS, answers, strict=True)},
     }
 
 
@@ -269,7 +270,7 @@ def _vector(module: torch.nn.Module) -> torch.Tensor:
 def _draw(rng: np.random.Generator, seen: Any) -> Any:
     """An action that depends on nothing that was seen: weights, mixup and scoring; or numbers of a rule."""
     if not isinstance(seen, Mapping):
-        return rng.uniform(-1, 1, len(RULE)).astype(np.float32)
+        return rng.uniform(-1, 1, len(RULE_PARAMETERS)).astype(np.float32)
     n = np.shape(seen["loss"])[-1]
     weight = rng.uniform(0.5, 2.0, n) * (rng.random(n) < 0.6)
     return select(weight, 0.3 * (rng.random(n) < 0.2), rng.random(n) < 0.15)

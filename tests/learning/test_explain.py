@@ -16,16 +16,16 @@ from rich.table import Table
 
 from agents.learned import Network
 from prune_env.policy import tasks as distributions
-from prune_env.policy.encoding import RULE, SUMMARY, decode_rule, keep_number
+from prune_env.policy.features import FEATURES
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from train import explain
 from train.analysis.statistics import mean_interval
-from train.bench import scale as bench_scale
 from train.explain import GROUPS, Recorder, Without, choices, inputs
 from train.learning.rollouts import Pair, draw_pairs, play
 
-D, R = len(SUMMARY), len(RULE)
+D, R = len(FEATURES), len(RULE_PARAMETERS)
 TINY = {
     "values": {
         "train_size": (60,),
@@ -46,7 +46,7 @@ VARIED = TaskDistribution(
 
 
 class Players:
-    """`practice.Players` in this process; notes whose tasks were played."""
+    """`rollouts.Players` in this process; notes whose tasks were played."""
 
     played: list[Pair]
 
@@ -71,7 +71,7 @@ def network(seed: int = 0, only: str | None = None, size: float = 0.6) -> Networ
     rng = np.random.default_rng(seed)
     first, bias = rng.normal(0, size, (6, D)).astype(np.float32), rng.normal(0, size, 6).astype(np.float32)
     if only is not None:
-        first[:, np.arange(D) != SUMMARY.index(only)] = 0.0
+        first[:, np.arange(D) != FEATURES.index(only)] = 0.0
     last = rng.normal(0, size, (R, 6)).astype(np.float32), rng.normal(0, 0.3, R).astype(np.float32)
     return Network([(first, bias), last], "tanh", "clip", {"made": "for a test"})
 
@@ -86,20 +86,22 @@ def rows(table: Table) -> dict[str, str]:
 
 def test_every_input_is_in_one_group():
     grouped = [name for names in GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted(SUMMARY)
+    assert sorted(grouped) == sorted(FEATURES)
 
 
 def test_without_holds_what_it_is_told():
     policy, rng = network(), np.random.default_rng(1)
     summaries = rng.uniform(-1, 1, (5, D)).astype(np.float32)
     before, begun = summaries.copy(), np.zeros(5, np.bool_)
-    for place, name in enumerate(SUMMARY):
+    for place, name in enumerate(FEATURES):
         held = summaries.copy()
         held[:, place] = 0.25
         np.testing.assert_array_equal(Without(policy, {name: 0.25})(summaries, begun), policy(held))
     held = summaries.copy()
     held[:, [2, 7]] = 0.25, -0.5
-    np.testing.assert_array_equal(Without(policy, {SUMMARY[2]: 0.25, SUMMARY[7]: -0.5})(summaries, begun), policy(held))
+    np.testing.assert_array_equal(
+        Without(policy, {FEATURES[2]: 0.25, FEATURES[7]: -0.5})(summaries, begun), policy(held)
+    )
     np.testing.assert_array_equal(summaries, before)
 
 
@@ -124,11 +126,11 @@ def test_inputs_are_worth_what_is_lost_without_them():
     policy = network()
     judges = Judges(policy, summaries)
     tables = inputs(policy, pairs, judges, means)  # pyright: ignore[reportArgumentType]
-    for table, parts in zip(tables, (GROUPS, {name: (name,) for name in SUMMARY}), strict=True):
+    for table, parts in zip(tables, (GROUPS, {name: (name,) for name in FEATURES}), strict=True):
         assert "7 runs" in str(table.title)
         expected: dict[str, NDArray] = {}
         for part, names in parts.items():
-            held, places = summaries.copy(), [SUMMARY.index(name) for name in names]
+            held, places = summaries.copy(), [FEATURES.index(name) for name in names]
             held[:, places] = means[places]
             expected[part] = 100 * judges.lost(policy(held))
         assert list(rows(table)) == sorted(parts, key=lambda part: -expected[part].mean())
@@ -185,7 +187,7 @@ def recorded(spent: list[float], chosen: NDArray) -> Recorder:
     """As if these numbers (T, R) had been chosen at these shares of the budget."""
     recorder = Recorder(network())
     seen = np.zeros((len(spent), D))
-    seen[:, SUMMARY.index("spent")] = 2.0 * np.array(spent) - 1.0
+    seen[:, FEATURES.index("spent")] = 2.0 * np.array(spent) - 1.0
     half = len(spent) // 2
     recorder.seen, recorder.chosen = [seen[:half], seen[half:]], [chosen[:half], chosen[half:]]
     return recorder
@@ -217,9 +219,9 @@ def test_choices_draws_every_number_of_the_rule(monkeypatch):
         low_edge, high_edge = panel.get_ylim()
         for line, band, chosen in zip(panel.lines, panel.collections, groups.values(), strict=True):
             numbers = chosen[:, r]
-            if RULE[r] == "keep":  # 10 % at -1, everything at 1, even on a log scale
+            if RULE_PARAMETERS[r] == "keep":  # 10 % at -1, everything at 1, even on a log scale
                 numbers = 10.0 ** ((numbers - 1.0) / 2.0)
-            elif RULE[r] == "mixup":
+            elif RULE_PARAMETERS[r] == "mixup":
                 numbers = (1.0 + numbers) / 2.0
             bins = [numbers[:4], numbers[4:7], numbers[7:]]  # of 0 to 10 %, 50 to 60 %, 90 to 100 %
             np.testing.assert_allclose(np.array(line.get_xdata()), [0.05, 0.55, 0.95])
@@ -228,25 +230,6 @@ def test_choices_draws_every_number_of_the_rule(monkeypatch):
             heights = {round(float(y), 6) for y in np.array(band.get_paths()[0].vertices)[:, 1]}
             assert heights == quartiles
             assert low_edge <= min(numbers) <= max(numbers) <= high_edge
-
-
-def test_natural_units_are_those_of_the_rule():
-    shares = np.array([0.1, 0.25, 0.5, 0.9, 1.0])
-    numbers = np.array([keep_number(share) for share in shares])
-    np.testing.assert_allclose(explain._natural("keep", numbers), shares)
-    for name in RULE[1:-1]:
-        np.testing.assert_array_equal(explain._natural(name, numbers), numbers)
-
-    rng = np.random.default_rng(0)
-    seen = bench_scale.observation(4000, rng)
-    seen["visits"] = np.ones(4000, np.float32)
-    for x in (-1.0, -0.3, 0.4, 1.0):
-        rule = np.full(R, x)
-        action = decode_rule(seen, rule, rng.random((4000, 2)))
-        kept = action["weight"] > 0
-        assert kept.mean() == pytest.approx(explain._natural("keep", rule[:1])[0], abs=1 / 4000)
-        blended = np.mean(action["mixup"][kept] > 0)
-        assert blended == pytest.approx(explain._natural("mixup", rule[:1])[0], abs=5 * 0.5 / kept.sum() ** 0.5)
 
 
 # ---------------------------------------------------------------- the program
@@ -272,7 +255,7 @@ def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
     assert told == printed
     assert "2 runs" in told
     found = re.findall(r"│ (\w[\w, ]*\w) +│ +[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] │", told)
-    assert sorted(found) == sorted([*GROUPS, *SUMMARY])
+    assert sorted(found) == sorted([*GROUPS, *FEATURES])
     with Image.open(policy.parent / "choices.png") as image:
         assert (image.format, image.size) == ("PNG", (1320, 600))
 

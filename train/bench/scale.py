@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import agents
-from prune_env.policy import encoding
+from prune_env.policy import features, rules
 from prune_env.selection import Selection, check
 from prune_env.stats import BOUNDS, Stats
 from train.bench.peers import Published
@@ -94,8 +94,8 @@ def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> list[
         "infobatch's decision": (True, lambda: agent(seen, rng)),
         "check of an action": (True, lambda: check(action, n)),
         "order of the batches": (True, lambda: Selection.from_action(action, rng)),
-        "summary in 43 numbers": (False, lambda: encoding.summarize(seen)),
-        "rule of eight numbers": (False, lambda: encoding.decode_rule(seen, tilted, rng.random((n, 2)))),
+        "summary in 43 numbers": (False, lambda: features.extract_features(seen)),
+        "rule of eight numbers": (False, lambda: rules.apply_rule(seen, tilted, rng.random((n, 2)))),
     }
     parts = []
     for name, (epoch, work) in works.items():

@@ -1,4 +1,4 @@
-"""Episodes for learning: pairs of task and seed, judged by the accuracy that others reach on the same."""
+"""Episodes for learning: pairs of task and seed, judged by the accuracy of a baseline on the same pair."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from prune_env.policy.encoding import RULE
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import Task, TaskDistribution
 from prune_env.policy.wrappers import vector_summary
 from train.execution import process, toml
 
 Pair = tuple[Task, int]  # what is trained on, and the seed of the run
-# Numbers (K, R) from summaries (K, D) and which runs (K,) have just begun
+# Rule parameters (K, R) from features (K, D) and which runs (K,) have just begun
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
 
-FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE])
+FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE_PARAMETERS])
 
 
 def distribution(name: str) -> TaskDistribution:
-    """The one of this name, or that whose arguments a TOML file of this path has.
+    """Return the distribution of this name, or with the arguments in the TOML file of this path.
 
     Raises:
-        ValueError: there is none, or the file is not one of such arguments.
+        ValueError: there is none, or the file has other arguments.
         OSError: the file cannot be read.
     """
     if not name.endswith(".toml"):
@@ -39,27 +39,27 @@ def distribution(name: str) -> TaskDistribution:
 
 
 def draw_pairs(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Pair]:
-    """`count` pairs of a task, each equally likely, and a seed."""
+    """Draw `count` pairs of a task, each equally likely, and a seed."""
     return [(tasks[int(rng.integers(len(tasks)))], int(rng.integers(2**31))) for _ in range(count)]
 
 
 def make_env(members: int, tasks: TaskDistribution) -> VectorEnv:
-    """Runs of tasks that are seen in summaries and steered by rules."""
+    """Return a vector environment with features as observations and rule parameters as actions."""
     return vector_summary(members, dataset=tasks.training[0].dataset, tasks=tasks)
 
 
 def play(
     pairs: Sequence[Pair], policy: Policy | NDArray, tasks: TaskDistribution, width: int = 64
 ) -> NDArray[np.float64]:
-    """Final validation accuracy (P,) of a run of each pair.
+    """Return the final validation accuracy (P,) of a run of each pair.
 
     Args:
         pairs: P of them.
-        policy: chooses the rules, told which members have just begun; or fixed rules, (R,) for all or (P, R).
-        tasks: where the pairs are from.
-        width: how many run at a time.
+        policy: a policy, or the parameters of fixed rules, (R,) for all pairs or (P, R).
+        tasks: the distribution of the pairs.
+        width: how many runs go on at a time.
     """
-    rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
+    rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
     # the longest first: members without a pair left go on with an old one until the last is through
     waiting = sorted(range(len(pairs)), key=lambda i: pairs[i][0].budget)
     env = _kept_env(min(width, len(pairs)), tasks)
@@ -68,9 +68,9 @@ def play(
     begun = np.ones(env.num_envs, np.bool_)
     seen, _ = assign(env, begun, [pairs[i] for i in at])
     while np.isnan(accuracy).any():
-        numbers = policy(seen, begun) if callable(policy) else rules[at]  # pyright: ignore[reportOptionalSubscript]
-        seen, _, done, _, infos = env.step(numbers)
-        begun = done  # a step later for members that are left to reset themselves: nobody looks at these
+        parameters = policy(seen, begun) if callable(policy) else rules[at]  # pyright: ignore[reportOptionalSubscript]
+        seen, _, done, _, infos = env.step(parameters)
+        begun = done  # members without a pair left begin a step later, and nobody looks at them
         again = np.zeros(env.num_envs, np.bool_)
         for k in np.flatnonzero(done):
             if np.isnan(accuracy[at[k]]):
@@ -83,7 +83,7 @@ def play(
 
 
 def _kept_env(members: int, tasks: TaskDistribution) -> VectorEnv:
-    """That of the last play with as many members if its tasks were these: making one takes as long as some episodes."""
+    """Return the environment of the last `play` if it suits: making one takes as long as some episodes."""
     if _kept[:2] != [members, tasks]:
         _kept[:] = members, tasks, make_env(members, tasks)
     return _kept[2]
@@ -93,51 +93,60 @@ _kept: list[Any] = [0, None, None]
 
 
 def assign(env: VectorEnv, mask: NDArray[np.bool_], pairs: Sequence[Pair]) -> tuple[NDArray, dict[str, Any]]:
-    """Reset the members of the mask (K,) to their pairs, of K."""
+    """Reset the members of the mask (K,) to their pairs, out of K pairs."""
     seeds, options = [seed for _, seed in pairs], {"task": [task for task, _ in pairs], "reset_mask": mask}
     return env.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]  (a list of seeds is allowed)
 
 
 class Players:
-    """`play` in several processes; deterministic, whatever their number."""
+    """`play` in several processes. Results do not depend on their number."""
 
     def __init__(self, tasks: TaskDistribution, processes: int):
-        self._tasks, self._count = tasks, processes
-        self._pool = ProcessPoolExecutor(processes, mp_context=process.CONTEXT, initializer=process.start)
+        self._count = processes
+        self._pool = ProcessPoolExecutor(processes, process.CONTEXT, _start, (tasks,))
 
     def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
-        """As `play`."""
+        """Return what `play` does."""
         parts = [range(i, len(pairs), self._count) for i in range(min(self._count, len(pairs)))]
-        rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE)))
-        played = self._play(
-            [([pairs[i] for i in part], policy if rules is None else rules[part], self._tasks) for part in parts]
-        )
+        rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
+        played = self._play([([pairs[i] for i in part], policy if rules is None else rules[part]) for part in parts])
         accuracy = np.empty(len(pairs))
         for part, result in zip(parts, played, strict=True):
             accuracy[part] = result
         return accuracy
 
     def _play(self, parts: list[tuple[Any, ...]]) -> list[NDArray[np.float64]]:
-        """What `play` returns for the arguments of each part."""
-        futures = [self._pool.submit(play, *part) for part in parts]
+        """Play each part, given by pairs and policy."""
+        futures = [self._pool.submit(_play, *part) for part in parts]
         return [future.result() for future in futures]
 
     def close(self) -> None:
         self._pool.shutdown()
 
 
-class Practice(VectorWrapper):
-    """Episodes of pairs drawn from a pool; an episode's only reward comes at its end, in points over a baseline.
+_own_tasks: list[TaskDistribution] = []  # of a process of `Players`, which gets them once
 
-    What others reach on the same task and seed is the baseline that leaves the least noise: what is left differs by
-    the policy's choices.
+
+def _start(tasks: TaskDistribution) -> None:
+    process.start()
+    _own_tasks.append(tasks)
+
+
+def _play(pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
+    return play(pairs, policy, _own_tasks[0])
+
+
+class Rollouts(VectorWrapper):
+    """Episodes of pairs drawn from a pool. An episode's only reward comes at its end, in points over a baseline.
+
+    The baseline is measured on the same task and seed, which removes most of the variance between episodes.
 
     Args:
         env: from `make_env`.
-        pairs: the pool.
-        baseline: (P,) accuracy to compare with on each, from `play`.
+        pairs: the pool of P pairs.
+        baseline: (P,) accuracy to compare with on each pair, from `play`.
         rng: draws the pairs.
-        clip: bound of the reward, in points: one wreck must not outweigh all other episodes.
+        clip: bound of the reward in points, so that one failed run does not outweigh all others.
     """
 
     def __init__(
@@ -153,7 +162,7 @@ class Practice(VectorWrapper):
         self._at = np.zeros(env.num_envs, np.int64)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray, dict[str, Any]]:
-        """Reset all, or those of `options["reset_mask"]`, to pairs drawn anew; `seed` seeds the draws."""
+        """Reset all members, or those of `options["reset_mask"]`, to new pairs; `seed` seeds the draws."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
@@ -161,7 +170,7 @@ class Practice(VectorWrapper):
         return assign(self.env, mask, [self._pairs[i] for i in self._at])
 
     def step(self, actions: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray, dict[str, Any]]:
-        """Step as the env within does, but for the reward (K,)."""
+        """Step the inner env; the reward (K,) is this wrapper's."""
         seen, _, terminated, truncated, infos = self.env.step(np.clip(actions, -1.0, 1.0))
         points = np.zeros(self.num_envs)
         done = np.flatnonzero(terminated)

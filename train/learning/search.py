@@ -1,4 +1,4 @@
-"""The best fixed rule, by the cross-entropy method: a yardstick for policies, and where their training starts."""
+"""The best fixed rule, by the cross-entropy method: the start of a policy, and a baseline for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from prune_env.policy.encoding import RULE
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from train.learning.rollouts import FULL, Players, draw_pairs
 
@@ -22,20 +22,23 @@ SMALLEST_SPREAD = 0.08
 def fixed_rule(
     players: Players, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[int], bool]
 ) -> tuple[NDArray[np.float64], int]:
-    """The rule (R,) with the highest mean validation accuracy over training tasks, and the episodes that it took.
+    """Search the rule (R,) with the highest mean validation accuracy over training tasks.
 
     All candidates of a generation are tried on the same tasks and seeds, new ones in each generation.
 
     Args:
-        players: what plays the episodes.
+        players: plays the episodes.
         tasks: only the training part is drawn from.
-        rng: of candidates and tasks.
-        go_on: asked before each generation but the first, with the number of those before.
+        rng: draws candidates and tasks.
+        go_on: asked before each generation but the first, with the number of generations so far.
+
+    Returns:
+        The rule, and the number of episodes that it took.
     """
-    mean, spread = 0.5 * FULL, np.full(len(RULE), SPREAD)
+    mean, spread = 0.5 * FULL, np.full(len(RULE_PARAMETERS), SPREAD)
     episodes = 0
     while episodes == 0 or go_on(episodes // (CANDIDATES * PAIRS)):
-        rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE))), -1.0, 1.0)
+        rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE_PARAMETERS))), -1.0, 1.0)
         pairs = draw_pairs(tasks.training, PAIRS, rng)
         accuracy = players.play(pairs * CANDIDATES, np.repeat(rules, PAIRS, axis=0)).reshape(CANDIDATES, PAIRS)
         episodes += accuracy.size

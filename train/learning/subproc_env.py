@@ -1,4 +1,7 @@
-"""A Stable-Baselines3 environment whose members live in several processes."""
+"""A Stable-Baselines3 environment whose members live in several processes, many in each.
+
+SB3's own `SubprocVecEnv` has one member a process, and these members train in batches.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Died(RuntimeError):
 
 
 class Pipe(Protocol):
-    """The end of a connection to a process, as that of multiprocessing."""
+    """Our end of a connection to a process."""
 
     def send(self, obj: Any, /) -> None: ...
 
@@ -29,13 +32,11 @@ class Pipe(Protocol):
     def close(self) -> None: ...
 
 
-class Shards(VecEnv):
-    """Several vector environments of one kind as one, each in a process of its own and stepped at the same time.
-
-    Results do not depend on timing: members keep their places. What is raised in a process is raised here.
+class ProcessVecEnv(VecEnv):
+    """Several vector environments as one, each in its own process. Exceptions in a process are raised here.
 
     Args:
-        makers: what builds each; has to travel to its process.
+        makers: build each environment; they have to be pickled.
 
     Attributes:
         episodes: how many have ended.
@@ -54,7 +55,7 @@ class Shards(VecEnv):
         super().__init__(sum(sizes), observations[0], actions[0])
 
     def _start(self, make: Callable[[], VecEnv]) -> Pipe:
-        """Let a process serve what this builds."""
+        """Start a process that serves the environment."""
         ours, theirs = CONTEXT.Pipe()
         process = CONTEXT.Process(target=_serve, args=(theirs, make), daemon=True)
         process.start()
@@ -78,7 +79,7 @@ class Shards(VecEnv):
         return answer
 
     def reset(self) -> VecEnvObs:
-        """Start an episode in every member; each shard's members with the seeds that `seed` gave them."""
+        """Start an episode in every member, with the seeds that `seed` gave."""
         for pipe, seed in zip(self._pipes, np.split(np.array(self._seeds, object), self._ends), strict=True):
             self._send(pipe, "reset", seed[0])
         self._reset_seeds()
@@ -100,7 +101,7 @@ class Shards(VecEnv):
             process.join()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """None for every member: the render mode, which is all that Stable-Baselines3 asks for."""
+        """Return None for every member: SB3 asks for the render mode alone."""
         return [None for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
@@ -113,14 +114,14 @@ class Shards(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
 
-class Shard:
-    """One of the vector environments, where it lives."""
+class Server:
+    """One of the vector environments, in its process."""
 
     def __init__(self, make: Callable[[], VecEnv]):
         self._make = make
 
     def answer(self, command: str, argument: Any) -> Any:
-        """To `build`: number of members and their spaces; to `reset` and `step` what these return."""
+        """Return size and spaces for `build`, and for `reset` and `step` what these return."""
         if command == "build":
             self._env = self._make()
             return self._env.num_envs, self._env.observation_space, self._env.action_space
@@ -133,11 +134,11 @@ class Shard:
 
 def _serve(pipe: Connection, make: Callable[[], VecEnv]) -> None:
     start()
-    shard = Shard(make)
+    server = Server(make)
     message: tuple[str, Any] = "build", None
     try:
         while True:
-            pipe.send(shard.answer(*message))
+            pipe.send(server.answer(*message))
             message = pipe.recv()
     except (EOFError, ConnectionError):  # nobody listens any more
         return

@@ -1,0 +1,211 @@
+"""Features of a training run: the same ~45 numbers for any number of samples and classes, and any scale of losses.
+
+Pure functions. Every array may have leading batch axes (…), one run each. Runs of unlike size are padded with samples
+of label -1; a sample is `valid` if its label is 0 or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prune_env.sampling import ranks
+
+Observation = Mapping[str, NDArray]
+Floats = NDArray[np.floating]
+
+HISTORY = ("spent", "val_accuracy", "train_accuracy", "visits")  # the first three are running means
+LOSS_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.97)
+FEATURES = (
+    "spent",
+    "log_budget",
+    "log_classes",
+    "balance",  # entropy of the labels' shares, relative to that of equal ones
+    "val_accuracy",
+    "train_accuracy",
+    "gap",  # train minus validation accuracy
+    "val_slope",
+    "train_slope",
+    "loss",  # mean running loss against log C
+    *(f"loss_q{round(100 * q)}" for q in LOSS_QUANTILES),  # against the mean
+    *(f"loss_c{round(100 * q)}" for q in LOSS_QUANTILES),  # against log C
+    "loss_top_tenth",  # share of all loss that the largest tenth carries
+    "loss_spread_of_classes",
+    "right",
+    "never_seen",
+    "never_right",
+    "forgotten",
+    "ever_forgotten",
+    "surely_wrong",  # margin below -0.5
+    "surely_right",  # margin above 0.5
+    "confidence",
+    "entropy",
+    "el2n",
+    "volatility_q50",
+    "volatility_q90",
+    "age_q50",
+    "age_q90",
+    "visits_gini",
+    "last_kept",
+    "last_mixed",
+    "last_loss_rank",  # of what was measured in the last step, by the running loss
+    "last_right",  # shares right: of what was measured in the last step, minus of what was seen before; else 0
+)
+
+
+def initial_history(*batch: int) -> NDArray[np.float32]:
+    """Return the history (*batch, P) of runs that have just begun."""
+    return np.full((*batch, len(HISTORY)), -1.0, np.float32)
+
+
+def update_history(history: Floats, obs: Observation) -> NDArray[np.float32]:
+    """Return the history (…, P) that the features of the next observation need, once `obs` has been acted on."""
+    valid = obs["label"] >= 0
+    now = np.stack([*(_scalar(obs, name) for name in HISTORY[:3]), masked_mean(obs["visits"], valid)], axis=-1)
+    new = np.where(history[..., :1] < 0.0, now, 0.5 * (history + now))
+    new[..., 3] = now[..., 3]
+    return new.astype(np.float32)
+
+
+def extract_features(obs: Observation, history: Floats | None = None) -> NDArray[np.float32]:
+    """Describe runs in D numbers that do not depend on N, C or the scale of losses.
+
+    Args:
+        obs: statistics (…, N), labels (…, N) with -1 for padding, scalars (…, 1).
+        history: (…, P) from `update_history`; None counts as just begun.
+
+    Returns:
+        (…, D) float32 within [-1, 1], named by FEATURES.
+    """
+    label = obs["label"]
+    valid = label >= 0  # (…, N)
+    history = initial_history(*label.shape[:-1]) if history is None else np.asarray(history)
+    spent, val, train = (_scalar(obs, name) for name in HISTORY[:3])
+    elapsed = np.where(history[..., 0] < 0.0, 0.0, spent - history[..., 0])
+
+    def slope(now: Floats, before: Floats) -> Floats:
+        """Change of an accuracy over the share of the budget that has elapsed."""
+        return np.tanh(np.where(elapsed > 0.0, now - before, 0.0) / np.maximum(elapsed, 1e-6))
+
+    counts = _class_sums(label, np.ones(label.shape))  # (…, C)
+    classes = np.maximum((counts > 0).sum(axis=-1), 2)
+    log_c = np.log(classes)
+    share = counts / counts.sum(axis=-1, keepdims=True)
+    balance = -(share * np.log(np.maximum(share, 1e-12))).sum(axis=-1) / log_c
+
+    loss = obs["loss_mean"]
+    mean = np.maximum(masked_mean(loss, valid), 1e-6)
+    ordered = _sorted(loss, valid)
+    quantiles = _quantiles(ordered, valid, LOSS_QUANTILES)  # (…, 6)
+    n = valid.sum(axis=-1)
+    position = np.arange(label.shape[-1])
+    tenth = (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
+    finite = np.where(np.isfinite(ordered), ordered, 0.0)
+    total = finite.sum(axis=-1, dtype=np.float64)
+    top = (finite * tenth).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
+    by_class = _class_sums(label, loss) / np.maximum(counts, 1.0)
+    spread = np.sqrt(masked_mean((by_class - masked_mean(by_class, counts > 0)[..., None]) ** 2, counts > 0)) / mean
+
+    seen = valid & (obs["visits"] > 0)
+    right, forgets, margin = obs["correct"] > 0, obs["forgets"], obs["margin"]
+    volatility = np.sqrt(obs["loss_var"]) / np.maximum(loss, 1e-6)
+    visits = masked_mean(obs["visits"], valid)
+    just = seen & (obs["age"] == 0.0)  # measured in the last step; what was mixed is not
+    others = seen & ~just
+    kept = np.where(history[..., 0] < 0.0, 0.0, np.clip(visits - history[..., 3], 0.0, 1.0))
+    mixed = np.where(kept > 0.0, 1.0 - masked_mean(just, valid) / np.maximum(kept, 1e-6), 0.0)
+
+    def over_chance(accuracy: Floats) -> Floats:
+        """Map the accuracy of guessing to -1 and full accuracy to 1."""
+        return 2.0 * (accuracy * classes - 1.0) / (classes - 1.0) - 1.0
+
+    def mean_of(values: NDArray) -> Floats:
+        """Map the mean of values in [0, 1] over the samples to [-1, 1]."""
+        return 2.0 * masked_mean(values, valid) - 1.0
+
+    columns = [
+        2.0 * spent - 1.0,
+        np.log10(np.maximum(_scalar(obs, "budget"), 1e-6)) - 1.0,
+        np.log10(classes) - 1.0,
+        2.0 * balance - 1.0,
+        over_chance(val),
+        over_chance(train),
+        train - val,
+        slope(val, history[..., 1]),
+        slope(train, history[..., 2]),
+        _squash(mean / log_c),
+        *np.moveaxis(_squash(quantiles / mean[..., None]), -1, 0),
+        *np.moveaxis(_squash(quantiles / log_c[..., None]), -1, 0),
+        2.0 * top - 1.0,
+        _squash(spread),
+        mean_of(right),
+        mean_of(~seen),
+        mean_of(seen & ~right & (forgets == 0)),
+        mean_of(seen & ~right & (forgets > 0)),
+        mean_of(forgets > 0),
+        mean_of(margin < -0.5),
+        mean_of(margin > 0.5),
+        mean_of(obs["confidence"]),
+        mean_of(obs["entropy"]),
+        np.sqrt(2.0) * masked_mean(obs["el2n"], valid) - 1.0,
+        *np.moveaxis(_squash(_quantiles(_sorted(volatility, valid), valid, (0.5, 0.9))), -1, 0),
+        *np.moveaxis(_squash(_quantiles(_sorted(obs["age"], valid), valid, (0.5, 0.9))), -1, 0),
+        2.0 * _gini(obs["visits"], valid) - 1.0,
+        2.0 * kept - 1.0,
+        2.0 * mixed - 1.0,
+        np.where(just.any(axis=-1), 2.0 * masked_mean(ranks(loss, valid), just) - 1.0, 0.0),
+        np.where(just.any(axis=-1) & others.any(axis=-1), masked_mean(right, just) - masked_mean(right, others), 0.0),
+    ]
+    return np.clip(np.stack(columns, axis=-1), -1.0, 1.0).astype(np.float32)
+
+
+def _scalar(obs: Observation, name: str) -> Floats:
+    return np.asarray(obs[name], np.float64)[..., 0]
+
+
+def masked_mean(values: NDArray, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the mean over the last axis where the mask is set; 0 where it is nowhere set."""
+    total = np.where(mask, values, 0).sum(axis=-1, dtype=np.float64)
+    return total / np.maximum(mask.sum(axis=-1), 1)
+
+
+def _sorted(values: Floats, valid: NDArray[np.bool_]) -> Floats:
+    """Sort the last axis in rising order, with infinity for samples that are not valid."""
+    return np.sort(np.where(valid, values, np.float32(np.inf)), axis=-1)
+
+
+def _quantiles(ordered: Floats, valid: NDArray[np.bool_], shares: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return quantiles (…, Q) of `_sorted` values, interpolated linearly."""
+    at = np.maximum(valid.sum(axis=-1, keepdims=True) - 1, 0) * np.array(shares)
+    low = np.floor(at).astype(np.int64)
+    below = np.take_along_axis(ordered, low, axis=-1).astype(np.float64)
+    above = np.take_along_axis(ordered, np.ceil(at).astype(np.int64), axis=-1)
+    return below + (at - low) * (above - below)
+
+
+def _class_sums(label: NDArray[np.integer], values: Floats) -> NDArray[np.float64]:
+    """Sum `values` (…, N) by label, to (…, C)."""
+    classes = int(label.max(initial=1)) + 1
+    runs = label.reshape(-1, label.shape[-1])
+    flat = (runs + 1) + (classes + 1) * np.arange(len(runs))[:, None]  # bin 0 of a run: not valid
+    sums = np.bincount(flat.ravel(), np.asarray(values, np.float64).ravel(), len(runs) * (classes + 1))
+    return sums.astype(np.float64).reshape(*label.shape[:-1], classes + 1)[..., 1:]
+
+
+def _gini(values: Floats, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the Gini coefficient over the last axis, 0 for equal values."""
+    ordered = np.sort(np.where(valid, values, 0.0), axis=-1)  # samples that are not valid come first and weigh nothing
+    n = valid.sum(axis=-1)
+    rank = np.arange(1, values.shape[-1] + 1) - (values.shape[-1] - n)[..., None]
+    total = ordered.sum(axis=-1, dtype=np.float64)
+    gini = 2.0 * (rank * ordered).sum(axis=-1, dtype=np.float64) / np.maximum(n * total, 1e-12) - (n + 1) / np.maximum(
+        n, 1
+    )
+    return np.where(total > 0, gini, 0.0)
+
+
+def _squash(ratio: Floats) -> Floats:
+    """Map [0, ∞) to [-1, 1), and 1 to 0."""
+    return 1.0 - 2.0 / (1.0 + np.minimum(ratio, 1e6))
