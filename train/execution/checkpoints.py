@@ -37,7 +37,10 @@ class Checkpoint:
 
     def load(self) -> Any:
         """Return the state that was saved last; None if there is none, or, with a warning, if it cannot be read."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not self.path.parent.exists():
+            return None
+        io.sweep(self.path.parent)  # what a kill has left half written; nobody else is at this run
+        if not self.path.exists():
             return None
         try:
             with torch.serialization.safe_globals(_NUMPY):
