@@ -56,8 +56,8 @@ def find(name: str, split: str, root: str | Path | None, download: bool, image_s
 def read(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
     """Return the decoded samples of a split. Arguments and errors as for `find`.
 
-    Training splits are read once a process, and shared: a folder that changes is noticed by new processes. The process keeps the
-    splits that it used last, up to KEPT bytes of memory. Image files are decoded into a memory-mapped file of the
+    Training splits are read once a process, and shared: a folder that changes is noticed by the next process. It keeps
+    the splits that it used last, up to KEPT bytes of memory. Image files are decoded into a memory-mapped file of the
     cache, which takes none.
     """
     key = _key(name, split, root, image_size)
