@@ -24,7 +24,6 @@ import torch
 import tyro
 from gymnasium import spaces
 from numpy.typing import NDArray
-from prune_env.data.residence import cores
 from rich.console import Console
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -35,6 +34,7 @@ from torch import nn
 
 from agents.learned import Network
 from prune_env import PruneEnv, io
+from prune_env.machine import cores
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from train.execution import provenance
@@ -281,7 +281,7 @@ class Learning:
         if points > best:
             zipped = BytesIO()
             model.save(zipped)
-            io.replace(self._folder / "model.zip", zipped.getvalue())
+            io.write_atomic(self._folder / "model.zip", zipped.getvalue())
             network_of(model, self._card(accuracy, progress)).save(self._folder / "policy.safetensors")
         self._save()
         logger.record("validation/points_over_full", points)
@@ -308,9 +308,9 @@ class Learning:
         }
         written = BytesIO()
         torch.save(state, written)
-        io.replace(self._folder / "checkpoint.pt", written.getvalue())
+        io.write_atomic(self._folder / "checkpoint.pt", written.getvalue())
         lines = "".join(json.dumps(line) + "\n" for line in self._evaluations)
-        io.replace(self._folder / "evaluations.jsonl", lines.encode())
+        io.write_atomic(self._folder / "evaluations.jsonl", lines.encode())
 
     def _load(self) -> bool:
         """Go on from the checkpoint, if there is one. Raises Another if its run is another one."""

@@ -56,7 +56,7 @@ def find(name: str, split: str, root: str | Path | None, download: bool, image_s
 def read(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
     """Return the decoded samples of a split. Arguments and errors as for `find`.
 
-    Training splits are read once a process, and shared; a new process notices that a folder changed. The process keeps
+    Training splits are read once a process, and shared: a folder that changes is noticed by the next process. It keeps
     the splits that it used last, up to KEPT bytes of memory. Image files are decoded into a memory-mapped file of the
     cache, which takes none.
     """

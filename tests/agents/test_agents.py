@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from agents import AGENTS, make, spec_with_keep
 from agents.learned import Learned, Network
 from prune_env import selection
+from prune_env.policy.features import FEATURES
+from prune_env.policy.rules import RULE_PARAMETERS
 
 VARIANTS = [
     *AGENTS,

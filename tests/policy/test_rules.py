@@ -13,7 +13,7 @@ from agents.difficulty import Middle
 from prune_env import selection
 from prune_env.policy import rules
 from prune_env.policy.rules import RULE_PARAMETERS, apply_rule, keep_parameter
-from prune_env.sampling import how_many
+from prune_env.sampling import n_keep
 from tests.helpers.observations import Obs, change, f32, first_step, hostile, observe, pad, stack
 
 
@@ -166,7 +166,7 @@ def test_the_size_is_exactly_that_of_agents(keep, n, randomness):
     keep = round(keep, 2)
     parameters = rule(keep=float(np.float32(keep_parameter(keep))), loss=0.5, randomness=randomness)
     for draws in (uniforms(0, n), None):
-        assert kept(apply_rule(observe(0, n=n), parameters, draws)).sum() == how_many(keep, n)
+        assert kept(apply_rule(observe(0, n=n), parameters, draws)).sum() == n_keep(keep, n)
 
 
 @pytest.mark.parametrize("numbers", [{"loss": 1.0}, {"loss": -1.0, "age": 1.0, "volatility": 0.5}, {"middle": 1.0}, {}])
