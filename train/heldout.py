@@ -25,11 +25,11 @@ from rich.text import Text
 
 from prune_env import io
 from prune_env.policy.tasks import Task
-from train.analysis import records as results
 from train.analysis import statistics, summary
 from train.analysis import table as tables
 from train.analysis.records import Record
 from train.analysis.text import spread
+from train.execution import results
 from train.execution.plan import TASK
 from train.learning.rollouts import distribution
 
@@ -125,7 +125,7 @@ class Compare:
         if not self.folders:
             raise ValueError("compare needs at least one folder of results")
         for folder in self.folders:
-            found, damaged = results.read_lines(folder / "results.jsonl")
+            found, damaged = results.read(folder / "results.jsonl")
             if not found and not damaged:
                 raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
             if damaged:

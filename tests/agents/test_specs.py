@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import agents
-from agents import AGENTS, files, make, parse, spec_with_keep
+from agents import AGENTS, make, own_files, parse, spec_with_keep
 from agents.learned import SHIPPED
 from agents.switches import SameAmounts, Switched
 
@@ -104,7 +104,7 @@ def test_a_path_may_have_any_sign_in_it(path, switches, around):
     assert parsed.switches == {k: float(v) for k, _, v in (s.partition("=") for s in switches.split("+")[1:])}
     inner = parse(parsed.within[0]) if around else parsed
     assert (inner.name, inner.options, inner.within) == ("learned", {"path": path}, ())
-    assert files(spec) == [Path(path)]
+    assert own_files(spec) == [Path(path)]
     assert spec_with_keep(spec, 0.3) == spec
 
 
@@ -186,8 +186,8 @@ def test_spec_with_keep(mine, spec, expected):
 
 
 def test_the_files_of_a_users_own(mine):
-    assert [files(spec) for spec in ("ucb", "same_amounts:random+mixup=0.5", "learned")] == [[], [], []]
-    assert files("learned:p.zip,agents=full/mine:MyAgent/learned:q.zip") == [Path("p.zip"), mine, Path("q.zip")]
+    assert [own_files(spec) for spec in ("ucb", "same_amounts:random+mixup=0.5", "learned")] == [[], [], []]
+    assert own_files("learned:p.zip,agents=full/mine:MyAgent/learned:q.zip") == [Path("p.zip"), mine, Path("q.zip")]
     assert [agents.is_ours(spec) for spec in ("ucb", "same_amounts:mine:function")] == [True, False]
 
 

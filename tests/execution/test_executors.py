@@ -13,20 +13,17 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.helpers import processes
 from tests.helpers.processes import alive
-from tests.learning.test_practice import poles
 from train import sweep
 from train.execution import checkpoints, executors, results
 from train.execution.executors import Executor, Where, local
 from train.execution.results import Record
 from train.execution.run import DIED, Failure, Run, Terms, play
-from train.learning.subproc_env import Died
 
 ROOT = Path(__file__).parents[2]
 until = partial(processes.until, seconds=300)  # a cluster takes long to start on a machine that is busy
@@ -347,29 +344,3 @@ def test_futures_are_given_as_they_end_at_most_so_many_at_a_time():
     assert sorted(found) == [1, 2, 3, 9]
     assert found[0] == 1
     assert (executor.most, executor.closed) == (2, True)
-
-
-@pytest.mark.slow
-def test_learning_collects_in_actors_what_it_collects_in_processes(address: str):
-    import ray
-
-    from train.execution.executors import ray as ray_executor
-    from train.execution.executors import ray_learn
-
-    rng = np.random.default_rng(0)
-    with ray_executor.connected(address, 2):
-        actors, whole = ray_learn.Shards([partial(poles, 2), partial(poles, 1)]), poles(3)
-        with closing(actors):
-            actors.seed(5)
-            whole.seed(5)
-            np.testing.assert_array_equal(actors.reset(), whole.reset())
-            for _ in range(40):
-                actions = rng.integers(2, size=3)
-                for ours, theirs in zip(actors.step(actions)[:3], whole.step(actions)[:3], strict=True):
-                    np.testing.assert_array_equal(ours, theirs, strict=True)
-            with pytest.raises(AssertionError, match="9"):
-                actors.step(np.array([0, 1, 9]))
-            actor = cast(Any, actors._pipes[0])._actor
-            os.kill(ray.get(actor.__ray_call__.remote(lambda self: os.getpid())), signal.SIGKILL)
-            with pytest.raises(Died, match="died"):
-                actors.step(np.array([0, 0, 0]))

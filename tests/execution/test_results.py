@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.processes import full_disk
-from train.execution import provenance, results
+from train.execution import results
 from train.execution.results import key_of
 
 CONFIGURATION = {
@@ -106,12 +106,3 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path):
         (tmp_path / "cells.json").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"cells.json is damaged.*run the same command again"):
             results.read_plan(tmp_path, {})
-
-
-def test_records_of_several_commits_are_told_in_one_line():
-    one, two = {"commit": 40 * "a", "dirty": False}, {"commit": 40 * "b", "dirty": False}
-    assert provenance.mixed([]) == provenance.mixed([record(0, **one), record(1, **one)]) == ""
-    told = provenance.mixed([record(0, **one), record(1, **two), record(2, **one)])
-    assert told == "These runs are of different code: 2 of aaaaaaa, 1 of bbbbbbb; --fresh runs all of them anew."
-    changed = provenance.mixed([record(0, **one), record(1, **{**one, "dirty": True})])
-    assert "1 of aaaaaaa, 1 of aaaaaaa with changed files" in changed

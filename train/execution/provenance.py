@@ -6,11 +6,9 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy
@@ -20,19 +18,6 @@ import prune_env
 from prune_env import ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def mixed(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return a line that names the commits of runs which stem from more than one, or from changed files; else "".
-
-    Args:
-        records: of the runs that stand in one table.
-    """
-    found = Counter((str(r["provenance"].get("commit"))[:7], bool(r["provenance"].get("dirty"))) for r in records)
-    if len(found) < 2:
-        return ""
-    told = [f"{count} of {commit}{' with changed files' if dirty else ''}" for (commit, dirty), count in found.items()]
-    return f"These runs are of different code: {', '.join(told)}; --fresh runs all of them anew."
 
 
 def files_digest(paths: Iterable[Path]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+import lzma
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from prune_env.students.recipes import Recipe
 
 Record = dict[str, Any]
 OF_MACHINE = ("root", "images", "device")  # settings of an environment on which no result depends
+OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open}
 SEAL = "prune_env record 1 sha256"  # the last entry of lines that were written before 2026-11-29
 
 
@@ -47,56 +49,39 @@ def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -
 
 
 def read(path: Path) -> tuple[dict[str, Record], int]:
-    """Return the records in a file by their keys, the later of two with one key, and how many lines are no records.
+    """Return the records in a file by their keys, and how many lines are no records.
 
-    A kill can tear the last line; nobody gets to see it. A file that is not there has no records.
+    The file may be compressed, as PATH.xz or PATH.gz. Of two records with one key the later counts. A kill can tear the
+    last line. A file that is not there has no records.
     """
     records: dict[str, Record] = {}
     unreadable = 0
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            record = json.loads(line) if line else None
-        except ValueError:  # torn, or not UTF-8
-            record = {}
-        if record is None:
+    for ending, opener in OPENERS.items():
+        at = path.with_name(path.name + ending)
+        if not at.exists():
             continue
-        if not isinstance(record, dict) or "key" not in record:
-            unreadable += 1
-            continue
-        record.pop(SEAL, None)
-        if "configuration" in record:  # of a run that ended; its key may be of an older kind
-            test = record["provenance"]["data"]["test"]
-            record["key"] = key_of(record["configuration"], record["agent"], record["seed"], test)
-        records[record["key"]] = record
+        with opener(at, "rb") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                    record.pop(SEAL, None)
+                    if "configuration" in record:  # of a run that ended; its key may be of an older kind
+                        test = record["provenance"]["data"]["test"]
+                        record["key"] = key_of(record["configuration"], record["agent"], record["seed"], test)
+                    records[record["key"]] = record
+                except (ValueError, KeyError, TypeError, AttributeError):  # torn, or something else
+                    unreadable += 1
     return records, unreadable
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
     """Put these records in place of the file. Errors as for `append`."""
-    io.write_atomic(path, b"".join(map(_line, records)))
+    io.write_atomic(path, b"".join(map(io.line, records)))
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one line, on the disk when this returns; if it cannot be written, the file is as before.
-
-    Raises:
-        ValueError: a number that JSON does not know (NaN, infinity).
-        OSError: the disk is full, or the file must not be written.
-    """
-    line = _line(record)
-    with open(path, "ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            while line:  # a disk that is nearly full takes a part
-                line = line[file.write(line) :]
-            os.fsync(file.fileno())
-        except OSError:
-            file.truncate(before)
-            raise
-
-
-def _line(record: Record) -> bytes:
-    return json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    """Add one line; see `io.append_line`."""
+    io.append_line(path, record)
 
 
 def write_plan(folder: Path, keys: Iterable[str], source: str) -> None:
@@ -118,11 +103,3 @@ def read_plan(folder: Path, records: Mapping[str, Record]) -> tuple[list[str], s
         return plan["keys"], plan["file"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error}; run the same command again") from error
-
-
-def grouped(records: Sequence[Record]) -> dict[float, dict[str, list[Record]]]:
-    """Records by budget, ascending, then by agent in the order of appearance."""
-    groups: dict[float, dict[str, list[Record]]] = {}
-    for record in sorted(records, key=lambda record: record["budget"]):
-        groups.setdefault(record["budget"], {}).setdefault(record["agent"], []).append(record)
-    return groups
