@@ -80,11 +80,12 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     ## Compute
     One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
-    `info` has counted work only: `spent` is this step's and `total_spent` the run's, in full-epoch equivalents;
-    `trained`, `mixed` and `scored` are samples, `kept` and `coverage` (ever trained on) shares of N. `nonfinite` is how
-    many rows had logits that were not finite, of those trained on, scored and validated in this step: such a row is
-    never measured and never right, and a single one is divergence. That of `reset` has the run's `seed`. Seconds are
-    in `env.unwrapped.trainer.ledger.seconds`.
+    `info` has counted work only, in numpy scalars, and the same entries after `reset` (0 where nothing happened yet)
+    and `step`. `spent` is this step's and `total_spent` the run's compute, in full-epoch equivalents. `trained`, `mixed`
+    and `scored` are numbers of samples. `kept` (trained on in this step) and `coverage` (ever trained on) are shares of
+    N. `nonfinite` is how many rows had logits that were not finite, of those trained on, scored and validated in this
+    step: such a row is never measured and never right, and a single one is divergence. `step` counts the steps of the
+    run, and `seed` is the run's. Seconds are in `env.unwrapped.trainer.ledger.seconds`.
 
     ## Arguments
     `None` stands for the value that suits the data set and model. Plain Python values survive `EnvSpec.to_json`.
@@ -184,7 +185,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.trainer: Trainer | None = None
         self.history = render.History()
         self._finished = False
-        self._kept = 0.0  # share of N that the step in progress selects
+        self._before = np.empty((2, 0), np.float32)  # `loss_mean` and `visits` as last seen, to render what follows
 
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
@@ -218,16 +219,21 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.history = render.History()
         self._finished = False
         self.history.record(0.0, self.trainer.val_accuracy)
-        return self._observe(), {"val_accuracy": self.trainer.val_accuracy, "seed": run_seed}
+        observation = self._observe()
+        return observation, self._info(self.trainer.nothing_yet(), observation)
 
     def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
         """Train once on what `action` selects.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
-            TypeError, ValueError: the action is not valid, see `selection.check`; nothing has changed then.
+            TypeError, ValueError: the action is not valid, see `selection.check`.
+
+        Whatever it raises, also an OSError of images that cannot be read, nothing has changed then.
         """
-        return self.conclude(self.running.run_epoch(self.choose(action)))
+        trainer = self.running
+        chosen = trainer.select(selection.check(action, len(self.train_data)))
+        return self.outcome(trainer.train_epoch(chosen))
 
     @property
     def running(self) -> Trainer:
@@ -240,29 +246,30 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             raise gym.error.ResetNeeded("the budget of this run is spent, or none was started: call reset()")
         return self.trainer
 
-    def choose(self, action: dict[str, NDArray]) -> selection.Selection:
-        """The first half of a step: what `action` selects. Raises as `step` does."""
+    def outcome(self, result: EpochResult) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
+        """What `step` returns of an epoch's result."""
         trainer = self.running
-        chosen = selection.check(action, len(self.train_data))
-        if self.render_mode is not None:
-            self.history.choose(trainer.stats.observe(0.0)["loss_mean"], chosen["weight"])
-        self._kept = float(np.mean(chosen["weight"] > 0))
-        return trainer.select(chosen)
-
-    def conclude(self, result: EpochResult) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
-        """The second half of a step: what `step` returns of an epoch's result."""
-        trainer = self.running
-        self._finished = result.finished
-        if self.render_mode is not None:
-            self.history.record(trainer.ledger.spent, result.val_accuracy)
+        before = self._before
         observation = self._observe()
+        if self.render_mode is not None:
+            self.history.choose(before[0], observation["visits"] > before[1])
+            self.history.record(trainer.ledger.spent, result.val_accuracy)
         reward = result.gained / self.budget - self.price * result.spent
-        info = asdict(result) | {
-            "kept": self._kept,
+        info = self._info(result, observation)
+        self._finished = result.finished
+        return observation, reward, result.finished, False, info
+
+    def _info(self, result: EpochResult, observation: dict[str, NDArray]) -> dict[str, np.generic]:
+        """The same names after `reset` and `step`, as numpy scalars, which tools can stack."""
+        trainer = self.running
+        values = asdict(result) | {
+            "kept": result.trained / len(self.train_data),
             "coverage": float(np.mean(observation["visits"] > 0)),
             "total_spent": trainer.ledger.spent,
+            "step": trainer.step,
+            "seed": trainer.seed,
         }
-        return observation, reward, result.finished, False, info
+        return {name: np.asarray(value)[()] for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The run as it stands, for `load_state_dict`: plain values, arrays and tensors, which `prune_env.plain` packs.
@@ -305,7 +312,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     def _observe(self) -> dict[str, NDArray]:
         assert self.trainer is not None
-        return {**self.trainer.observe(), "label": self._labels.copy()}
+        observation = self.trainer.observe()
+        if self.render_mode is not None:
+            self._before = np.stack([observation["loss_mean"], observation["visits"]])
+        return {**observation, "label": self._labels.copy()}
 
     def render(self) -> NDArray[np.uint8] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The run so far: (H, W, 3) uint8 for `rgb_array`, text for `ansi`.

@@ -393,8 +393,9 @@ def _require_reset(started: object) -> None:
 
 
 def _were_reset(infos: dict[str, Any], members: int) -> NDArray[np.bool_]:
-    """(K,): whose run starts with what was just returned. Only `reset` tells a seed, also within a step."""
-    return np.asarray(infos.get("_seed", np.zeros(members)), np.bool_)
+    """(K,): whose run starts with what was just returned."""
+    told = np.asarray(infos.get("_step", np.zeros(members)), np.bool_)
+    return told & (np.asarray(infos.get("step", np.ones(members))) == 0)
 
 
 def _copy(observation: Observation) -> Observation:

@@ -113,14 +113,15 @@ def play(run: Run, env: gym.Env, player: Player | None = None, keeper: Keeper | 
         start = time.perf_counter() - seconds["total"]
         terminated = False
         while not terminated:
-            difficulty, share = observation["loss_mean"].copy(), float(observation["spent"][0])
+            difficulty, visits = observation["loss_mean"].copy(), observation["visits"].copy()
+            share = float(observation["spent"][0])
             before = time.perf_counter()
             action = player.act(observation)
             seconds["select"] += time.perf_counter() - before
             keeper.note(_most(_ledger(plain), action))
             observation, reward, terminated, _, info = env.step(action)
-            diary.record(difficulty, share, np.asarray(action["weight"]) > 0)
-            nonfinite += info["nonfinite"]
+            diary.record(difficulty, share, observation["visits"] > visits)  # after the budget's cut
+            nonfinite += int(info["nonfinite"])
             point = {**info, "spent": info["total_spent"], "reward": reward}
             for name, values in curve.items():
                 values.append(float(f"{point[name]:.6g}"))
