@@ -57,6 +57,11 @@ class Ledger:
         """How many more samples can be trained on."""
         return (self.total - self.used) // TRAIN_COST
 
+    def fit(self, train: int, score: int) -> tuple[int, int]:
+        """How many of `train` samples can be trained on, and then how many of `score` be scored."""
+        train = min(train, self.affordable)
+        return train, min(score, (self.total - self.used - TRAIN_COST * train) // SCORE_COST)
+
     def require_batch(self, rows: int) -> None:
         """Raises ValueError, naming the budget, unless it still allows a batch of `rows` samples."""
         if self.affordable < rows:

@@ -33,74 +33,47 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     N is the number of training samples, C the number of classes.
 
     ## Action Space
-    `Dict(weight=Box(0, 10, (N,)), mixup=Box(0, 0.5, (N,)), score=Box(0, 1, (N,)))`, float32; `score` may be
-    left out. `weight[i]` multiplies the loss of sample i, and 0 drops it; a batch's loss is
-    `sum(w_i l_i) / batch_size`, never renormalised. `mixup[i]` is the share of a partner image, drawn uniformly
-    from the dropped samples (from the kept ones if none is dropped), that is blended into sample i, its label
-    too. Where `score[i]` is not 0, sample i is measured after the training by a forward pass alone, in
-    evaluation mode and without augmentation, at a third of the price. `prune_env.select` builds actions.
+    `Dict(weight=Box(0, 10, (N,)), mixup=Box(0, 0.5, (N,)), score=Box(0, 1, (N,)))`, float32. `weight[i]` multiplies
+    the loss of sample i, and 0 drops it; a batch's loss is `sum(w_i l_i) / batch_size`, never renormalised.
+    `mixup[i]` is the share of a partner image blended into sample i, its label too. Where `score[i]` is not 0,
+    sample i is measured after the training by a forward pass alone; `score` may be left out. `prune_env.select`
+    builds actions.
 
     ## Observation Space
-    `Dict`; the first eleven are (N,) float32.
-
-    | entry | meaning |
-    |---|---|
-    | `loss` | last seen cross-entropy, unsmoothed, of the image unmixed; log C before the first visit |
-    | `loss_mean`, `loss_var` | exponential moving mean and variance of `loss` |
-    | `confidence` | predicted probability of the label |
-    | `margin` | that minus the largest other probability |
-    | `entropy` | of the prediction, divided by log C |
-    | `el2n` | Euclidean distance of the prediction from the one-hot label (arXiv 2107.07075) |
-    | `correct` | whether the last prediction was right |
-    | `forgets` | transitions from right to wrong (arXiv 1812.05159) |
-    | `visits` | times trained on |
-    | `age` | full-epoch equivalents of compute since last measured; 0 is this step |
-    | `label` | (N,) int64, class index |
-    | `spent`, `budget` | (1,) float32, share of the budget used; the budget in full-epoch equivalents |
-    | `val_accuracy` | (1,) float32, after the last step |
-    | `train_accuracy` | (1,) float32, over the samples measured in the last step |
-
-    Mixed visits count as visits, and are not measured. Scored samples are measured, which is no visit.
+    `Dict`. Statistics (N,) float32 from the training pass itself: `loss`, `loss_mean`, `loss_var`, `confidence`,
+    `margin`, `entropy`, `el2n`, `correct`, `forgets`, `visits`, `age`; `label` (N,) int64; and the run's `spent`,
+    `budget`, `val_accuracy` and `train_accuracy`, (1,) float32. docs/environment.md says what each one means.
 
     ## Rewards
-    `(val_accuracy - previous val_accuracy) / budget - price * spent`, `spent` being this step's compute in
-    full-epoch equivalents. Without a price the sum over an episode is the accuracy gained per unit of compute.
+    `(val_accuracy - previous val_accuracy) / budget - price * spent`, with this step's `spent` in full-epoch
+    equivalents. Without a price the sum over an episode is the accuracy gained per unit of compute.
 
     ## Starting State
-    A freshly initialised classifier; its validation accuracy is observed before the first step. Equal seeds
-    share initial weights, order and augmentation whatever is selected. Equal seeds and actions give equal
-    numbers, bit for bit on a CPU with the same number of threads.
+    A freshly initialised classifier; its validation accuracy is observed before the first step. Equal seeds share
+    initial weights, order and augmentation, whatever is selected. Equal seeds and actions give equal numbers, bit
+    for bit on a CPU with the same number of threads.
 
     ## Episode End
     `terminated` when less than one batch of the budget is left, when the action neither trains on a sample nor
-    scores one (the agent stops early), or when training diverges (`info["diverged"]`). Never `truncated`. A step
-    that would overrun the budget trains on a random part of its selection that just fits, and scores a random
-    part of what it should with the rest. The learning rate has fallen to 0 at the end of the budget; an agent
-    that stops early stops before that.
+    scores one (the agent stops early), or when training diverges. Never `truncated`. A step that would overrun the
+    budget trains on a random part of its selection that just fits, and scores a random part with the rest.
 
     ## Compute
     One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
-    `info` has counted work only: `spent` is this step's and `total_spent` the run's, in full-epoch equivalents;
-    `trained`, `mixed` and `scored` are samples, `kept` and `coverage` (ever trained on) shares of N. `nonfinite` is how
-    many rows had logits that were not finite, of those trained on, scored and validated in this step: such a row is
-    never measured and never right, and a single one is divergence. That of `reset` has the run's `seed`. Seconds are
-    in `env.unwrapped.trainer.ledger.seconds`.
+    `info` has the same keys after `reset` and `step`, with numpy scalars; docs/environment.md lists them.
 
     ## Arguments
-    `None` stands for the value that suits the data set and model. Plain Python values survive `EnvSpec.to_json`.
-
     - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet`, `imagenet` or `imagefolder`; the id sets it.
     - `budget`: full-epoch equivalents of compute.
     - `price`: taken from the reward for each full-epoch equivalent.
     - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
       the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
     - `images`: where decoded images are kept: on the `device`, in a file of the cache that is `mapped` into memory, or
-      in the first of these that has room (`auto`); see `prune_env.data.load`. No number depends on it.
-    - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`: make another task of the
-      data.
-      Validation and test stay as they are, unless `val_rest` adds to validation what training does without.
-    - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`. The tuned learning rate is the one
-      for clean labels, whatever `label_noise` is: an agent could read the share from another.
+      in the first of these that has room (`auto`). No number depends on it.
+    - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`, vary the task. Validation and
+      test stay as they are, unless `val_rest` adds to validation what training leaves out.
+    - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`, set the student and its training. The
+      tuned learning rate is the one for clean labels, whatever `label_noise` is: an agent could read the share from it.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
 
@@ -151,7 +124,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.trainer: Trainer | None = None
         self.history = render.History()
         self._finished = False
-        self._kept = 0.0  # share of N that the step in progress selects
+        self._before = np.empty((2, 0), np.float32)  # `loss_mean` and `visits` as last seen, to render what follows
 
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
@@ -188,16 +161,21 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.history = render.History()
         self._finished = False
         self.history.record(0.0, self.trainer.val_accuracy)
-        return self._observe(), {"val_accuracy": self.trainer.val_accuracy, "seed": run_seed}
+        observation = self._observe()
+        return observation, self._info(self.trainer.nothing_yet(), observation)
 
     def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
         """Train once on what `action` selects.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
-            TypeError, ValueError: the action is not valid, see `selection.check`; nothing has changed then.
+            TypeError, ValueError: the action is not valid, see `selection.check`.
+
+        Whatever it raises, also an OSError of images that cannot be read, nothing has changed then.
         """
-        return self.conclude(self.running.run_epoch(self.choose(action)))
+        trainer = self.running
+        chosen = trainer.select(selection.check(action, len(self.train_data)))
+        return self.outcome(trainer.train_epoch(chosen))
 
     @property
     def running(self) -> Trainer:
@@ -210,29 +188,31 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             raise gym.error.ResetNeeded("the budget of this run is spent, or none was started: call reset()")
         return self.trainer
 
-    def choose(self, action: dict[str, NDArray]) -> selection.Selection:
-        """The first half of a step: what `action` selects. Raises as `step` does."""
+    def outcome(self, result: EpochResult) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
+        """What `step` returns of an epoch's result."""
         trainer = self.running
-        chosen = selection.check(action, len(self.train_data))
-        if self.render_mode is not None:
-            self.history.choose(trainer.stats.observe(0.0)["loss_mean"], chosen["weight"])
-        self._kept = float(np.mean(chosen["weight"] > 0))
-        return trainer.select(chosen)
-
-    def conclude(self, result: EpochResult) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
-        """The second half of a step: what `step` returns of an epoch's result."""
-        trainer = self.running
-        self._finished = result.finished
-        if self.render_mode is not None:
-            self.history.record(trainer.ledger.spent, result.val_accuracy)
+        before = self._before
         observation = self._observe()
+        if self.render_mode is not None:
+            self.history.choose(before[0], observation["visits"] > before[1])
+            self.history.record(trainer.ledger.spent, result.val_accuracy)
         reward = result.gained / self.budget - self.price * result.spent
-        info = asdict(result) | {
-            "kept": self._kept,
+        info = self._info(result, observation)
+        self._finished = result.finished
+        return observation, reward, result.finished, False, info
+
+    def _info(self, result: EpochResult, observation: dict[str, NDArray]) -> dict[str, np.generic]:
+        """The same names after `reset` and `step`, as numpy scalars, which tools can stack."""
+        trainer = self.running
+        values = vars(result) | {
+            "kept": result.trained / len(self.train_data),
             "coverage": float(np.mean(observation["visits"] > 0)),
             "total_spent": trainer.ledger.spent,
+            "step": trainer.step,
+            "seed": trainer.seed,
         }
-        return observation, reward, result.finished, False, info
+        # flags are 0 or 1: vector environments would stack numpy's booleans as objects
+        return {name: (np.float64 if isinstance(value, float) else np.int64)(value) for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The run as it stands, for `load_state_dict`: plain values, arrays and tensors.
@@ -275,7 +255,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     def _observe(self) -> dict[str, NDArray]:
         assert self.trainer is not None
-        return {**self.trainer.observe(), "label": self._labels.copy()}
+        observation = self.trainer.observe()
+        if self.render_mode is not None:
+            self._before = np.stack([observation["loss_mean"], observation["visits"]])
+        return {**observation, "label": self._labels.copy()}
 
     def render(self) -> NDArray[np.uint8] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The run so far: (H, W, 3) uint8 for `rgb_array`, text for `ansi`.

@@ -36,15 +36,14 @@ class History:
         self.kept = np.zeros(0, np.int64)  # last step's samples, easiest first
         self.dropped = np.zeros(0, np.int64)
 
-    def choose(self, difficulty: NDArray[np.float32], weight: NDArray[np.float32]) -> None:
-        """Note what a step keeps: (N,) running mean of the losses as the agent saw it, (N,) weights.
+    def choose(self, difficulty: NDArray[np.float32], keeps: NDArray[np.bool_]) -> None:
+        """Note what a step trained on, (N,), by the running mean of the losses (N,) as the agent saw it.
 
         Equally difficult samples, as all are before the first step, count as kept in equal parts: their order
         means nothing.
         """
         _, group, size = np.unique(difficulty, return_inverse=True, return_counts=True)
         order = np.argsort(group, kind="stable")
-        keeps = weight > 0
         self.kept, self.dropped = order[keeps[order]], order[~keeps[order]]
         share = (np.bincount(group, weights=keeps) / size)[group[order]]  # (N,), easiest first
         n = len(order)

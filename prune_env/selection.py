@@ -152,9 +152,10 @@ class Selection:
         """Number of rows that are blended with a partner."""
         return int(np.count_nonzero(self.shares))
 
-    def head(self, k: int) -> Selection:
-        """The first k rows: a random part, since the order is random. What is scored stays."""
-        return Selection(self.indices[:k], self.weights[:k], self.partners[:k], self.shares[:k], self.scored)
+    def head(self, k: int, scored: int) -> Selection:
+        """The first k rows, and the first of those to score: a random part, since the order is random."""
+        rows = (self.indices, self.weights, self.partners, self.shares)
+        return Selection(*(values[:k] for values in rows), scored=self.scored[:scored])
 
     @classmethod
     def from_action(cls, action: Action, rng: np.random.Generator) -> Selection:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import struct
-import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import repeat
 
@@ -26,6 +24,7 @@ from prune_env.stats import MAX_LOSS, Stats
 from prune_env.students import augment, models
 from prune_env.students.recipes import Recipe
 from prune_env.students.sgd import SGD
+from prune_env.threads import one_thread
 
 EVALUATION_BATCH = 512
 FETCHED_PIXELS = 2**18  # gathered at a time, if that is more than a batch: 1 MiB
@@ -53,14 +52,14 @@ class EpochResult:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Epoch:
     """What one step is to do, within the budget."""
 
-    chosen: Selection  # to train on
-    scored: NDArray[np.int64]  # to measure afterwards
+    rows: Selection  # to train on, and to score afterwards
     cut: bool  # whether that is a part of what was selected
     used: int  # compute charged before, in units of the ledger
-    horizon: int  # likewise, where the learning rate falls to 0
+    spent: float  # full-epoch equivalents when it has ended
+    horizon: int  # in units of the ledger, where the learning rate falls to 0
     last: bool  # no batch can follow
 
 
@@ -72,6 +71,14 @@ class Evaluation:
     loss: float  # mean cross-entropy, clipped to MAX_LOSS
     class_accuracy: tuple[float, ...]  # (C,), NaN for a class without samples
     nonfinite: int  # such rows
+
+    @classmethod
+    def of(cls, loss: float, counts: list[int], data: Data) -> Evaluation:
+        """From the sums of `tally` over all rows of `data`."""
+        classes = len(data.classes)
+        finite, rows, right = counts[0], counts[1 : 1 + classes], counts[1 + classes :]
+        by_class = tuple(r / c if c else math.nan for r, c in zip(right, rows, strict=True))
+        return cls(sum(right) / len(data), loss / len(data), by_class, len(data) - finite)
 
 
 class Trainer:
@@ -114,7 +121,15 @@ class Trainer:
         self.format = torch.channels_last if models.is_convolutional(model) else torch.contiguous_format
         self.model = self.ranks.synchronised(model).to(self.device).to(memory_format=self.format)
         self.parallel = self.ranks.parallel(self.model)
-        self.optimizer = SGD(self.model.parameters(), recipe)
+        self.small = self.device.type == "cpu" and models.is_small(self.model, self.batch_size)
+        self.compiled: Callable[[Tensor], Tensor] = self.parallel  # for full batches
+        if recipe.compile != "off":
+            if self.ranks.size > 1:
+                raise ValueError(f"compile is {recipe.compile!r}; a student on several devices needs 'off'")
+            mode = "reduce-overhead" if recipe.compile == "graphs" else None
+            self.compiled = torch.compile(self.model, dynamic=False, mode=mode)
+        self.parameters = list(self.model.parameters())
+        self.optimizer = SGD(self.parameters, recipe)
         self.masks: torch.Generator | None = None  # of dropout, in networks that have it
         if models.is_random(self.model):
             self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
@@ -122,81 +137,73 @@ class Trainer:
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
         self.augmentation = self._seed(_AUGMENTATION)
-        passes = self._clean, self._mixed
-        self._passes = passes, self._compiled(passes)  # in any case, and of a full batch
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
 
-        self.val_accuracy = self.evaluate(val).accuracy
+        self.initial = self.evaluate(val)
+        self.val_accuracy = self.initial.accuracy
 
     def _seed(self, *purpose: int) -> int:
         return int(np.random.SeedSequence([self.seed, *purpose]).generate_state(1)[0])
-
-    def _compiled(self, passes: tuple[Callable, Callable]) -> tuple[Callable, Callable]:
-        if self.recipe.compile == "off":
-            return passes
-        if self.ranks.size > 1:
-            raise ValueError(f"compile is {self.recipe.compile!r}; a student on several devices needs 'off'")
-        mode = "reduce-overhead" if self.recipe.compile == "graphs" else None
-        shape = *self.train_data.images.shape[1:], self.batch_size, len(self.train_data.classes)
-        alike = (self.recipe.model, *shape, self.recipe.label_smoothing, self.bf16, self.device, mode)
-        clean, mixed = (torch.compile(_of_its_own(one, alike), dynamic=False, mode=mode) for one in passes)
-        return clean, mixed
 
     def select(self, action: Action) -> Selection:
         """The rows a checked action keeps, and those it scores, in this step's order."""
         return Selection.from_action(action, np.random.default_rng([self.seed, _ORDER, self.step]))
 
-    def run_epoch(self, selection: Selection) -> EpochResult:
-        """Train once on each selected sample, then score, both as far as the budget goes, then validate.
+    def train_epoch(self, selection: Selection) -> EpochResult:
+        """Train once on each selected sample, then score, both as far as the budget goes, then validate and charge.
 
-        The host waits for the device once, after validation.
+        The host waits for the device once, after validation. A step that raises, as for an image that cannot be read,
+        leaves everything as it was.
         """
-        plan = self.plan(selection)
-        watch = Stopwatch(self.device)
-        watch.mark()
-        training = self._train(plan) if len(plan.chosen) else torch.zeros(3, dtype=torch.int64, device=self.device)
-        watch.mark()
-        scoring = self.score(plan.scored)
-        watch.mark()
-        validation = self._evaluate(self.val_data)
-        watch.mark()
-        counted = torch.cat([self.ranks.sum(torch.cat([training, scoring])), validation]).tolist()
-        return self.conclude(plan, counted, watch.stretches())
+        with self.all_or_nothing(), one_thread(self.small):
+            epoch = self.fit(selection)
+            watch = Stopwatch(self.device)
+            watch.mark()
+            trained = self._train(epoch)
+            watch.mark()
+            scored = self.score(epoch)
+            watch.mark()
+            loss, validated = self._validate(self.val_data)
+            watch.mark()
+            counts = torch.cat([self.ranks.sum(torch.cat([trained, scored])), validated, bits(loss)[None]])
+            *counts, loss_bits = counts.tolist()  # the host waits here
+            return self.charge(epoch, counts, number(loss_bits), watch.stretches())
 
-    def plan(self, selection: Selection) -> Plan:
-        """What the budget allows of a selection; it is charged at once."""
-        chosen = selection.head(min(len(selection), self.ledger.affordable))
-        used = self.ledger.used
-        self.ledger.train += len(chosen)
-        trained_to = self.ledger.used
-        scored = chosen.scored[: (self.ledger.total - trained_to) // SCORE_COST]
-        self.ledger.score += len(scored)
-        self.ledger.evaluate += len(self.val_data)
-        last = self.ledger.affordable < self.batch_size
-        return Plan(
-            chosen=chosen,
-            scored=scored,
-            cut=len(chosen) < len(selection) or len(scored) < len(selection.scored),
-            used=used,
+    def fit(self, selection: Selection) -> Epoch:
+        """Return what the budget allows of a selection; nothing is charged yet."""
+        ledger = self.ledger
+        k, s = ledger.fit(len(selection), len(selection.scored))
+        trained_to = ledger.used + TRAIN_COST * k
+        after = trained_to + SCORE_COST * s
+        last = (ledger.total - after) // TRAIN_COST < self.batch_size
+        return Epoch(
+            rows=selection.head(k, s),
+            cut=k < len(selection) or s < len(selection.scored),
+            used=ledger.used,
+            spent=after / (TRAIN_COST * ledger.n),
             # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
-            horizon=max(trained_to, 1) if last else self.ledger.total,
+            horizon=max(trained_to, 1) if last else ledger.total,
             last=last,
         )
 
-    def conclude(self, plan: Plan, counted: list[int], seconds: list[float]) -> EpochResult:
-        """Enter what came of a plan.
+    def charge(self, epoch: Epoch, counts: list[int], loss: float, seconds: list[float]) -> EpochResult:
+        """Enter an epoch that was trained into the ledger and the run's figures.
 
         Args:
-            plan: of this step.
-            counted: rows trained on with finite logits, measured of these, right of those; scored with finite
-                logits; and what `pack` made of `tally` over the validation part.
+            epoch: from `fit`.
+            counts: rows trained on with finite logits, measured of these, right of those; scored with finite
+                logits; and the counts of `tally` over the validation part.
+            loss: summed over the validation part.
             seconds: of training, scoring and validation.
         """
-        finite, measured, right, finite_scored, *packed = counted
+        finite, measured, right, finite_scored, *validated = counts
+        k, s = len(epoch.rows), len(epoch.rows.scored)
+        evaluation = Evaluation.of(loss, validated, self.val_data)
+        self.ledger.train += k
+        self.ledger.score += s
+        self.ledger.evaluate += len(self.val_data)
         for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
             self.ledger.seconds[name] += passed
-        k, s = len(plan.chosen), len(plan.scored)
-        evaluation = _evaluation(packed, self.val_data)
         nonfinite = k - finite + s - finite_scored + evaluation.nonfinite
         gained = evaluation.accuracy - self.val_accuracy
         self.val_accuracy = evaluation.accuracy
@@ -204,30 +211,79 @@ class Trainer:
         self.step += 1
         return EpochResult(
             trained=k,
-            mixed=plan.chosen.mixed,
+            mixed=epoch.rows.mixed,
             scored=s,
-            cut=plan.cut,
-            spent=(self.ledger.used - plan.used) / (TRAIN_COST * self.ledger.n),
+            cut=epoch.cut,
+            spent=(self.ledger.used - epoch.used) / (TRAIN_COST * self.ledger.n),
             train_accuracy=self.train_accuracy,
             val_accuracy=evaluation.accuracy,
             val_loss=evaluation.loss,
             gained=gained,
-            lr=self.recipe.rate(self.ledger.used / plan.horizon),
+            lr=self.recipe.rate(self.ledger.used / epoch.horizon),
             nonfinite=nonfinite,
             diverged=nonfinite > 0,
-            finished=k + s == 0 or plan.last or nonfinite > 0,
+            finished=k + s == 0 or epoch.last or nonfinite > 0,
         )
 
-    def rates(self, plan: Plan, sizes: list[int]) -> list[float]:
-        """Learning rate of each batch: that of the moment at which half of it is charged."""
-        ends = np.cumsum(sizes)
-        middles = plan.used + TRAIN_COST * (ends - np.array(sizes) / 2)
-        return [self.recipe.rate(float(middle) / plan.horizon) for middle in middles]
+    def nothing_yet(self) -> EpochResult:
+        """Return what stands before the first step."""
+        start = self.initial
+        return EpochResult(
+            trained=0,
+            mixed=0,
+            scored=0,
+            cut=False,
+            spent=0.0,
+            train_accuracy=0.0,
+            val_accuracy=start.accuracy,
+            val_loss=start.loss,
+            gained=0.0,
+            lr=self.recipe.rate(0.0),
+            nonfinite=start.nonfinite,
+            diverged=start.nonfinite > 0,
+            finished=False,
+        )
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Put everything back as it was if what is done inside raises."""
+        live = [*self.model.state_dict().values(), self.stats.table]
+        before = [tensor.clone() for tensor in live]
+        momenta = {
+            parameter: state["momentum_buffer"].clone() for parameter, state in self.optimizer.state.items() if state
+        }
+        figures = (self.step, self.batches, self.val_accuracy, self.train_accuracy)
+        ledger = copy.deepcopy(self.ledger)
+        masks = None if self.masks is None else self.masks.get_state()
+        try:
+            yield
+        except BaseException:  # also when the user interrupts it, and goes on
+            with torch.no_grad():
+                for tensor, old in zip(live, before, strict=True):
+                    tensor.copy_(old)
+            self.optimizer.state.clear()
+            for parameter, momentum in momenta.items():
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum
+            for parameter in self.parameters:
+                parameter.grad = None
+            self.step, self.batches, self.val_accuracy, self.train_accuracy = figures
+            self.ledger = ledger
+            if self.masks is not None and masks is not None:
+                self.masks.set_state(masks)
+            raise
+
+    def rates(self, epoch: Epoch, sizes: list[int]) -> list[float]:
+        """Return the learning rate at each batch's midpoint in compute."""
+        middles = epoch.used + TRAIN_COST * (np.cumsum(sizes) - np.array(sizes) / 2)
+        return [self.recipe.rate(float(middle) / epoch.horizon) for middle in middles]
 
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
-    def _train(self, plan: Plan) -> Tensor:
-        """One pass over what was chosen; (3,) int64 counts as `stats.enter` tells them, on the device."""
-        selection, sizes = plan.chosen, self.sizes(len(plan.chosen))
+    def _train(self, epoch: Epoch) -> Tensor:
+        """Train on the rows of an epoch; return (3,) int64 counts on the device, as `stats.enter` has them."""
+        counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+        selection, sizes = epoch.rows, self.sizes(len(epoch.rows))
+        if not sizes:
+            return counts
         if self.masks is not None and self.ranks.rank:  # others than rank 0's, also after a checkpoint, which has those
             self.masks.manual_seed(self._seed(_MASKS, self.ranks.rank, self.step))
         own = self.ranks.positions(sizes)  # all that follows is of these rows, k of them
@@ -240,14 +296,12 @@ class Trainer:
         partners = torch.from_numpy(selection.partners[places]).to(self.device) if selection.mixed else None  # (k,)
         weights = weights * self.ranks.size / self.batch_size  # gradients are a mean over ranks
         clean = shares == 0.0
-        counts = torch.zeros(3, dtype=torch.int64, device=self.device)
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
-        parameters = list(self.model.parameters())
         batches = self._fetch(indices, lengths)
         others = repeat(None) if partners is None else self._fetch(partners, lengths)
-        rates = self.rates(plan, sizes)
+        rates = self.rates(epoch, sizes)
         for i, ((images, labels), other, weight) in enumerate(
             zip(batches, others, weights.split(lengths), strict=False)
         ):
@@ -255,36 +309,27 @@ class Trainer:
             self.optimizer.param_groups[0]["lr"] = rates[i]
             self._settle_norms(sizes[i])
             # compiled code is for one shape, and for the momentum that norms keep once they are settled
-            clean_pass, mixed_pass = self._passes[sizes[i] == self.batch_size and self._settled()]
+            network = self.compiled if sizes[i] == self.batch_size and self._settled() else self.parallel
             if other is None:
-                loss, logits = clean_pass(images, labels)
+                logits = self._forward(network, images)
+                loss = self.loss(logits, labels)
             else:
-                loss, logits = mixed_pass(images, labels, *other, shares[last - lengths[i] : last])
+                share = shares[last - lengths[i] : last]
+                logits = self._forward(network, augment.blend(images, other[0], share))
+                loss = self.mixed_loss(logits, labels, other[1], share)
             (loss @ weight).backward()  # sum(w_i l_i) / batch_size; backward(weight) imports sympy, 0.5 s
             self.optimizer.step()
-            for parameter in parameters:  # zero_grad() takes longer than all of a small network's gradients
+            for parameter in self.parameters:  # zero_grad() takes longer than all of a small network's gradients
                 parameter.grad = None
             logits = logits.detach()
             pending.append((logits.clone() if self.recipe.compile == "graphs" else logits, labels))  # replays reuse it
             if i + 1 == len(sizes) or (last - first) * logits.shape[1] >= PENDING_LOGITS:
                 seen, truth = (torch.cat(parts) for parts in zip(*pending, strict=True))
-                told = self.stats.update(indices[first:last], seen, truth, clean[first:last], self.ledger.spent)
+                told = self.stats.update(indices[first:last], seen, truth, clean[first:last], epoch.spent)
                 counts += told.sum(dim=1)
                 pending, first = [], last
         self._exchange(indices, self.ranks.totals(sizes))
         return counts
-
-    def _clean(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (B,) and logits (B, C) of images (B, C, H, W) float32 with labels (B,)."""
-        logits = self._forward(images)
-        return self.loss(logits, labels), logits
-
-    def _mixed(
-        self, images: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, share: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The same where a share (B,) of another image, and of its label, is blended into each."""
-        logits = self._forward(augment.blend(images, others, share))
-        return self.mixed_loss(logits, labels, other_labels, share), logits
 
     def _exchange(self, indices: Tensor, totals: Sequence[int]) -> None:
         """Let every rank know the statistics of the samples (k,) int64 that this one measured, `totals` of all."""
@@ -293,15 +338,16 @@ class Trainer:
             self.stats.table.index_copy_(0, self.ranks.gather(indices, totals), rows)
 
     @torch.no_grad()
-    def score(self, samples: NDArray[np.int64]) -> Tensor:
-        """Measure `samples` (s,) without training on them; (1,) int64 on the device: rows of finite logits."""
+    def score(self, epoch: Epoch) -> Tensor:
+        """Measure the samples an epoch scores, without training; return (1,) int64, rows of finite logits."""
+        samples = epoch.rows.scored
         count = torch.zeros(1, dtype=torch.int64, device=self.device)
         if len(samples) == 0:  # the rule: nothing is sent to the device for it
             return count
         indices = torch.from_numpy(self.ranks.part(samples)).to(self.device)
         for rows, logits, labels in self._predict(self.train_data, indices):
             clean = torch.ones_like(rows, dtype=torch.bool)
-            count += self.stats.update(rows, logits, labels, clean, self.ledger.spent, trained=False)[0].sum()
+            count += self.stats.update(rows, logits, labels, clean, epoch.spent, trained=False)[0].sum()
         self._exchange(indices, self.ranks.totals([len(samples)]))
         return count
 
@@ -310,7 +356,7 @@ class Trainer:
         self.model.eval()
         parts = indices.split(EVALUATION_BATCH)
         for rows, (images, labels) in zip(parts, data.batches(parts), strict=True):
-            yield rows, self._forward(self._normalize(images)), labels
+            yield rows, self._forward(self.model, self._normalize(images)), labels
 
     def sizes(self, k: int) -> list[int]:
         """Rows of each batch: full ones, then the rest. With batch norm a lone row joins the batch before it."""
@@ -354,13 +400,13 @@ class Trainer:
     def _normalize(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) * self.scale
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """(B, C, H, W) float32 to logits (B, classes) float32."""
         images = images.contiguous(memory_format=self.format)
         masks = models.Seeded(self.masks) if self.masks is not None and self.model.training else nullcontext()
         half = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with masks, half:
-            return (self.parallel if self.model.training else self.model)(images).float()
+            return network(images).float()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(B,) float32 training loss, before weights."""
@@ -373,15 +419,19 @@ class Trainer:
 
     def evaluate(self, data: Data) -> Evaluation:
         """Predict a whole split in evaluation mode. Free, and counted with validation."""
+        with one_thread(self.small):
+            loss, counts = self._validate(data)
+            evaluation = Evaluation.of(float(loss), counts.tolist(), data)
         self.ledger.evaluate += len(data)
-        return _evaluation(self._evaluate(data).tolist(), data)
+        return evaluation
 
     @torch.no_grad()
-    def _evaluate(self, data: Data) -> Tensor:
-        """(2 + 2 C,) int64 on the device: `tally` of all batches, as `pack` packs it."""
+    def _validate(self, data: Data) -> tuple[Tensor, Tensor]:
+        """The sums of `tally` over a whole split, on the device: loss () float32, counts (1 + 2 C,) int64."""
         own = torch.arange(len(data), device=self.device)[self.ranks.rank :: self.ranks.size]
-        batches = torch.stack([tally(logits, labels) for _, logits, labels in self._predict(data, own)])
-        return pack(self.ranks.sum(batches[:, 0].sum()), self.ranks.sum(batches[:, 1:].long().sum(dim=0)))
+        batches = [tally(logits, labels) for _, logits, labels in self._predict(data, own)]
+        losses, counts = (torch.stack(parts) for parts in zip(*batches, strict=True))
+        return self.ranks.sum(losses.sum()), self.ranks.sum(counts.sum(dim=0))
 
     def observe(self) -> dict[str, NDArray]:
         """The observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""
@@ -448,57 +498,35 @@ class Trainer:
         self.train_accuracy = state["train_accuracy"]
 
 
-_codes: dict[tuple, types.CodeType] = {}
-
-
-def _of_its_own(method: Callable, alike: tuple) -> Callable:
-    """The same method with code that it shares with those of students that are `alike`, and no others.
-
-    What torch has compiled hangs on the code, and after eight kinds of students it gives up on that.
-    """
-    function: types.FunctionType = getattr(method, "__func__")  # noqa: B009  (a method, which Callable does not say)
-    code = _codes.setdefault((function.__name__, *alike), function.__code__.replace())
-    twin = types.FunctionType(code, function.__globals__, function.__name__, None, function.__closure__)
-    return types.MethodType(twin, getattr(method, "__self__"))  # noqa: B009
-
-
-def tally(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss summed, finite rows, rows by class and right ones by class.
+def tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum up predictions.
 
     Args:
-        logits: (…, B, C) float32; float32 counts no more than 2**24 rows.
-        labels: (…, B) int64.
+        logits: (…, B, C) float32.
+        labels: (…, B) int64; a row with the label -1 does not count.
 
     Returns:
-        (…, 2 + 2 C) float32.
+        loss (…,) float32, clipped to MAX_LOSS a row; counts (…, 1 + 2 C) int64: rows of finite logits, rows of each
+        class, and of these the ones predicted right.
     """
-    finite = torch.isfinite(logits).all(dim=-1)  # (…, B)
+    real = labels >= 0
+    finite = torch.isfinite(logits).all(dim=-1) & real  # (…, B)
     right = (logits.argmax(dim=-1) == labels) & finite
-    log_p = logits.log_softmax(dim=-1)
-    loss = -log_p.gather(-1, labels[..., None])[..., 0]
-    loss = loss.nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS)
-    is_class = (labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)).float()  # (…, B, C)
-    right_of_class = (right[..., None, :].float() @ is_class)[..., 0, :]
-    sums = torch.stack([loss.sum(dim=-1), finite.sum(dim=-1)], dim=-1)
-    return torch.cat([sums, is_class.sum(dim=-2), right_of_class], dim=-1)
+    loss = -logits.log_softmax(dim=-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    loss = loss.nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS) * real
+    is_class = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)  # (…, B, C)
+    counts = [finite.sum(dim=-1, keepdim=True), is_class.sum(dim=-2), (is_class & right[..., None]).sum(dim=-2)]
+    return loss.sum(dim=-1), torch.cat(counts, dim=-1)
 
 
-def pack(loss: Tensor, counts: Tensor) -> Tensor:
-    """The bits of a float32 loss (…,) before int64 counts (…, n): (…, 1 + n) int64, to be fetched at once, exactly."""
-    return torch.cat([loss[..., None].view(torch.int32).long(), counts], dim=-1)
+def bits(loss: Tensor) -> Tensor:
+    """Return the bits of float32 numbers as int64, so that they are fetched exactly, together with counts."""
+    return loss.view(torch.int32).long()
 
 
-def _evaluation(packed: list[int], data: Data) -> Evaluation:
-    classes = len(data.classes)
-    bits, finite = packed[:2]
-    (loss,) = struct.unpack("f", struct.pack("i", bits))
-    count, right = packed[2 : 2 + classes], packed[2 + classes :]
-    return Evaluation(
-        accuracy=sum(right) / len(data),
-        loss=loss / len(data),
-        class_accuracy=tuple(r / c if c else float("nan") for r, c in zip(right, count, strict=True)),
-        nonfinite=len(data) - finite,
-    )
+def number(bits: int) -> float:
+    """Return the float32 number that has these bits."""
+    return float(np.array(bits, np.int32).view(np.float32))
 
 
 def _has_bf16(device: torch.device) -> bool:

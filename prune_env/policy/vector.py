@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from prune_env import selection
+from prune_env.checks import whole
 from prune_env.env import PruneEnv, actions, observations
 from prune_env.policy.tasks import Episodes, TaskDistribution, distribution
 from prune_env.selection import Action
-from prune_env.students.batched_mlp import run_epochs
+from prune_env.students.batched_mlp import train_epochs
 
 Arrays = dict[str, NDArray]
 
@@ -24,9 +26,9 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
     """K training runs, stepped together: `gym.make_vec("prune_env/Digits-v0", num_envs=64)`.
 
     Each member is what a `PruneEnv` of the same settings and seed is; see there for spaces, rewards and info.
-    Fully connected students of one shape train in batched matrix products, others in turn; on a CPU weights are those
-    of a `PruneEnv` with the same actions to the bit, statistics to rounding. Padding is charged to nobody. A member
-    that has finished is reset by the next step, whatever its action (NEXT_STEP).
+    Fully connected students of one depth train in batched matrix products, others in turn. A member equals a `PruneEnv`
+    with the same actions up to rounding, which training amplifies. Padding is charged to nobody. A member that has
+    finished is reset by the next step, whatever its action (NEXT_STEP).
 
     Members may differ in everything: a list or tuple of K values gives each its own, as in
     `budget=[3, 6], label_noise=[0.0, 0.2]`. Where they differ in the number of samples, N is the largest: a member
@@ -38,6 +40,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         tasks: draw each episode's task from this distribution, the one of this name, or of these arguments (which
             an `EnvSpec` in JSON makes of it), with the member's generator; settings that tasks set cannot be given
             beside it.
+        max_episode_steps: truncate an episode after so many steps, as Gymnasium's `TimeLimit` does.
         render_mode: as for `PruneEnv`; `render` returns a frame a member.
         settings: keyword arguments of `PruneEnv`, one value for all or a list of K.
 
@@ -56,9 +59,15 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         num_envs: int = 1,
         *,
         tasks: str | TaskDistribution | Mapping[str, Any] | None = None,
+        max_episode_steps: int | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ):
+        if max_episode_steps == -1:  # Gymnasium's word for no limit
+            max_episode_steps = None
+        if max_episode_steps is not None and whole("max_episode_steps", max_episode_steps) < 1:
+            raise ValueError(f"max_episode_steps is {max_episode_steps}; it must be at least 1")
+        self.max_episode_steps = math.inf if max_episode_steps is None else max_episode_steps
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
         self.num_envs = num_envs
@@ -125,7 +134,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         infos: dict[str, Any] = {}
         for k in members:
             self._episodes[k].pin(pins[k])
-            infos = self._add_info(infos, self._reset(k, seeds[k]), k)
+            infos = self._add(infos, self._reset(k, seeds[k]), k)
         return self._observe(), infos
 
     def _require_room(self, k: int, env: PruneEnv) -> None:
@@ -157,17 +166,24 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
                 )
         members = np.flatnonzero(~self._done).tolist()
         checked = [self._check(k, actions) for k in members]  # all, before any is acted upon
-        chosen = [self.envs[k].choose(action) for k, action in zip(members, checked, strict=True)]
-        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
+        trainers = [self.envs[k].running for k in members]
+        chosen = [trainer.select(action) for trainer, action in zip(trainers, checked, strict=True)]
+        results = train_epochs(trainers, chosen)
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros((2, self.num_envs), np.bool_)
         infos: dict[str, Any] = {}
         for k in np.flatnonzero(self._done).tolist():
-            infos = self._add_info(infos, self._reset(k), k)
-        results = run_epochs([self.envs[k].running for k in members], chosen)
-        for k, result in zip(members, results, strict=True):
-            self._seen[k], rewards[k], terminated[k], _, info = self.envs[k].conclude(result)
-            infos = self._add_info(infos, info, k)
-        self._done = terminated.copy()
-        return self._observe(), rewards, terminated, np.zeros(self.num_envs, np.bool_), infos
+            infos = self._add(infos, self._reset(k), k)
+        for k, trainer, result in zip(members, trainers, results, strict=True):
+            self._seen[k], rewards[k], terminated[k], _, info = self.envs[k].outcome(result)
+            truncated[k] = trainer.step >= self.max_episode_steps
+            infos = self._add(infos, info, k)
+        self._done = terminated | truncated
+        return self._observe(), rewards, terminated, truncated, infos
+
+    def _add(self, infos: dict[str, Any], info: dict[str, np.generic], k: int) -> dict[str, Any]:
+        """`infos` with those of member k, as arrays of the scalars' own dtypes."""
+        return self._add_info(infos, {name: np.asarray(value) for name, value in info.items()}, k)
 
     def _check(self, k: int, actions: Arrays) -> Action:
         """Member k's row of `actions`; beyond its own samples nothing is looked at."""

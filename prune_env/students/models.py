@@ -193,6 +193,23 @@ def is_random(model: nn.Module) -> bool:
     return any(float(getattr(module, "p")) > 0.0 for module in random)  # noqa: B009  (not every module has one)
 
 
+def is_fully_connected(model: nn.Module) -> bool:
+    """Whether this is what `mlp` builds."""
+    return all(isinstance(module, nn.Sequential | nn.Flatten | nn.Linear | nn.ReLU) for module in model.modules())
+
+
+SMALL = 2**25  # multiplications of a forward pass: below, threads wait for each other longer than they compute
+
+
+def is_small(model: nn.Module, rows: int) -> bool:
+    """Whether a fully connected network trains as fast on one thread, in batches of so many rows.
+
+    On a busy machine with two cores, two threads take 400 times as long as one for 64-64-10 in batches of 64
+    (2**18 multiplications), 40 times for 256-256-10 (2**22), and twice for 1024-1024-10 in batches of 128 (2**27).
+    """
+    return is_fully_connected(model) and rows * sum(p.numel() for p in model.parameters()) <= SMALL
+
+
 def is_convolutional(model: nn.Module) -> bool:
     """Whether channels-last images and bfloat16 are worth it."""
     return any(isinstance(module, nn.Conv2d) for module in model.modules())

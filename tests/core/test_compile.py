@@ -46,17 +46,10 @@ def counted(monkeypatch):
 
 
 @pytest.mark.parametrize("model", ["mlp:8", "convnet:2-3-4"])
-def test_an_episode_compiles_two_passes_whatever_is_selected(counted, model):
+def test_an_episode_compiles_one_pass_whatever_is_selected(counted, model):
     compiled = losses(3, model=model, compile="step")
-    assert len(counted) == 2  # of images as they are and of mixed ones, for three students
+    assert len(counted) == 1  # for three students
     np.testing.assert_allclose(compiled, losses(3, model=model), rtol=1e-4)
-
-
-def test_every_kind_of_student_is_compiled_however_many_there_were(counted):
-    """Torch compiles a piece of code for eight kinds, and then no more."""
-    for width in range(1, 11):
-        losses(1, model=f"mlp:{width}", compile="step", budget=2.0)
-    assert len(counted) == 2 * 10
 
 
 @pytest.mark.slow
@@ -94,11 +87,11 @@ def test_graphs_are_replayed_and_what_they_return_is_kept(monkeypatch):
         modes.append(mode)
 
         def compiled(*given):
-            loss, logits = f(*given)
+            logits = f(*given)
             if f in returned:
                 returned[f].data.fill_(np.nan)
             returned[f] = logits
-            return loss, logits
+            return logits
 
         return compiled
 

@@ -90,7 +90,7 @@ def dropout(seed: int = 0) -> list[np.ndarray]:
     trainer = Trainer(train, toy(6, channels=3, size=32), recipe, 2.0, seed)
     assert trainer.masks is not None
     for _ in range(2):
-        trainer.run_epoch(trainer.select(select(np.ones(24, bool), 0.1)))
+        trainer.train_epoch(trainer.select(select(np.ones(24, bool), 0.1)))
     trainer.evaluate(trainer.val_data)
     return [p.detach().numpy().copy() for p in trainer.model.parameters()]
 

@@ -18,7 +18,7 @@ from prune_env.data.source import Samples
 from prune_env.selection import Selection, select
 from prune_env.students import batched_mlp as together
 from prune_env.students import models
-from prune_env.students.batched_mlp import _Stack, run_epochs
+from prune_env.students.batched_mlp import Students, train_epochs
 from prune_env.students.recipes import Recipe
 from prune_env.trainer import Evaluation, Trainer
 from tests.helpers.reference import toy
@@ -97,7 +97,7 @@ def cuda(monkeypatch):
         trainers.append(self)
         self.optimizer.param_groups[0]["fused"] = False  # see fused_sgd
         self.optimizer.param_groups[0]["foreach"] = False
-        assert self._evaluate(data).device.type == "cuda"
+        assert {sums.device.type for sums in self._validate(data)} == {"cuda"}
         return Evaluation(0.5, 1.0, (0.5,), 0)
 
     trainers: list[Trainer] = []
@@ -105,7 +105,6 @@ def cuda(monkeypatch):
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.Tensor, "backward", backward)
-        monkeypatch.setattr(torch.autograd, "grad", grad)
         monkeypatch.setattr(torch, "_fused_sgd_", fused_sgd)
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
@@ -117,7 +116,12 @@ def cuda(monkeypatch):
 
 def train(student: Trainer, mixed: bool = True, k: int | None = None) -> torch.Tensor:
     rows = selection(k or student.ledger.n, mixed)
-    return student._train(student.plan(rows))
+    return student._train(student.fit(rows))
+
+
+def score(student: Trainer, scored: int = 5) -> torch.Tensor:
+    rows = dataclasses.replace(selection(0, False), scored=np.arange(scored))
+    return student.score(student.fit(rows))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -132,10 +136,10 @@ def test_training_and_validation_stay_on_the_device(cuda, model, precision, mixe
     counts = train(student, mixed)
     assert kinds == {getattr(torch, precision)}
     assert (counts.device.type, counts.shape) == ("cuda", (3,))
-    count = student.score(selection(20, mixed).scored)
+    count = score(student)
     assert (count.device.type, count.shape) == ("cuda", (1,))
     assert kinds == {getattr(torch, precision)}
-    assert student._evaluate(student.val_data).device.type == "cuda"
+    assert {sums.device.type for sums in student._validate(student.val_data)} == {"cuda"}
     assert student.stats.table.device.type == "cuda"
     assert all(state["momentum_buffer"].device.type == "cuda" for state in student.optimizer.state.values())
 
@@ -164,7 +168,7 @@ def misplace(student: Trainer, what: str) -> None:
         student.device = cpu
 
 
-@pytest.mark.parametrize("does", [train, lambda student: student.score(np.arange(5))], ids=["training", "scoring"])
+@pytest.mark.parametrize("does", [train, score])
 @pytest.mark.parametrize(
     "what", ["moments", "statistics", "training labels", "training images", "a weight", "the selection"]
 )
@@ -204,7 +208,7 @@ def test_the_number_of_transfers_does_not_grow_with_the_batches(cuda):
         counted.append(transfers.up)
     assert counted[0] == counted[1] == counted[2] <= 4
     with Transfers() as transfers:
-        student._evaluate(student.val_data)
+        student._validate(student.val_data)
     assert (transfers.up, transfers.down) == (0, 0)
 
 
@@ -213,7 +217,7 @@ def test_the_number_of_transfers_does_not_grow_with_what_is_scored(cuda, monkeyp
     student = cuda(n=80)
     for scored in (0, 1, 8, 79):
         with Transfers() as transfers:
-            student.score(np.arange(scored))
+            score(student, scored)
         assert (transfers.up, transfers.down) == (min(scored, 1), 0)  # the indices
 
 
@@ -257,14 +261,16 @@ def test_images_in_a_file_are_waited_for_once_a_pass(cuda, monkeypatch):
 # ---------------------------------------------------------------- several students at once
 
 
-def stack(students: list[Trainer], mixed: bool = True, k: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `run_epochs` does on the device: counts of training, and sums of validation."""
+def stack(
+    students: list[Trainer], mixed: bool = True, k: int = 20
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """What `train_epochs` does on the device: counts of training, and sums of validation."""
     students = sorted(students, key=lambda s: -s.ledger.n)
-    plans = [s.plan(selection(min(k, s.ledger.n), mixed)) for s in students]
-    layers = _Stack(students)
-    counts = layers.train(plans)
+    epochs = [s.fit(selection(min(k, s.ledger.n), mixed)) for s in students]
+    layers = Students(students)
+    counts = layers.train(epochs)
     layers.hand_back()
-    return counts, layers.evaluate()
+    return counts, layers.validate()
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -274,7 +280,7 @@ def test_several_students_stay_on_the_device(cuda, monkeypatch, mixed, fetched):
     students = [cuda(n, model="mlp:5") for n in (20, 9, 8)]
     counts, sums = stack(students, mixed)
     assert (counts.device.type, counts.shape) == ("cuda", (3, 3))
-    assert (sums.device.type, sums.shape) == ("cuda", (3, 2 + 2 * 3))
+    assert [(x.device.type, x.shape) for x in sums] == [("cuda", (3,)), ("cuda", (3, 1 + 2 * 3))]
     for student in students:
         assert {p.device.type for p in student.model.parameters()} == {"cuda"}
         assert student.stats.table.device.type == "cuda"
@@ -290,10 +296,9 @@ def test_a_tensor_of_one_of_several_on_the_wrong_side_fails(cuda, what):
         stack(students)
 
 
-def test_the_number_of_transfers_grows_neither_with_the_batches_nor_with_the_students(cuda, monkeypatch):
+def test_the_number_of_transfers_grows_neither_with_the_batches_nor_with_the_students(cuda):
     counted = set()
-    for members, k, fetched in [(2, 8, 2**22), (2, 79, 2**22), (2, 79, 1), (5, 79, 2**22), (5, 79, 1)]:
-        monkeypatch.setattr(together, "FETCHED", fetched)
+    for members, k in [(2, 8), (2, 79), (5, 79)]:
         students = [cuda(n=80, model="mlp:5") for _ in range(members)]
         with Transfers() as transfers:
             stack(students, k=k)
@@ -366,21 +371,20 @@ def test_an_epoch_waits_for_the_device_once(model, channels, size, mixup, score)
     student = Trainer(train, val, Recipe(model, 4, 0.01), 3.0, 0)
     chosen = student.select(select(np.ones(24, bool), mixup, score))
     with Waits() as waits:
-        student.run_epoch(chosen)
-    assert waits.names == ["tolist"]
+        student.train_epoch(chosen)
+    assert waits.names == ["tolist", "tolist"]  # the second finds its number there
 
 
 @pytest.mark.parametrize("score", [None, np.ones(24)], ids=["", "scored"])
 @pytest.mark.parametrize("mixup", [0.0, 0.25])
 def test_an_epoch_of_several_students_waits_for_the_device_once(monkeypatch, mixup, score):
     monkeypatch.setattr(together, "FETCHED", 2 * 4 * 3 * 16)  # several times a few batches
-    monkeypatch.setattr(together, "_rounds_alike", lambda *args, **kwargs: True)  # what is asked on a CPU only
     val = toy(6, 3, 1, 8)
     students = [Trainer(toy(24, 3, 1, 8), val, Recipe("mlp:5", 4, 0.01), 3.0, seed) for seed in range(3)]
     chosen = [s.select(select(np.arange(24) < 7 * (s.seed + 1), mixup, score)) for s in students]
     with Waits() as waits:
-        run_epochs(students, chosen)
-    assert waits.names == ["tolist"]
+        train_epochs(students, chosen)
+    assert waits.names == ["tolist", "tolist"]  # the second finds its number there
 
 
 def test_waits_are_noticed():

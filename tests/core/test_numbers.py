@@ -32,8 +32,7 @@ from prune_env.policy import features, rules
 from prune_env.policy.vector import PruneVectorEnv
 from prune_env.selection import Selection
 from prune_env.stats import Stats
-from prune_env.students import batched_mlp as together
-from prune_env.students.batched_mlp import run_epochs
+from prune_env.students.batched_mlp import train_epochs
 from prune_env.trainer import EpochResult, Evaluation, Trainer
 from tests.core.test_env import equal, equal_traces, play
 from tests.helpers.reference import SlowStats, toy
@@ -119,7 +118,7 @@ def test_rows_that_are_not_finite_are_counted_and_reach_nothing(phases, who, val
     rng = np.random.default_rng(0)
     chosen = ours.select(select(np.arange(24) < 20, 0.4 * (rng.random(24) < 0.3), np.arange(24) >= 14))
     watched = Watched(ours, 10, value, {phase: WHO[who][phase] for phase in phases})
-    result = ours.run_epoch(chosen)
+    result = ours.train_epoch(chosen)
     count = sum(len(WHO[who][phase]) for phase in phases)
     assert result.nonfinite == watched.nonfinite() == count
     assert (result.diverged, result.finished) == (count > 0, count > 0)
@@ -154,7 +153,7 @@ def test_rates_that_diverge(model, lr):
     ours = student(model, train, lr=lr, budget=40.0, warmup=0.0)
     while True:
         watched = Watched(ours)
-        result = ours.run_epoch(ours.select(select(np.ones(24, bool))))
+        result = ours.train_epoch(ours.select(select(np.ones(24, bool))))
         assert result.nonfinite == watched.nonfinite()
         assert result.diverged == (result.nonfinite > 0)
         assert_finite(ours, result)
@@ -170,7 +169,7 @@ def test_a_step_whose_own_logits_were_finite_is_found_out_by_its_validation():
     ours = student(batch_size=24)
     last = ours.model.get_parameter("3.bias")
     last.register_hook(lambda gradient: gradient * math.nan)
-    result = ours.run_epoch(ours.select(select(np.ones(24, bool), score=np.arange(24) < 5)))
+    result = ours.train_epoch(ours.select(select(np.ones(24, bool), score=np.arange(24) < 5)))
     assert torch.isnan(last).all()
     assert (result.nonfinite, result.diverged) == (5 + 12, True)
     assert (ours.observe()["loss"] != np.float32(math.log(3))).sum() == 24  # as the logits of the training told
@@ -181,14 +180,14 @@ def test_a_step_whose_own_logits_were_finite_is_found_out_by_its_validation():
 def test_a_single_weight_that_is_no_number_is_always_noticed(model):
     train = toy(6, 3, 3, 16)
     healthy = student(model, train, toy(4, 3, 3, 16, seed=1), batch_size=6, lr=0.01)
-    healthy.run_epoch(healthy.select(select(np.ones(6))))
+    healthy.train_epoch(healthy.select(select(np.ones(6))))
     for name, values in healthy.model.state_dict().items():
         if values.dtype != torch.float32:
             continue  # the number of batches that batch norm has seen
         ours = copy.deepcopy(healthy)
         with torch.no_grad():
             ours.model.state_dict()[name][(-1,) * values.ndim] = math.nan
-        result = ours.run_epoch(ours.select(select(np.zeros(6), score=np.arange(6) < 2)))
+        result = ours.train_epoch(ours.select(select(np.zeros(6), score=np.arange(6) < 2)))
         assert (result.nonfinite, result.diverged) == (2 + 4, True), name
         assert_finite(ours, result)
 
@@ -198,7 +197,7 @@ def test_an_infinite_loss_of_finite_logits_is_no_divergence():
     ours = student(lr=0.01)
     huge = torch.tensor([3e38, 3e38, -3e38])  # whose sum is not finite on the way
     ours.model.register_forward_hook(lambda module, args, out: out * 1e-30 + huge)
-    result = ours.run_epoch(ours.select(select(np.ones(24), score=np.arange(24) < 4)))
+    result = ours.train_epoch(ours.select(select(np.ones(24), score=np.arange(24) < 4)))
     assert (result.nonfinite, result.diverged, result.finished) == (0, False, False)
     assert_finite(ours, result)
     of_third = ours.train_data.labels.numpy() == 2
@@ -219,7 +218,7 @@ def test_what_is_not_finite_is_told_row_by_row(value, batch):
     told = table.update(torch.arange(8), z, labels, torch.ones(8, dtype=torch.bool), 0.5)
     np.testing.assert_array_equal(told[0].numpy(), finite)
     np.testing.assert_array_equal(table.observe(1.0)["age"], np.where(finite, np.float32(0.5), np.float32(1.0)))
-    assert trainer.tally(z, labels)[1] == finite.sum()
+    assert trainer.tally(z, labels)[1][0] == finite.sum()
     assert all(np.isfinite(values).all() for values in table.observe(1.0).values())
 
 
@@ -374,8 +373,8 @@ def test_students_count_together_what_they_count_alone():
         actions = [select(np.arange(24) < 21, 0.0, np.arange(24) < 3) for _ in students]
         chosen = [s.select(action) for s, action in zip(students, actions, strict=True)]
         watched = [Watched(s) for s in alone]
-        together_ = run_epochs(students, chosen)
-        apart = [s.run_epoch(c) for s, c in zip(alone, chosen, strict=True)]
+        together_ = train_epochs(students, chosen)
+        apart = [s.train_epoch(c) for s, c in zip(alone, chosen, strict=True)]
         assert [r.nonfinite for r in together_] == [r.nonfinite for r in apart] == [w.nonfinite() for w in watched]
         for s, result in zip(students, together_, strict=True):
             assert result.diverged == (result.nonfinite > 0)
@@ -399,53 +398,10 @@ def test_rows_are_counted_exactly(monkeypatch):
     ours = student(batch_size=8)
     monkeypatch.setattr(trainer, "PENDING_LOGITS", 1)  # each batch's statistics by themselves
     monkeypatch.setattr(ours.stats, "update", told_of_many(2**24, 1, 1))
-    assert ours._train(ours.plan(ours.select(select(np.ones(24))))).tolist() == [2**24 + 2] * 3
+    assert ours._train(ours.fit(ours.select(select(np.ones(24))))).tolist() == [2**24 + 2] * 3
     monkeypatch.setattr(trainer, "EVALUATION_BATCH", 8)
     monkeypatch.setattr(ours.stats, "update", told_of_many(2**24, 1, 1))
-    assert ours.score(np.arange(24)).tolist() == [2**24 + 2]
-
-
-def tallied(*rows: int):
-    """In place of `tally`: so many rows at a time, one third of each class, all right, of a loss of 0.1."""
-    left = iter(rows)
-
-    def tally(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        n = next(left)
-        sums = torch.tensor([0.1 * n, n, *[n // 3, n // 3, n - n // 3 * 2] * 2])
-        return sums.expand(*logits.shape[:-2], -1)
-
-    return tally
-
-
-@pytest.mark.parametrize("last", [1, 3, 2**22 + 1])
-def test_validation_is_counted_exactly(monkeypatch, last):
-    sizes = (2**24, last, 1)
-    n = sum(sizes)
-    of_class = [sum(size // 3 for size in sizes)] * 2
-    expected = [n, *[*of_class, n - sum(of_class)] * 2]
-    ours = student(val=toy(12))
-    monkeypatch.setattr(trainer, "EVALUATION_BATCH", 4)
-    monkeypatch.setattr(together, "EVALUATION_BATCH", 4)
-    monkeypatch.setattr(trainer, "tally", tallied(*sizes))
-    bits, *counts = ours._evaluate(ours.val_data).tolist()
-    assert counts == expected
-    assert np.int32(bits).view(np.float32) == pytest.approx(0.1 * n)
-    monkeypatch.setattr(together, "tally", tallied(*sizes))
-    for bits, *counts in together._Stack([ours, copy.deepcopy(ours)]).evaluate().tolist():
-        assert counts == expected
-        assert np.int32(bits).view(np.float32) == pytest.approx(0.1 * n)
-
-
-def test_rows_of_students_in_one_are_counted_exactly(monkeypatch):
-    """The first row of each stands for 2**24; the others would be lost beside it."""
-    students = [student(train=toy(n), seed=n) for n in (24, 9)]
-
-    def enter(table: torch.Tensor, rows: torch.Tensor, *args: Any) -> torch.Tensor:
-        return torch.where((rows == 0) | (rows == 24), 2**24, 1).expand(3, -1)
-
-    monkeypatch.setattr(stats, "enter", enter)
-    plans = [s.plan(s.select(select(np.ones(s.ledger.n)))) for s in students]
-    assert together._Stack(students).train(plans).tolist() == [[2**24 + 23] * 3, [2**24 + 8] * 3]
+    assert ours.score(ours.fit(ours.select(select(np.zeros(24), score=np.ones(24))))).tolist() == [2**24 + 2]
 
 
 def test_results_of_more_rows_than_float32_counts():
@@ -456,10 +412,9 @@ def test_results_of_more_rows_than_float32_counts():
     chosen = Selection(
         rows, np.broadcast_to(np.float32(1), len(rows)), rows, np.broadcast_to(np.float32(0), len(rows)), rows[:3]
     )
-    plan = ours.plan(chosen)
-    assert (len(plan.chosen), len(plan.scored)) == (2**24 + 1, 3)
-    packed = trainer.pack(torch.tensor(6.0), torch.tensor([12, 4, 4, 4, 1, 2, 3])).tolist()
-    result = ours.conclude(plan, [2**24, 2**24, 2**24 - 1, 3, *packed], [0.0] * 3)
+    epoch = ours.fit(chosen)
+    assert (len(epoch.rows), len(epoch.rows.scored)) == (2**24 + 1, 3)
+    result = ours.charge(epoch, [2**24, 2**24, 2**24 - 1, 3, 12, 4, 4, 4, 1, 2, 3], 6.0, [0.0] * 3)
     assert (result.nonfinite, result.diverged, result.trained) == (1, True, 2**24 + 1)
     assert (result.val_accuracy, result.val_loss, result.train_accuracy) == (0.5, 0.5, (2**24 - 1) / 2**24)
     assert result.spent == (3 * (2**24 + 1) + 3) / (3 * MANY)
@@ -738,7 +693,7 @@ def test_data_of_few_samples_train(n):
         ours = student(train=toy(n), budget=9.0)
         while True:
             watched = Watched(ours)
-            result = ours.run_epoch(ours.select(select(weight, 0.25 * (ours.step % 2), np.ones(n))))
+            result = ours.train_epoch(ours.select(select(weight, 0.25 * (ours.step % 2), np.ones(n))))
             assert result.nonfinite == watched.nonfinite() == 0
             assert_finite(ours, result)
             if result.finished:

@@ -30,7 +30,7 @@ def history_of(steps, n=100):
     history = render.History()
     history.record(0.0, 0.1)
     for difficulty, weight, spent, accuracy in steps:
-        history.choose(np.asarray(difficulty, np.float32), np.asarray(weight, np.float32))
+        history.choose(np.asarray(difficulty, np.float32), np.asarray(weight) > 0)
         history.record(spent, accuracy)
     assert all(len(row) == render.BINS for row in history.kept_by_rank)
     return history
@@ -232,7 +232,7 @@ def test_frames_keep_their_shape_and_share_no_memory(n, steps):
     history = history_of([], n)
     frames = []
     for t in range(steps):
-        history.choose(rng.random(n, np.float32), (rng.random(n) < 0.5).astype(np.float32))
+        history.choose(rng.random(n, np.float32), rng.random(n) < 0.5)
         history.record((t + 1) / steps, rng.random())
         if t % 60 == 0 or t == steps - 1:
             frames.append(render.frame(history, data, 1.0))

@@ -89,7 +89,7 @@ def test_scored_samples_are_measured_by_a_plain_forward_pass(model, channels, si
         trained.clear()
         before = student.observe()
         selection = student.select(select(weight, mixup, score))
-        result = student.run_epoch(selection)
+        result = student.train_epoch(selection)
         spent = (thirds := thirds + 3 * int(weight.sum()) + int(score.sum())) / 72
         counts = np.zeros(3)
         logits = torch.cat(trained) if trained else torch.empty(0, 3)

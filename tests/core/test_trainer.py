@@ -33,7 +33,7 @@ def trainer(train=None, budget: float = 3.0, seed: int = 0, **kwargs) -> Trainer
 
 
 def run(student: Trainer, *args, **kwargs) -> EpochResult:
-    return student.run_epoch(student.select(select(*args, **kwargs)))
+    return student.train_epoch(student.select(select(*args, **kwargs)))
 
 
 def rates_of(student: Trainer) -> list[float]:
@@ -69,7 +69,7 @@ def test_weight_2_is_the_gradient_counted_twice():
     model = copy.deepcopy(student.model)
     selection = student.select(select([1, 2, 1, 1, 0.5, 1, 0, 1]))
     rates = rates_of(student)
-    student.run_epoch(selection)
+    student.train_epoch(selection)
     images, labels = normalized(student.train_data), student.train_data.labels
     # sample 1 stands twice in the sum and sample 4 once in two copies of the rest
     twice = [0, 1, 1, 2, 3, 5, 7] * 2 + [4]
@@ -107,7 +107,7 @@ def test_epochs_agree_with_loops_over_samples(model, mixup, smoothing, keep, siz
         weight = rng.uniform(0.2, 3, 24) * (rng.permutation(24) < keep)
         shares = np.where(rng.random(24) < 0.7, mixup, 0.0)
         selection = student.select(select(weight, shares))
-        assert student.run_epoch(selection).mixed == np.count_nonzero(shares[weight > 0])
+        assert student.train_epoch(selection).mixed == np.count_nonzero(shares[weight > 0])
         rates = [schedule((done + sum(sizes[:i]) + size / 2) / 72, 0.1, 0.1) for i, size in enumerate(sizes)]
         plain_epoch(network, sgd, images, labels, rows(selection), sizes, 5, rates, smoothing)
         done += keep
@@ -145,7 +145,7 @@ def test_mixed_images_go_through_the_network_as_the_formula_says():
         lambda module, args: seen.append(args[0].clone()) if module.training else None
     )
     selection = student.select(select(np.arange(10) < 6, np.linspace(0, 0.5, 10)))
-    student.run_epoch(selection)
+    student.train_epoch(selection)
     images = normalized(train).double()
     for row, (i, _, j, m) in zip(torch.cat(seen), rows(selection), strict=True):
         assert (j >= 6) == (i > 0)
@@ -163,7 +163,7 @@ def test_each_visit_is_augmented_by_its_own_draw():
     for mask, mixup in [(np.arange(12) < 9, 0.0), (np.arange(12) > 2, 0.25), (np.arange(12) < 9, 0.0)]:
         seen.clear()
         selection = student.select(select(mask, mixup))
-        student.run_epoch(selection)
+        student.train_epoch(selection)
         for image, (i, _, j, m) in zip(torch.cat(seen), rows(selection), strict=True):
             mine, other = (reference.crop_flip(images[k], seed, k, int(visits[k])) for k in (i, j))
             np.testing.assert_allclose(image.numpy(), (1 - m) * mine + m * other, atol=1e-5)
@@ -233,7 +233,7 @@ def test_statistics_are_those_of_the_training_logits(smoothing):
     for _ in range(6):
         logits.clear()
         selection = student.select(select(rng.random(24) < 0.6, np.where(rng.random(24) < 0.3, 0.4, 0)))
-        result = student.run_epoch(selection)
+        result = student.train_epoch(selection)
         spent += len(selection) / 24
         counts = np.sum(
             [
@@ -312,7 +312,7 @@ def test_a_run_on_digits_agrees_with_a_plain_loop():
     done = 0
     while True:
         selection = student.select(select(rng.random(200) < 0.8))
-        result = student.run_epoch(selection)
+        result = student.train_epoch(selection)
         order = selection.indices[: result.trained]
         end = 800 if 800 - done - len(order) >= size else done + len(order)
         for start in range(0, len(order), size):
@@ -342,7 +342,7 @@ def test_every_step_and_every_seed_has_an_order_and_partners_of_its_own():
             selection = student.select(action)
             assert rows(student.select(action)) == rows(selection)  # asking draws nothing
             drawn.append(selection)
-            student.run_epoch(selection)
+            student.train_epoch(selection)
     for a, b in itertools.combinations(drawn, 2):
         assert a.indices.tolist() != b.indices.tolist()
         assert a.partners[np.argsort(a.indices)].tolist() != b.partners[np.argsort(b.indices)].tolist()

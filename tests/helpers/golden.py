@@ -290,7 +290,9 @@ def _numbers(env: PruneEnv, seen: Any, info: Mapping[str, Any]) -> Numbers:
     trainer = env.trainer
     assert trainer is not None
     observed = trainer.observe()
-    numbers = {name: float(value) for name, value in info.items()}
+    # `step` goes without saying; nothing was trained before step 0, and the recorded resets have these two
+    left_out = {"step", "seed"} if info["step"] else info.keys() - {"val_accuracy", "seed", "reward"}
+    numbers = {name: float(value) for name, value in info.items() if name not in left_out}
     for name in ("loss", "loss_var", "margin", "entropy", "el2n", "age", "correct"):
         numbers[name] = float(observed[name].mean(dtype=np.float64))
     for name in ("visits", "forgets"):

@@ -36,7 +36,7 @@ def train(recipe: Recipe) -> dict[str, np.ndarray]:
         # where nothing is dropped, partners are samples that this step trains on too
         mixup = np.where(rng.random(N) < 0.4, 0.3, 0.0)
         action = select(mask * rng.uniform(0.5, 2.0, N), mixup, score=(mask == 0) | (rng.random(N) < 0.2))
-        result = student.run_epoch(student.select(action))
+        result = student.train_epoch(student.select(action))
         told = (result.trained, result.mixed, result.scored, result.spent, result.train_accuracy, result.nonfinite)
         found[f"step {step}"] = np.array([*told, result.val_accuracy, result.val_loss, result.lr], np.float64)
     found |= {f"model {name}": value.numpy() for name, value in student.model.state_dict().items()}

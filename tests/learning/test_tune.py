@@ -34,7 +34,7 @@ def test_full_training_is_a_loop_over_everything():
     for seed in (0, 3):
         run_seed = int(seeding.np_random(seed)[0].integers(2**32))
         student = Trainer(train, val, Recipe("mlp:8", 16, 0.3, weight_decay=1e-3), 2.5, run_seed)
-        steps = [student.run_epoch(student.select(select(np.ones(100, bool)))) for _ in range(3)]
+        steps = [student.train_epoch(student.select(select(np.ones(100, bool)))) for _ in range(3)]
         assert [step.trained for step in steps] == [100, 100, 50]
         assert full_training("prune_env/Digits-v0", settings, seed) == steps[-1].val_accuracy > 0.3
 

@@ -13,7 +13,7 @@ EXAMPLES = 8  # samples named in each group
 
 
 class Diary:
-    """Keeps account of what an agent selects.
+    """Keeps account of what is trained on.
 
     Args:
         n: number of training samples N.
@@ -31,7 +31,7 @@ class Diary:
         Args:
             difficulty: (N,) mean losses that the agent saw.
             spent: share of the budget used before the step, in [0, 1].
-            kept: (N,) what was selected.
+            kept: (N,) what was trained on.
         """
         if not kept.any():
             return

@@ -176,12 +176,13 @@ def play(run: Run, env: gym.Env, seat: Seat | None = None, checkpoint: Checkpoin
     start = time.perf_counter() - seconds["total"]
     terminated = False
     while not terminated:
-        difficulty, share = observation["loss_mean"].copy(), float(observation["spent"][0])
+        difficulty, visits = observation["loss_mean"].copy(), observation["visits"].copy()
+        share = float(observation["spent"][0])
         before = time.perf_counter()
         action = seat.act(observation)
         seconds["select"] += time.perf_counter() - before
         observation, reward, terminated, _, info = env.step(action)
-        diary.record(difficulty, share, np.asarray(action["weight"]) > 0)
+        diary.record(difficulty, share, observation["visits"] > visits)  # after the budget's cut
         nonfinite += int(info["nonfinite"])
         point = {**info, "spent": info["total_spent"], "reward": reward}
         for name, values in curve.items():
