@@ -72,8 +72,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
       in the first of these that has room (`auto`). No number depends on it.
     - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`, vary the task. Validation and
       test stay as they are, unless `val_rest` adds to validation what training leaves out.
-    - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`, set the student and its training. The
-      tuned learning rate is the one for clean labels, whatever `label_noise` is: an agent could read the share from it.
+    - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`, set the student and its training.
+      The tuned learning rate is the one for clean labels: agents could read the share of wrong ones from another.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
 

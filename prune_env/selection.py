@@ -153,9 +153,8 @@ class Selection:
         return int(np.count_nonzero(self.shares))
 
     def head(self, k: int, scored: int) -> Selection:
-        """The first k rows, and the first of those to score: a random part, since the order is random."""
-        rows = (self.indices, self.weights, self.partners, self.shares)
-        return Selection(*(values[:k] for values in rows), scored=self.scored[:scored])
+        """Return the first k rows, and the first rows to score: a random part, since the order is random."""
+        return Selection(self.indices[:k], self.weights[:k], self.partners[:k], self.shares[:k], self.scored[:scored])
 
     @classmethod
     def from_action(cls, action: Action, rng: np.random.Generator) -> Selection:

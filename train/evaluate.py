@@ -77,7 +77,11 @@ def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status, see `carry_out`."""
-    arguments = tyro.cli(Arguments, args=args)
+    try:
+        arguments = tyro.cli(Arguments, args=args)
+    except (TypeError, ValueError) as error:  # an option that is out of its range
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     command = shlex.join(["python", "-m", "train.evaluate", *(sys.argv[1:] if args is None else args)])
 
     def blocks() -> tuple[str, list[Block], str]:

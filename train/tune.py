@@ -148,7 +148,11 @@ def tune(args: Arguments, fixed: dict[str, Any]) -> dict[tuple[float, float], li
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with `arguments` (else the command line's); return its exit status, 2 for wrong arguments."""
-    args = tyro.cli(Arguments, args=arguments, description=__doc__)
+    try:
+        args = tyro.cli(Arguments, args=arguments, description=__doc__)
+    except (TypeError, ValueError) as error:  # an option that is out of its range
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     command = shlex.join(["python", "-m", "train.tune", *(sys.argv[1:] if arguments is None else arguments)])
     fixed = args.settings() | ({} if args.root is None else {"root": args.root})
     try:

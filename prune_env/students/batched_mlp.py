@@ -135,7 +135,7 @@ class Students:
         ticks, most = len(sizes[0]), max(trainer.batch_size for trainer in trainers)  # T batches of at most B rows
         index, partner = np.zeros((2, count, ticks, most), np.int64)
         weight, share = np.zeros((2, count, ticks, most), np.float32)
-        real, rates = np.zeros((count, ticks, most), np.bool_), np.zeros((count, ticks), np.float32)
+        real, rates = np.zeros((count, ticks, most), np.bool_), np.zeros((count, ticks))
         for k, (trainer, epoch) in enumerate(zip(trainers, epochs, strict=True)):
             at = np.divmod(np.arange(len(epoch.rows)), trainer.batch_size)
             index[k][at], partner[k][at] = epoch.rows.indices, epoch.rows.partners
@@ -149,6 +149,7 @@ class Students:
         index, partner, weight, share, rates = (
             torch.from_numpy(values).to(device) for values in (index, partner, weight, share, rates)
         )
+        rates = rates.float()  # on the host they stay as exact as a single student has them
         active = [sum(len(own) > tick for own in sizes) for tick in range(ticks)]
         table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
         samples = [len(trainer.stats.table) for trainer in trainers]

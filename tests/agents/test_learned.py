@@ -262,7 +262,7 @@ def test_specs(policy, tmp_path):
     [
         ("learned:{},trust=1", ["trust must be True or False", "1"]),
         ("learned:{},trust='no'", ["trust must be True or False"]),
-        ("learned:{},keep=0.5", ["'keep'", "trust=False"]),
+        ("learned:{},keep=0.5", ["policy.safetensors,keep=0.5 cannot be read", "No such file"]),
         ("learned:{}x", ["policy.safetensorsx cannot be read", "No such file"]),
         ("learned:nowhere.zip,trust=True", ["policy nowhere.zip cannot be read", "No such file"]),
         ("same_amounts:learned:nowhere.safetensors", ["policy nowhere.safetensors cannot be read"]),

@@ -9,12 +9,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from train.execution.episode import Run, play
 
-import prune_env
-from prune_env import PruneEnv, select
+from prune_env import PruneEnv, data, select
 from prune_env.policy.vector import PruneVectorEnv
 from prune_env.trainer import Trainer
+from train.execution.run import Run, play
 
 SMALL = {"budget": 2.0, "train_size": 60, "batch_size": 16}
 
@@ -23,7 +22,7 @@ SMALL = {"budget": 2.0, "train_size": 60, "batch_size": 16}
 
 def broken_after(batches: int):
     """In place of `Data.batches`: the image after so many batches cannot be read."""
-    real = prune_env.data.Data.batches
+    real = data.Data.batches
 
     def read(self: Any, parts: Any):
         for i, batch in enumerate(real(self, parts)):
@@ -45,7 +44,7 @@ def test_a_step_that_cannot_read_an_image_changes_nothing(monkeypatch, model, be
         env.step(select(np.arange(60) < 20))
     untouched, action = copy.deepcopy(env), select(np.arange(60) < 50, 0.1, np.arange(60) > 50)
     with monkeypatch.context() as patch:
-        patch.setattr(prune_env.data.Data, "batches", broken_after(batches))
+        patch.setattr(data.Data, "batches", broken_after(batches))
         with pytest.raises(OSError, match="this image cannot be read"):
             env.step(action)
     assert env.running.ledger == untouched.running.ledger
@@ -107,7 +106,7 @@ from concurrent.futures import ProcessPoolExecutor
 def run(seed):
     env = gym.make("prune_env/Digits-v0", budget=1.0)
     env.reset(seed=seed)
-    return env.step(prune_env.select(np.ones(1040)))[1]
+    return env.step(select(np.ones(1040)))[1]
 with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
     assert len(list(pool.map(run, range(2)))) == 2
 """,
@@ -134,7 +133,7 @@ gym.make("prune_env/Digits-v0", model="mlp:4096").reset(seed=0)
     subprocess.run([sys.executable, "-W", "ignore", "-c", start + FORKS[forks]], check=True, timeout=90)
 
 
-@pytest.mark.parametrize("model", ["mlp:8", "mlp:8192", "convnet:2-2-2"])
+@pytest.mark.parametrize("model", ["mlp:8", "mlp:65536", "convnet:2-2-2"])
 def test_small_fully_connected_students_train_on_one_thread(monkeypatch, one_thread, model):
     torch.set_num_threads(2)
     seen: list[int] = []
@@ -164,7 +163,7 @@ def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch, one_threa
     torch.set_num_threads(2)
     env = PruneEnv(**SMALL)
     env.reset(seed=0)
-    monkeypatch.setattr(prune_env.data.Data, "batches", broken_after(0))
+    monkeypatch.setattr(data.Data, "batches", broken_after(0))
     with pytest.raises(OSError, match="this image"):
         env.step(select(np.ones(60)))
     assert torch.get_num_threads() == 2

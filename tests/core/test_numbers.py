@@ -4,8 +4,8 @@ A row whose logits are not finite is counted (`nonfinite`), never measured and n
 which ends the episode and leaves nothing behind. Rows are spoiled by hooks on the student, by weights that are no
 numbers, and by learning rates that really diverge. What was finite is told by what the student put out, row by row.
 
-Elsewhere: divergence of single students in test_trainer and test_score, beside others in test_together and test_vector;
-wrong actions in test_selection; encodings of hostile statistics in test_encoding.
+Elsewhere: divergence of single students in test_trainer and test_score, with others in test_batched_mlp, test_vector;
+wrong actions in test_selection; encodings of hostile statistics in test_features.
 """
 
 import copy
@@ -38,7 +38,7 @@ from tests.core.test_env import equal, equal_traces, play
 from tests.helpers.reference import SlowStats, toy
 from tests.policy.test_vector import equal as nearly_equal
 from tests.policy.test_vector import everything, trainers
-from tests.students.test_together import student
+from tests.students.test_batched_mlp import student
 from train.execution import run as episode
 from train.execution.run import Run
 
@@ -259,7 +259,7 @@ def test_divergence_ends_the_episode_and_the_next_is_that_of_a_fresh_environment
     before = info["val_accuracy"]
     observation, reward, terminated, truncated, info = spoiled(env, sick)
     assert (terminated, truncated, info["diverged"], info["nonfinite"]) == (True, False, True, COUNTS[sick])
-    assert type(info["nonfinite"]) is int
+    assert type(info["nonfinite"]) is np.int64
     assert env.observation_space.contains(observation)
     assert all(np.isfinite(values).all() for values in observation.values())
     assert reward == pytest.approx((info["val_accuracy"] - before) / 3.0 - 0.1 * (0.4 + 0.1 / 3), abs=1e-12)

@@ -117,8 +117,8 @@ def test_a_run_goes_on_from_its_checkpoint_and_says_where_it_was(tmp_path: Path,
     for place in ("first", "first", "third"):
         monkeypatch.setattr(provenance, "of_machine", lambda place=place: place)
         killed(run_of(), tmp_path / "run", "decision", 3)
-    steps, epoch = [], Trainer.run_epoch
-    monkeypatch.setattr(Trainer, "run_epoch", lambda *args: steps.append(0) or epoch(*args))
+    steps, epoch = [], Trainer.train_epoch
+    monkeypatch.setattr(Trainer, "train_epoch", lambda *args: steps.append(0) or epoch(*args))
     record = finished(run_of(), tmp_path / "run")
     assert len(steps) == 8 - 3 * 2
     assert record["provenance"]["machines"] == ["first", "third"]

@@ -345,7 +345,7 @@ def test_the_folder_of_results(home: Path, done: subprocess.CompletedProcess[str
     lines = done.stdout.splitlines()
     for task, labels in (("clean", "clean labels"), ("noisy", "20% wrong labels")):
         rate = lines[lines.index(task) + 1]
-        assert re.fullmatch(rf"Budget 1.5, 2: lr .*: tuned for .* of mlp on digits, budget 3, {labels}", rate)
+        assert re.fullmatch(rf"Learning rate: lr .*: tuned for .* of mlp on digits, budget 3, {labels}\.", rate)
     for spec in ("my_module:MyAgent:keep=0.25", "kakurenbo+mixup=0.5"):
         assert spec in done.stdout
 

@@ -64,8 +64,7 @@ def read(path: Path) -> tuple[dict[str, Record], int]:
             for line in file:
                 try:
                     record = json.loads(line)
-                    record.pop(SEAL, None)
-                    if "configuration" in record:  # of a run that ended; its key may be of an older kind
+                    if record.pop(SEAL, None) and "configuration" in record:  # its key is of an older kind
                         test = record["provenance"]["data"]["test"]
                         record["key"] = key_of(record["configuration"], record["agent"], record["seed"], test)
                     records[record["key"]] = record
