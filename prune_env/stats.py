@@ -9,28 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-COLUMNS = (
-    "loss",
-    "loss_mean",
-    "loss_var",
-    "confidence",
-    "margin",
-    "entropy",
-    "el2n",
-    "correct",
-    "forgets",
-    "visits",
-    "age",  # the table holds the compute spent when last measured instead, -1 for never
-)
-_MEAN, _VAR, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
-    COLUMNS.index(name) for name in ("loss_mean", "loss_var", "correct", "forgets", "visits", "age")
-)
 CACHED_ROWS = 8192  # transposed at a time: 352 KiB, which a core's cache holds
 CACHED_NUMBERS = 2**19  # logits at a time: 2 MiB, of which each of a dozen passes makes as many anew
 MAX_LOSS = 100.0
 MAX_COUNT = 2.0**24  # the largest count float32 holds exactly
 
-# Entries of the observation, with their finite bounds; age is bounded by the budget.
+# Statistics of a sample with their finite bounds: entries of the observation, and columns of the table.
 BOUNDS = {
     "loss": (0.0, MAX_LOSS),
     "loss_mean": (0.0, MAX_LOSS),
@@ -43,6 +27,11 @@ BOUNDS = {
     "forgets": (0.0, MAX_COUNT),
     "visits": (0.0, MAX_COUNT),
 }
+# `age` is bounded by the budget. Its column holds the compute spent when the sample was last measured, -1 for never.
+COLUMNS = (*BOUNDS, "age")
+_MEAN, _VAR, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
+    COLUMNS.index(name) for name in ("loss_mean", "loss_var", "correct", "forgets", "visits", "age")
+)
 
 
 class Stats:
@@ -71,9 +60,9 @@ class Stats:
     def update(
         self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float, *, trained: bool = True
     ) -> Tensor:
-        """Enter one visit of each of B distinct samples, or one measurement; arguments and result as for `enter`.
+        """Do `enter` on this table, with the same arguments and result.
 
-        On a CPU a few rows at a time: with a thousand classes that takes a quarter of the time.
+        A CPU does it a few rows at a time: with a thousand classes that takes a quarter of the time.
         """
         rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
         parts = zip(*(values.split(rows) for values in (indices, logits, labels, clean)), strict=True)
@@ -81,11 +70,11 @@ class Stats:
         return torch.cat(told, dim=1)
 
     def visits(self, indices: Tensor) -> Tensor:
-        """How often each of (B,) samples was trained on, (B,) int64."""
+        """Return how often each of (B,) samples was trained on, (B,) int64."""
         return self.table[indices, _VISITS].long()
 
     def observe(self, spent: float) -> dict[str, NDArray[np.float32]]:
-        """Copies of all statistics on the host, (N,) float32 each, clipped to their bounds.
+        """Copy all statistics to the host, (N,) float32 each, clipped to their bounds.
 
         Args:
             spent: full-epoch equivalents of compute so far, from which ages are counted.
@@ -123,13 +112,13 @@ def enter(
         logits: (B, C) float32, of that pass.
         labels: (B,) int64.
         clean: (B,) bool, false where the row was blended with a partner.
-        spent: full-epoch equivalents of compute, to stand as the time of the measurement; one or (B,).
+        spent: time of the measurement in full-epoch equivalents of compute; one or (B,).
         ema: weight of the newest loss; one or (B,).
         trained: whether this was a visit; a sample that is only scored keeps its count.
 
     Returns:
-        (3, B) bool: whether the logits were finite, the row then was clean and thus measured, and was
-        predicted right.
+        (3, B) bool: whether a row's logits were finite; whether it was measured, which needs a clean row too; and
+        whether it was measured and predicted right.
     """
     old = table.index_select(0, indices)  # (B, F)
     label = labels[:, None]  # (B, 1)
@@ -152,13 +141,24 @@ def enter(
     var = (1.0 - ema) * old[:, _VAR] + ema * deviation.square()
     forgets = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - correct)
     visits = old[:, _VISITS] + float(trained)
-    now = torch.zeros_like(loss) + spent
-    new = [loss, mean, var, confidence, margin, entropy, el2n, correct, forgets, visits, now]
+    new = {  # (B,) each
+        "loss": loss,
+        "loss_mean": mean,
+        "loss_var": var,
+        "confidence": confidence,
+        "margin": margin,
+        "entropy": entropy,
+        "el2n": el2n,
+        "correct": correct,
+        "forgets": forgets,
+        "visits": visits,
+        "age": torch.zeros_like(loss) + spent,
+    }
 
     # NaN and inf show in the total, NaN and -inf in the smallest logit; a sum of the logits could overflow
     finite = torch.isfinite(total[:, 0]) & torch.isfinite(logits.amin(dim=1))
     measured = clean & finite
-    row = torch.where(measured[:, None], torch.stack(new, dim=1), old)  # (B, F)
+    row = torch.where(measured[:, None], torch.stack([new[name] for name in COLUMNS], dim=1), old)  # (B, F)
     row[:, _VISITS] = visits
     table.index_copy_(0, indices, row)
     return torch.stack([finite, measured, measured & (correct > 0.0)])
