@@ -16,7 +16,7 @@ hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("gate")
 
 # Files whose few tests take long, as they start programs: begun first, lest one process has them left at the end.
-LONG = ("sweep", "engines", "evaluate", "learn", "workers", "companion", "ranks", "rollouts", "determinism", "report")
+LONG = ("sweep", "executors", "evaluate", "learn", "ranks", "rollouts", "determinism", "report")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):

@@ -25,7 +25,7 @@ class Training:
     """
 
     model: str | None = None
-    """Network, see docs/scale.md; by default one that suits the data set."""
+    """Network, see `models.build`; by default one that suits the data set."""
     batch_size: int | None = None
     """Rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when the batch is short. By default as tuned."""
     lr: float | None = None
