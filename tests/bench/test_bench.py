@@ -252,10 +252,10 @@ def test_every_section_prints_its_tables_and_bytes_are_those_of_the_arrays(capsy
     bench.main(bench.Args(rounds=1, samples=(300, 600), classes=7, members=(2,), conv_members=(), workers=(0,)))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
-    assert re.search(r"digits, mlp +│( +[\d.]+ │){3}$", out, re.M)
-    assert re.search(r"digits, mlp +│ +full │ +1\.00 │( +[\d.]+ │){2} +0 │ +[\d.]+ │$", out, re.M)
-    assert re.search(r"digits, mlp +│ +infobatch │ +0\.\d\d │( +[\d.]+ │){2} +0 │ +[\d.]+ │$", out, re.M)
-    assert re.search(r"│ mlp +│ +2 │( +[\d.]+ │){3}$", out, re.M)
+    assert re.search(r"digits, mlp +│( +[\d.,]+ │){3}$", out, re.M)
+    assert re.search(r"digits, mlp +│ +full │ +1\.00 │( +[\d.,]+ │){2} +0 │ +[\d.,]+ │$", out, re.M)
+    assert re.search(r"digits, mlp +│ +infobatch │ +0\.\d\d │( +[\d.,]+ │){2} +0 │ +[\d.,]+ │$", out, re.M)
+    assert re.search(r"│ mlp +│ +2 │( +[\d.,]+ │){3}$", out, re.M)
     assert "7 classes" in out
     assert len(re.findall(r"^│ [\w' ]+ │(?: +[\d.]+ │){3} +\d+ │$", out, re.M)) == 7
     assert len(re.findall(r"^│ [36]00 +│(?: +[\d.]+ │){5}$", out, re.M)) == 2
