@@ -110,7 +110,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         variant, training = asdict(Variant()), asdict(Training())
         for name, value in options.items():
             if name not in {**variant, **training}:
-                raise TypeError(f"PruneEnv has no argument {name!r}; there are {', '.join((*variant, *training))}")
+                known = ", ".join((*variant, *training))
+                raise TypeError(f"PruneEnv got an unexpected keyword argument {name!r}; there are {known}")
             (variant if name in variant else training)[name] = value
         # the rate for clean labels, however many are wrong: a recipe must not tell that
         values = tuned(dataset, training["model"], self.budget, image_size=image_size).values

@@ -106,7 +106,7 @@ from concurrent.futures import ProcessPoolExecutor
 def run(seed):
     env = gym.make("prune_env/Digits-v0", budget=1.0)
     env.reset(seed=seed)
-    return env.step(select(np.ones(1040)))[1]
+    return env.step(prune_env.select(np.ones(1040)))[1]
 with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
     assert len(list(pool.map(run, range(2)))) == 2
 """,
