@@ -268,7 +268,7 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
         **{field.name: values[field.name] for field in dataclasses.fields(Training) if field.name != "compile"}
     )
     assert (len(env.train_data), env.train_data.images.shape[2]) == (50, 5)
-    with pytest.raises(TypeError, match=r"no argument 'lable_noise'; there are .*label_noise"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'lable_noise'; there are .*label_noise"):
         prune_env.PruneEnv(lable_noise=0.1)
 
 
