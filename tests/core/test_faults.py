@@ -211,6 +211,6 @@ def test_torchrl_stacks_infos():
     torchrl = pytest.importorskip("torchrl.envs", reason="torchrl is not installed")
     rollout = torchrl.GymEnv("prune_env/DigitsSummary-v0", budget=2.0).auto_register_info_dict().rollout(2)
     assert rollout["next", "trained"].shape[0] == rollout.shape[0]
-    several = torchrl.GymEnv("prune_env/DigitsSummary-v0", num_envs=2, budget=2.0)
+    several = torchrl.GymEnv("prune_env:prune_env/DigitsSummary-v0", num_envs=2, budget=2.0)
     assert several.rollout(2).shape[0] == 2
     several.close()
