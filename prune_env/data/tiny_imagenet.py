@@ -32,6 +32,10 @@ def find(root: Path, split: str, size: int) -> Split:
     folder = _folder(root)
     listing = folder / "wnids.txt"
     if not listing.exists():
+        # download=True refuses what is there in part, so the advice to pass it would lead nowhere.
+        for place in (root / FOLDER, root):
+            if place.name == FOLDER and place.exists():
+                raise FileNotFoundError(f"{place} is incomplete, it has no wnids.txt: {_again(place)}")
         raise missing("tiny_imagenet", listing, LAYOUT, downloadable=True)
     wnids = tuple(_text(listing).split())
     if not wnids or len(set(wnids)) < len(wnids):
@@ -111,7 +115,9 @@ def _test(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[Path],
         if wnid not in label_of:
             raise ValueError(f"{annotations}, line {number}: class {wnid!r} is not in wnids.txt")
         if not path.is_file():
-            raise FileNotFoundError(f"{annotations}, line {number}: {path} does not exist")
+            raise FileNotFoundError(
+                f"{annotations}, line {number}: {path} does not exist; {_again(folder)}, or take the line out"
+            )
         paths.append(path)
         labels.append(label_of[wnid])
     if not paths:

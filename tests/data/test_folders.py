@@ -319,3 +319,18 @@ def test_download_of_a_damaged_folder_does_not_advise_to_download(tmp_path, dama
         (load if "train" in damage else load_test)("tiny_imagenet", root=tmp_path, download=True)
     assert "download=True" not in str(caught.value)
     assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["", "tiny-imagenet-200"])
+def test_a_folder_without_its_list_of_classes_does_not_advise_to_download(tmp_path, where):
+    trees.tiny_imagenet(tmp_path, per_class=3)
+    (tmp_path / "tiny-imagenet-200" / "wnids.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiny-imagenet-200 is incomplete, it has no wnids.txt: remove"):
+        load("tiny_imagenet", root=tmp_path / where)
+
+
+def test_folders_of_another_data_set_are_not_told_to_be_removed(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="download=True") as caught:
+        load("tiny_imagenet", root=tmp_path)
+    assert "remove" not in str(caught.value)
