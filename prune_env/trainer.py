@@ -252,6 +252,7 @@ class Trainer:
         momenta = {
             parameter: state["momentum_buffer"].clone() for parameter, state in self.optimizer.state.items() if state
         }
+        rates = [group["lr"] for group in self.optimizer.param_groups]  # a checkpoint has them
         figures = (self.step, self.batches, self.val_accuracy, self.train_accuracy)
         ledger = copy.deepcopy(self.ledger)
         masks = None if self.masks is None else self.masks.get_state()
@@ -266,6 +267,8 @@ class Trainer:
                 self.optimizer.state[parameter]["momentum_buffer"] = momentum
             for parameter in self.parameters:
                 parameter.grad = None
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
             self.step, self.batches, self.val_accuracy, self.train_accuracy = figures
             self.ledger = ledger
             if self.masks is not None and masks is not None:

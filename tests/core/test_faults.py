@@ -48,6 +48,8 @@ def test_a_step_that_cannot_read_an_image_changes_nothing(monkeypatch, model, be
         with pytest.raises(OSError, match="this image cannot be read"):
             env.step(action)
     assert env.running.ledger == untouched.running.ledger
+    groups = [run.optimizer.state_dict()["param_groups"] for run in (env.running, untouched.running)]
+    assert groups[0] == groups[1]
     assert env.render() == untouched.render()
     for name, values in env.running.observe().items():
         np.testing.assert_array_equal(values, untouched.running.observe()[name])
