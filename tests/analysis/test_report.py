@@ -424,6 +424,12 @@ def test_only_the_cells_of_the_last_plan_count(
         assert "cells.json is damaged" in refusal(tmp_path, capsys)
 
 
+def test_the_folder_above_the_results_names_those_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "digits-mlp").mkdir()
+    (tmp_path / "digits-mlp" / "results.jsonl").write_text("{}\n")
+    assert f"there are some in {tmp_path / 'digits-mlp'}" in refusal(tmp_path, capsys)
+
+
 def test_no_results_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "results.jsonl").write_text("")

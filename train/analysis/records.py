@@ -42,6 +42,9 @@ def read(folder: Path) -> Results:
         failures = {key: failures[key] for key in keys if key in failures}
     if not runs:
         of_plan = " of the plan in cells.json" if (folder / "cells.json").exists() else ""
-        raise ValueError(f"{folder / 'results.jsonl'} has no results{of_plan}; is {folder} what train.sweep wrote?")
+        # train.evaluate's --out is the folder above, and what people type here too
+        below = sorted({str(path.parent) for path in folder.glob("*/results.jsonl*") if path.stat().st_size})
+        advice = f"there are some in {', '.join(below)}" if below else f"is {folder} what train.sweep wrote?"
+        raise ValueError(f"{folder / 'results.jsonl'} has no results{of_plan}; {advice}")
     lines = {"results.jsonl": unreadable, "failures.jsonl": unreadable_failures}
     return Results(list(runs.values()), list(failures.values()), planned, source, lines)
