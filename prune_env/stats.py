@@ -27,6 +27,7 @@ BOUNDS = {
     "forgets": (0.0, MAX_COUNT),
     "visits": (0.0, MAX_COUNT),
 }
+LOW, HIGH = np.array(list(BOUNDS.values()), np.float32).T[..., None]  # (F - 1, 1) each
 # `age` is bounded by the budget. Its column holds the compute spent when the sample was last measured, -1 for never.
 COLUMNS = (*BOUNDS, "age")
 _MEAN, _VAR, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
@@ -66,8 +67,8 @@ class Stats:
         """
         rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
         parts = zip(*(values.split(rows) for values in (indices, logits, labels, clean)), strict=True)
-        told = [enter(self.table, i, z, y, c, spent, self.ema, trained=trained) for i, z, y, c in parts]
-        return torch.cat(told, dim=1)
+        flags = [enter(self.table, i, z, y, c, spent, self.ema, trained=trained) for i, z, y, c in parts]
+        return torch.cat(flags, dim=1)
 
     def visits(self, indices: Tensor) -> Tensor:
         """Return how often each of (B,) samples was trained on, (B,) int64."""
@@ -85,8 +86,7 @@ class Stats:
             columns[:, start : start + CACHED_ROWS] = rows[start : start + CACHED_ROWS].T
         seen: dict[str, NDArray[np.float32]] = dict(zip(COLUMNS, columns, strict=True))
         seen["age"] = np.clip(np.float32(spent) - np.maximum(seen["age"], 0.0), 0.0, np.float32(spent))
-        for name, (low, high) in BOUNDS.items():
-            np.clip(seen[name], low, high, out=seen[name])
+        np.clip(columns[: len(BOUNDS)], LOW, HIGH, out=columns[: len(BOUNDS)])
         return seen
 
 
@@ -122,7 +122,8 @@ def enter(
     """
     old = table.index_select(0, indices)  # (B, F)
     label = labels[:, None]  # (B, 1)
-    z = (logits - logits.amax(dim=1, keepdim=True)).clamp(min=-MAX_LOSS)  # (B, C)
+    top, predicted = logits.max(dim=1, keepdim=True)  # (B, 1) each
+    z = (logits - top).clamp(min=-MAX_LOSS)  # (B, C)
     e = z.exp()
     total = e.sum(dim=1, keepdim=True)  # (B, 1)
     p = e / total
@@ -133,7 +134,7 @@ def enter(
     margin = confidence - p.scatter(1, label, -1.0).amax(dim=1)
     entropy = (log_total - (p * z).sum(dim=1)) / math.log(p.shape[1])
     el2n = p.scatter(1, label, own - 1.0).norm(dim=1)
-    correct = (logits.argmax(dim=1) == labels).float()
+    correct = (predicted == label)[:, 0].float()
 
     first = old[:, _MEASURED] < 0.0
     deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
@@ -158,7 +159,7 @@ def enter(
     # NaN and inf show in the total, NaN and -inf in the smallest logit; a sum of the logits could overflow
     finite = torch.isfinite(total[:, 0]) & torch.isfinite(logits.amin(dim=1))
     measured = clean & finite
-    row = torch.where(measured[:, None], torch.stack([new[name] for name in COLUMNS], dim=1), old)  # (B, F)
-    row[:, _VISITS] = visits
-    table.index_copy_(0, indices, row)
+    row = torch.where(measured, torch.stack([new[name] for name in COLUMNS]), old.t())  # (F, B)
+    row[_VISITS] = visits
+    table.index_copy_(0, indices, row.t())
     return torch.stack([finite, measured, measured & (correct > 0.0)])

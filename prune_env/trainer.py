@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,35 +33,45 @@ PENDING_LOGITS = 2**24  # numbers kept until the statistics are updated: 64 MiB
 _WEIGHTS, _ORDER, _AUGMENTATION, _MASKS = range(4)  # one stream of random numbers for each purpose
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one step did; counted, never timed."""
+    """What one step did; counted, never timed. By default nothing, as before the first step."""
 
-    trained: int  # samples
-    mixed: int  # of these, blended with a partner
-    scored: int  # samples measured by a forward pass alone
-    cut: bool  # whether the budget allowed a part of the selection only, to train on or to score
-    spent: float  # full-epoch equivalents
-    train_accuracy: float  # over the samples measured; the last known if none was
+    trained: int = 0  # samples
+    mixed: int = 0  # of these, blended with a partner
+    scored: int = 0  # samples measured by a forward pass alone
+    cut: bool = False  # whether the budget allowed a part of the selection only, to train on or to score
+    spent: float = 0.0  # full-epoch equivalents
+    train_accuracy: float = 0.0  # over the samples measured; the last known if none was
     val_accuracy: float
     val_loss: float  # mean cross-entropy, clipped to MAX_LOSS
-    gained: float  # validation accuracy minus the one before
+    gained: float = 0.0  # validation accuracy minus the one before
     lr: float  # after the step
     nonfinite: int  # rows whose logits were not finite, of those trained on, scored and validated
     diverged: bool  # whether there was one
-    finished: bool  # nothing can follow: no batch left, nothing trained on or scored, or diverged
+    finished: bool = False  # nothing can follow: no batch left, nothing trained on or scored, or diverged
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one step is to do, within the budget."""
+    """The work of one step, as far as the budget goes."""
 
     rows: Selection  # to train on, and to score afterwards
-    cut: bool  # whether that is a part of what was selected
+    cut: bool  # whether the budget allowed a part of the selection only
     used: int  # compute charged before, in units of the ledger
     spent: float  # full-epoch equivalents when it has ended
     horizon: int  # in units of the ledger, where the learning rate falls to 0
     last: bool  # no batch can follow
+
+
+class Work(NamedTuple):
+    """What an epoch's passes through the network came to, before it is charged."""
+
+    epoch: Epoch
+    counts: list[int]  # rows trained on with finite logits, measured of these, right of these; scored with finite
+    # logits; then the counts of `tally` over the validation part
+    loss: float  # summed over the validation part
+    seconds: Sequence[float]  # of training, scoring and validation
 
 
 @dataclass(frozen=True)
@@ -155,9 +166,14 @@ class Trainer:
         The host waits for the device once, after validation. A step that raises, as for an image that cannot be read,
         leaves everything as it was.
         """
-        with self.all_or_nothing(), one_thread(self.small):
-            epoch = self.fit(selection)
-            watch = Stopwatch(self.device)
+        with self.all_or_nothing():
+            work = self.run(self.fit(selection))
+        return self.charge(work)
+
+    def run(self, epoch: Epoch) -> Work:
+        """Train, score and validate; nothing is charged yet."""
+        watch = Stopwatch(self.device)
+        with one_thread(self.small):
             watch.mark()
             trained = self._train(epoch)
             watch.mark()
@@ -165,9 +181,8 @@ class Trainer:
             watch.mark()
             loss, validated = self._validate(self.val_data)
             watch.mark()
-            counts = torch.cat([self.ranks.sum(torch.cat([trained, scored])), validated, bits(loss)[None]])
-            *counts, loss_bits = counts.tolist()  # the host waits here
-            return self.charge(epoch, counts, number(loss_bits), watch.stretches())
+            counts = torch.cat([self.ranks.sum(torch.cat([trained, scored])), validated])
+        return Work(epoch, counts.tolist(), float(loss), watch.stretches())  # the host waits here
 
     def fit(self, selection: Selection) -> Epoch:
         """Return what the budget allows of a selection; nothing is charged yet."""
@@ -186,16 +201,9 @@ class Trainer:
             last=last,
         )
 
-    def charge(self, epoch: Epoch, counts: list[int], loss: float, seconds: list[float]) -> EpochResult:
-        """Enter an epoch that was trained into the ledger and the run's figures.
-
-        Args:
-            epoch: from `fit`.
-            counts: rows trained on with finite logits, measured of these, right of those; scored with finite
-                logits; and the counts of `tally` over the validation part.
-            loss: summed over the validation part.
-            seconds: of training, scoring and validation.
-        """
+    def charge(self, work: Work) -> EpochResult:
+        """Enter an epoch's work into the ledger and the run's figures."""
+        epoch, counts, loss, seconds = work
         finite, measured, right, finite_scored, *validated = counts
         k, s = len(epoch.rows), len(epoch.rows.scored)
         evaluation = Evaluation.of(loss, validated, self.val_data)
@@ -229,50 +237,23 @@ class Trainer:
         """Return what stands before the first step."""
         start = self.initial
         return EpochResult(
-            trained=0,
-            mixed=0,
-            scored=0,
-            cut=False,
-            spent=0.0,
-            train_accuracy=0.0,
             val_accuracy=start.accuracy,
             val_loss=start.loss,
-            gained=0.0,
             lr=self.recipe.rate(0.0),
             nonfinite=start.nonfinite,
             diverged=start.nonfinite > 0,
-            finished=False,
         )
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Put everything back as it was if what is done inside raises."""
-        live = [*self.model.state_dict().values(), self.stats.table]
-        before = [tensor.clone() for tensor in live]
-        momenta = {
-            parameter: state["momentum_buffer"].clone() for parameter, state in self.optimizer.state.items() if state
-        }
-        rates = [group["lr"] for group in self.optimizer.param_groups]  # a checkpoint has them
-        figures = (self.step, self.batches, self.val_accuracy, self.train_accuracy)
-        ledger = copy.deepcopy(self.ledger)
-        masks = None if self.masks is None else self.masks.get_state()
+        """Put everything back as it was if what is done inside raises, also if the user interrupts it."""
+        before = copy.deepcopy(self._state())
         try:
             yield
-        except BaseException:  # also when the user interrupts it, and goes on
-            with torch.no_grad():
-                for tensor, old in zip(live, before, strict=True):
-                    tensor.copy_(old)
-            self.optimizer.state.clear()
-            for parameter, momentum in momenta.items():
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum
+        except BaseException:
+            self._restore(before)
             for parameter in self.parameters:
                 parameter.grad = None
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            self.step, self.batches, self.val_accuracy, self.train_accuracy = figures
-            self.ledger = ledger
-            if self.masks is not None and masks is not None:
-                self.masks.set_state(masks)
             raise
 
     def rates(self, epoch: Epoch, sizes: list[int]) -> list[float]:
@@ -287,23 +268,22 @@ class Trainer:
         selection, sizes = epoch.rows, self.sizes(len(epoch.rows))
         if not sizes:
             return counts
-        if self.masks is not None and self.ranks.rank:  # others than rank 0's, also after a checkpoint, which has those
+        if self.masks is not None and self.ranks.rank:
+            # each rank drops other units; rank 0's generator is the one in a checkpoint
             self.masks.manual_seed(self._seed(_MASKS, self.ranks.rank, self.step))
-        own = self.ranks.positions(sizes)  # all that follows is of these rows, k of them
-        lengths = [len(rows) for rows in own]
-        places = np.concatenate(own)
-        indices, weights, shares = (  # (k,) each
-            torch.from_numpy(rows[places]).to(self.device)
-            for rows in (selection.indices, selection.weights, selection.shares)
+        parts = self.ranks.positions(sizes)  # this rank's rows of each batch, k of them; all that follows is of these
+        lengths = [len(part) for part in parts]
+        columns = (selection.indices, selection.weights, selection.shares, selection.partners)
+        indices, weights, shares, partners = (  # (k,) each
+            torch.from_numpy(column[np.concatenate(parts)]).to(self.device) for column in columns
         )
-        partners = torch.from_numpy(selection.partners[places]).to(self.device) if selection.mixed else None  # (k,)
         weights = weights * self.ranks.size / self.batch_size  # gradients are a mean over ranks
         clean = shares == 0.0
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
         batches = self._fetch(indices, lengths)
-        others = repeat(None) if partners is None else self._fetch(partners, lengths)
+        others = self._fetch(partners, lengths) if selection.mixed else repeat(None)
         rates = self.rates(epoch, sizes)
         for i, ((images, labels), other, weight) in enumerate(
             zip(batches, others, weights.split(lengths), strict=False)
@@ -328,8 +308,8 @@ class Trainer:
             pending.append((logits.clone() if self.recipe.compile == "graphs" else logits, labels))  # replays reuse it
             if i + 1 == len(sizes) or (last - first) * logits.shape[1] >= PENDING_LOGITS:
                 seen, truth = (torch.cat(parts) for parts in zip(*pending, strict=True))
-                told = self.stats.update(indices[first:last], seen, truth, clean[first:last], epoch.spent)
-                counts += told.sum(dim=1)
+                flags = self.stats.update(indices[first:last], seen, truth, clean[first:last], epoch.spent)
+                counts += flags.sum(dim=1)
                 pending, first = [], last
         self._exchange(indices, self.ranks.totals(sizes))
         return counts
@@ -452,13 +432,15 @@ class Trainer:
 
         The tensors are the live ones, as in torch: copy or save what is to outlast the next step.
         """
+        return {"run": self._identity(), **self._state()}
+
+    def _state(self) -> dict:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "statistics": self.stats.table,
             "ledger": self.ledger.state_dict(),
             "masks": None if self.masks is None else self.masks.get_state(),
-            "run": self._identity(),
             "step": self.step,
             "batches": self.batches,
             "val_accuracy": self.val_accuracy,
@@ -468,8 +450,7 @@ class Trainer:
     def _identity(self) -> dict[str, object]:
         """What a run is of; a state goes with no other."""
         parts = {"data": self.train_data.digest, "validation": self.val_data.digest}
-        data = {**parts, "budget": self.ledger.budget, "seed": self.seed}
-        return {**asdict(self.recipe), **data}
+        return {**asdict(self.recipe), **parts, "budget": self.ledger.budget, "seed": self.seed}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state_dict()` of a trainer of the same data, recipe, budget and seed.
@@ -478,7 +459,6 @@ class Trainer:
             ValueError: the state belongs to another run; nothing has changed then. What has not the parts of a state
                 raises other errors too, and this trainer is of no use any more.
         """
-        state = copy.deepcopy(state)  # torch's optimiser would go on in the tensors that it is given
         for name, own in self._identity().items():
             theirs = state.get("run", {}).get(name)
             if theirs != own:
@@ -486,11 +466,14 @@ class Trainer:
         table = state["statistics"]
         if table.shape != self.stats.table.shape or not torch.isfinite(table).all():
             raise ValueError(f"the state's statistics must be {tuple(self.stats.table.shape)} finite numbers")
+        self._restore(copy.deepcopy(state))  # the optimiser would go on in the tensors that it is given
+
+    def _restore(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, kept in self.optimizer.state.items():  # in the memory format of the parameter, as they were
-            buffers = {name: value for name, value in kept.items() if getattr(value, "shape", None) == parameter.shape}
-            kept |= {name: torch.empty_like(parameter).copy_(value) for name, value in buffers.items()}
+        for parameter, kept in self.optimizer.state.items():  # in the parameter's memory format, as they were
+            for name, value in kept.items():
+                kept[name] = torch.empty_like(parameter).copy_(value)
         self.stats.table.copy_(state["statistics"])
         self.ledger = Ledger(**state["ledger"])
         if self.masks is not None:
@@ -520,16 +503,6 @@ def tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     is_class = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)  # (…, B, C)
     counts = [finite.sum(dim=-1, keepdim=True), is_class.sum(dim=-2), (is_class & right[..., None]).sum(dim=-2)]
     return loss.sum(dim=-1), torch.cat(counts, dim=-1)
-
-
-def bits(loss: Tensor) -> Tensor:
-    """Return the bits of float32 numbers as int64, so that they are fetched exactly, together with counts."""
-    return loss.view(torch.int32).long()
-
-
-def number(bits: int) -> float:
-    """Return the float32 number that has these bits."""
-    return float(np.array(bits, np.int32).view(np.float32))
 
 
 def _has_bf16(device: torch.device) -> bool:

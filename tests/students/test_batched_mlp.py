@@ -101,9 +101,9 @@ def test_padded_weights_stay_zero_exactly():
     stack = Students(students)
     epochs = [s.fit(s.select(select(np.ones(24)))) for s in students]
     stack.train(epochs)
-    for stacked, own in zip(stack.layers(stack.weights), students[1].model.parameters(), strict=True):
+    for stacked, own in zip(stack.weights, students[1].model.parameters(), strict=True):
         inside = torch.zeros_like(stacked[1], dtype=torch.bool)
-        inside[tuple(map(slice, own.shape))] = True
+        inside[tuple(map(slice, torch.atleast_2d(own).shape))] = True
         assert not stacked[1][~inside].any()
         assert stacked[1][inside].any()
 

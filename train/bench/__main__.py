@@ -25,6 +25,7 @@ import agents
 from prune_env.stats import BOUNDS, COLUMNS
 from train.bench.peers import time_many, time_peers, time_step
 from train.bench.scale import time_decision, time_parts, time_selecting, turns
+from train.bench.timing import in_turn
 
 Section = Literal["steps", "peers", "students", "scale", "decisions"]
 
@@ -50,7 +51,7 @@ class Args:
     workers: tuple[int, ...] = (0, 2)
     """Loading processes that a DataLoader may have, beside ours; the fastest number counts."""
     threads: int = 1
-    """Threads of torch; `students` has as many as there are cores."""
+    """Threads of torch."""
     rounds: int = 15
     """Timed rounds; the median counts. Steps on digits take three times as many, large numbers of samples fewer."""
     device: str = "auto"
@@ -75,6 +76,10 @@ def _tasks(args: Args) -> list[tuple[str, str, dict[str, Any]]]:
         name = f"{args.train_size:,} images, convnet"
         tasks.append((name, "prune_env/ImageFolder-v0", {**folder, "device": args.device}))
     return tasks
+
+
+def _device(args: Args) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -112,17 +117,25 @@ def peers(args: Args) -> list[Table]:
 
 
 def students(args: Args) -> list[Table]:
-    title = "Epochs per second of many students on digits, all cores"
-    table = _table(title, "network", "students", "one vector environment", "a loop of singles", "ratio (median)")
+    peak = gemm(_device(args))
+    title = f"Epochs per second of many students on digits; one large matrix product: {peak / 1e9:,.0f} GFLOP/s"
+    table = _table(title, "network", "students", "one vector env", "a loop of singles", "ratio (median)", "GFLOP/s")
     for model, counts in (("mlp", args.members), ("convnet", args.conv_members)):
         for members in counts:
-            batched, looped, ratio = time_many(members, args.rounds, model=model, device=args.device)
-            table.add_row(model, str(members), f"{batched:.1f}", f"{looped:.1f}", f"{ratio:.2f}")
+            many = time_many(members, args.rounds, model=model, device=args.device)
+            numbers = f"{many.batched:.1f}", f"{many.looped:.1f}", f"{many.ratio:.2f}", f"{many.flops / 1e9:.1f}"
+            table.add_row(model, str(members), *numbers)
     return [table]
 
 
+def gemm(device: torch.device, side: int = 2048, rounds: int = 5) -> float:
+    """Floating point operations a second of a product of square float32 matrices, the best of some rounds."""
+    matrix = torch.ones(side, side, device=device)
+    return 2 * side**3 / float(in_turn([lambda: matrix @ matrix], rounds, device).min())
+
+
 def scale(args: Args) -> list[Table | str]:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device)
+    device = _device(args)
     title = f"Milliseconds beside training by number of samples, stub student of {args.classes:,} classes"
     costs = _table(title, "part", *(f"{n:,}" for n in args.samples), GROWTH, "host's peak, bytes a sample")
     measured = [time_parts(n, turns(args.rounds, n), args.classes, device) for n in args.samples]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.flop_counter import FlopCounterMode
 
 import agents
 import prune_env
@@ -297,14 +297,19 @@ def time_peers(
     )
 
 
-def time_many(
-    members: int, rounds: int, env_id: str = "prune_env/Digits-v0", **settings: Any
-) -> tuple[float, float, float]:
-    """Median epochs per second of so many students in one vector environment and in a loop, and of their ratios.
+@dataclass(frozen=True)
+class Many:
+    """Many students in one vector environment, and in a loop of single ones."""
 
-    Both on as many threads as there are cores.
-    """
-    budget = rounds + 3.0
+    batched: float  # epochs a second, median
+    looped: float  # likewise
+    ratio: float  # median over rounds
+    flops: float  # floating point operations a second of the vector environment's students
+
+
+def time_many(members: int, rounds: int, env_id: str = "prune_env/Digits-v0", **settings: Any) -> Many:
+    """Time epochs of so many students in one vector environment and in a loop, in turns."""
+    budget = rounds + 4.0
     together = gym.make_vec(env_id, num_envs=members, budget=budget, **settings)
     together.reset(seed=0)
     singles = [gym.make(env_id, budget=budget, disable_env_checker=True, **settings) for _ in range(members)]
@@ -314,10 +319,9 @@ def time_many(
     assert isinstance(first, PruneEnv)
     action = prune_env.select(np.ones(len(first.train_data), dtype=np.bool_))
     actions: dict[str, NDArray] = {name: np.stack([values] * members) for name, values in action.items()}
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
     works = (lambda: together.step(actions), lambda: [env.step(action) for env in singles])
     times = in_turn(works, rounds, first.running.device)
-    torch.set_num_threads(before)
     batched, looped = (members / np.median(times, axis=0)).tolist()
-    return batched, looped, ratio(times, 1)
+    with FlopCounterMode(display=False) as counter:
+        first.step(action)
+    return Many(batched, looped, ratio(times, 1), batched * counter.get_total_flops())
