@@ -1,4 +1,4 @@
-"""What a failed step leaves, what is told of a step that was cut, threads, and other people's tools."""
+"""What a failed step leaves, threads and forks, and other people's tools."""
 
 import copy
 import subprocess
@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from prune_env import PruneEnv, data, select
+from prune_env import data, select
 from prune_env.policy.vector import PruneVectorEnv
-from prune_env.trainer import Trainer
+from tests.helpers.reference import toy
+from tests.helpers.runs import digits, run, same, trainer
 from train.execution.run import Run, play
 
 SMALL = {"budget": 2.0, "train_size": 60, "batch_size": 16}
@@ -33,11 +34,9 @@ def broken_after(batches: int):
     return read
 
 
-@pytest.mark.parametrize("model", ["mlp:8", "convnet:2-2-2"])
-@pytest.mark.parametrize("before", [0, 1])
-@pytest.mark.parametrize("batches", [0, 2])
+@pytest.mark.parametrize(("model", "before", "batches"), [("mlp:8", 0, 0), ("mlp:8", 1, 2), ("convnet:2-2-2", 1, 2)])
 def test_a_step_that_cannot_read_an_image_changes_nothing(monkeypatch, model, before, batches):
-    env = PruneEnv(model=model, **SMALL, render_mode="ansi")
+    env = digits(model=model, **SMALL, render_mode="ansi")
     monkeypatch.setattr("prune_env.trainer.FETCHED_PIXELS", 1)
     env.reset(seed=0)
     for _ in range(before):
@@ -47,20 +46,9 @@ def test_a_step_that_cannot_read_an_image_changes_nothing(monkeypatch, model, be
         patch.setattr(data.Data, "batches", broken_after(batches))
         with pytest.raises(OSError, match="this image cannot be read"):
             env.step(action)
-    assert env.running.ledger == untouched.running.ledger
-    groups = [run.optimizer.state_dict()["param_groups"] for run in (env.running, untouched.running)]
-    assert groups[0] == groups[1]
+    assert same(env.state_dict(), untouched.state_dict())
     assert env.render() == untouched.render()
-    for name, values in env.running.observe().items():
-        np.testing.assert_array_equal(values, untouched.running.observe()[name])
-    (ours, *_, info), (theirs, *_, other) = env.step(action), untouched.step(action)
-    assert info == other
-    for name, values in ours.items():
-        np.testing.assert_array_equal(values, theirs[name])
-    for a, b in zip(
-        env.running.model.state_dict().values(), untouched.running.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(a, b)
+    assert same(env.step(action), untouched.step(action))
 
 
 # ---------------------------------------------------------------- figures are of what was trained on
@@ -72,18 +60,8 @@ def test_a_record_tells_what_was_trained_on_after_the_budgets_cut():
     assert record["curve"]["kept"] == [1.0, pytest.approx(0.3, abs=1e-3)]
     assert record["results"]["kept"] == pytest.approx(0.65, abs=1e-3)
     by_time = [row for row in record["results"]["kept_by_difficulty"] if row is not None]
-    assert np.mean(by_time[0]) == pytest.approx(1.0)
-    assert np.mean(by_time[1]) == pytest.approx(0.3, abs=0.01)
+    assert [np.mean(row) for row in by_time] == pytest.approx([1.0, 0.3], abs=0.01)
     assert record["results"]["sometimes"]["always"] == pytest.approx(0.3, abs=1e-3)
-
-
-def test_the_strip_shows_what_was_trained_on():
-    env = PruneEnv(budget=1.5, train_size=60, batch_size=16, render_mode="rgb_array")
-    env.reset(seed=0)
-    for _ in range(2):
-        env.step(select(np.ones(60)))
-    assert [row.mean() for row in env.history.kept_by_rank] == pytest.approx([1.0, 0.5])
-    assert (len(env.history.kept), len(env.history.dropped)) == (30, 30)
 
 
 # ---------------------------------------------------------------- threads
@@ -91,10 +69,6 @@ def test_the_strip_shows_what_was_trained_on():
 FORKS = {
     "AsyncVectorEnv of summaries": """
 env = gym.make_vec("prune_env/DigitsSummary-v0", num_envs=2, vectorization_mode="async")
-env.reset(seed=0); env.step(env.action_space.sample()); env.close()
-""",
-    "AsyncVectorEnv": """
-env = gym.make_vec("prune_env/Digits-v0", num_envs=2, vectorization_mode="async")
 env.reset(seed=0); env.step(env.action_space.sample()); env.close()
 """,
     "SubprocVecEnv": """
@@ -112,13 +86,6 @@ def run(seed):
 with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
     assert len(list(pool.map(run, range(2)))) == 2
 """,
-    "DataLoader": """
-class Episodes(torch.utils.data.Dataset):
-    def __len__(self): return 2
-    def __getitem__(self, seed):
-        return gym.make("prune_env/Digits-v0", model="mlp:4096").reset(seed=seed)[1]["val_accuracy"]
-assert len(list(torch.utils.data.DataLoader(Episodes(), num_workers=2))) == 2
-""",
 }
 
 
@@ -135,39 +102,36 @@ gym.make("prune_env/Digits-v0", model="mlp:4096").reset(seed=0)
     subprocess.run([sys.executable, "-W", "ignore", "-c", start + FORKS[forks]], check=True, timeout=90)
 
 
-@pytest.mark.parametrize("model", ["mlp:8", "mlp:65536", "convnet:2-2-2"])
-def test_small_fully_connected_students_train_on_one_thread(monkeypatch, one_thread, model):
-    torch.set_num_threads(2)
+def threads_in(monkeypatch, of: Any, name: str) -> list[int]:
+    """A list that grows by torch's number of threads whenever a function of it is called."""
     seen: list[int] = []
-    forward = Trainer._forward
-    watch = lambda *given: [seen.append(torch.get_num_threads()), forward(*given)][1]  # noqa: E731
-    monkeypatch.setattr(Trainer, "_forward", watch)
-    env = PruneEnv(**{**SMALL, "model": model})
-    env.reset(seed=0)
-    env.step(select(np.arange(60) < 20))
-    assert set(seen) == {1 if model == "mlp:8" else 2}
-    assert torch.get_num_threads() == 2
+    original = getattr(of, name)
+    monkeypatch.setattr(
+        of, name, lambda *given, **more: [seen.append(torch.get_num_threads()), original(*given, **more)][1]
+    )
+    return seen
 
 
-def test_the_batched_step_trains_on_one_thread(monkeypatch, one_thread):
+@pytest.mark.parametrize(("model", "size", "threads"), [("mlp:8", 4, 1), ("mlp:65536", 8, 2), ("convnet:2-2-2", 8, 2)])
+def test_small_fully_connected_students_train_on_one_thread(monkeypatch, one_thread, model, size, threads):
     torch.set_num_threads(2)
-    seen: list[int] = []
-    bmm = torch.baddbmm
-    monkeypatch.setattr(torch, "baddbmm", lambda *given: [seen.append(torch.get_num_threads()), bmm(*given)][1])
+    student = trainer(toy(24, size=size), model=model, batch_size=24)
+    seen = threads_in(monkeypatch, torch.nn.Linear, "forward")
+    run(student, np.ones(24), score=np.ones(24))
+    assert set(seen) == {threads}
+    monkeypatch.setattr(data.Data, "batches", broken_after(0))
+    with pytest.raises(OSError, match="this image"):
+        run(student, np.ones(24))
+    assert torch.get_num_threads() == 2  # put back, also after an error
+
+
+def test_batched_students_train_on_one_thread(monkeypatch, one_thread):
+    torch.set_num_threads(2)
+    seen = threads_in(monkeypatch, torch, "baddbmm")
     env = PruneVectorEnv(2, **SMALL)
     env.reset(seed=0)
     env.step({"weight": np.ones((2, 60)), "mixup": np.zeros((2, 60))})
     assert set(seen) == {1}
-    assert torch.get_num_threads() == 2
-
-
-def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch, one_thread):
-    torch.set_num_threads(2)
-    env = PruneEnv(**SMALL)
-    env.reset(seed=0)
-    monkeypatch.setattr(data.Data, "batches", broken_after(0))
-    with pytest.raises(OSError, match="this image"):
-        env.step(select(np.ones(60)))
     assert torch.get_num_threads() == 2
 
 
@@ -176,12 +140,15 @@ def test_the_number_of_threads_is_put_back_after_an_error(monkeypatch, one_threa
 
 @pytest.mark.parametrize("name", ["Digits-v0", "DigitsSummary-v0"])
 def test_info_has_the_same_names_and_kinds_after_reset_and_step(name):
+    """NumPy scalars of counted work: nothing is timed."""
     env = gym.make(f"prune_env/{name}", **SMALL)
     _, first = env.reset(seed=0)
-    *_, then = env.step(env.action_space.sample())
+    _, reward, *_, then = env.step(env.action_space.sample())
     kinds = [{name: value.dtype for name, value in info.items()} for info in (first, then)]
     assert kinds[0] == kinds[1]
-    assert all(isinstance(value, np.generic) for info in (first, then) for value in info.values())
+    assert all(isinstance(value, np.number) and np.isfinite(value) for info in (first, then) for value in info.values())
+    assert not any(word in name for name in then for word in ("second", "time", "wall"))
+    assert type(reward) is float
     assert (first["trained"], first["lr"], first["step"], then["step"]) == (0, 0.0, 0, 1)
 
     vector = gym.make_vec(f"prune_env/{name}", num_envs=2, **SMALL)

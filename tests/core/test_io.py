@@ -25,17 +25,16 @@ def test_new_files_and_over_old_ones(tmp_path):
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step, error):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
     path = tmp_path / "file"
     write(path, b"old")
 
     def fail(*_):
-        raise OSError(error, os.strerror(error))
+        raise OSError(errno.EIO, "disk error")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, fail)
-        with pytest.raises(OSError, match=os.strerror(error)):
+        with pytest.raises(OSError, match="disk error"):
             write(path, b"new")
     with pytest.raises(ZeroDivisionError), open_atomic(path) as file:
         file.write(bytes(1 // 0))

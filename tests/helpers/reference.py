@@ -1,4 +1,4 @@
-"""Slow restatements of what the core promises, in plain Python, numpy and autograd; and small made-up data."""
+"""Slow restatements of the core in plain Python, numpy and autograd, and small made-up data."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def independent(table: np.ndarray) -> float:
 
 
 class SlowStats:
-    """One sample at a time, float64. The rules are those of the design page and of `Stats`' docstring."""
+    """Statistics of samples, one sample at a time, in float64; `prune_env.stats.Stats` says what they are."""
 
     def __init__(self, n: int, classes: int, ema: float):
         self.ema, self.classes = ema, classes
@@ -66,10 +66,12 @@ class SlowStats:
             for _ in range(n)
         ]
 
-    def visit(self, sample: int, logits: np.ndarray, label: int, clean: bool, spent: float) -> tuple[int, int, int]:
-        """(finite, measured, right) of this visit, 0 or 1 each."""
+    def visit(
+        self, sample: int, logits: np.ndarray, label: int, clean: bool, spent: float, trained: bool = True
+    ) -> tuple[int, int, int]:
+        """Enter a visit, or a measurement by a forward pass alone; return (finite, measured, right), 0 or 1 each."""
         row = self.rows[sample]
-        row["visits"] += 1
+        row["visits"] += trained
         if not all(math.isfinite(x) for x in logits):
             return 0, 0, 0
         if not clean:
@@ -117,7 +119,7 @@ def hash32(x: int) -> int:
 
 
 def crop_flip(image: np.ndarray, seed: int, sample: int, visits: int) -> np.ndarray:
-    """One image (C, H, W): mirrored border, a window of its own, mirrored on every other visit."""
+    """Crop one image (C, H, W) out of its mirrored border, and mirror it on every other visit."""
     _, height, width = image.shape
     of_sample = hash32(sample ^ seed)
     of_visit = hash32((of_sample + visits * 0x9E3779B9) % 2**32)
@@ -132,7 +134,7 @@ def crop_flip(image: np.ndarray, seed: int, sample: int, visits: int) -> np.ndar
 
 
 def schedule(progress: float, lr: float, warmup: float) -> float:
-    """Up in a straight line from 0 to `lr` at `warmup`, down in a straight line to 0 at 1."""
+    """Rise in a straight line from 0 to `lr` at `warmup`, and fall in a straight line to 0 at 1."""
     return float(np.interp(progress, [0.0, warmup, 1.0], [0.0 if warmup else lr, lr, 0.0]))
 
 
