@@ -1,4 +1,4 @@
-"""Compute, counted in passes through the network: prices, the ledger of a run, and seconds beside it."""
+"""Compute, counted in passes through the network: prices, the ledger of a run, and what it still allows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import torch
+
+from prune_env.selection import Selection
 
 # A forward and backward pass of one sample costs 3, a forward alone 1: counts stay integers, sums exact.
 TRAIN_COST = 3
@@ -72,6 +74,39 @@ class Ledger:
 
     def state_dict(self) -> dict:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The work of one step, as far as the budget goes."""
+
+    rows: Selection  # to train on, and to score afterwards
+    cut: bool  # whether the budget allowed a part of the selection only
+    used: int  # compute charged before, in units of the ledger
+    spent: float  # full-epoch equivalents when it has ended
+    horizon: int  # in units of the ledger, where everything that is annealed has come to its end
+    last: bool  # no batch can follow
+
+    @classmethod
+    def fit(cls, selection: Selection, ledger: Ledger, batch_size: int) -> Epoch:
+        """Return what a ledger still allows of a selection; nothing is charged yet."""
+        k, s = ledger.fit(len(selection), len(selection.scored))
+        trained_to = ledger.used + TRAIN_COST * k
+        after = trained_to + SCORE_COST * s
+        last = (ledger.total - after) // TRAIN_COST < batch_size
+        return cls(
+            rows=selection.head(k, s),
+            cut=k < len(selection) or s < len(selection.scored),
+            used=ledger.used,
+            spent=after / (TRAIN_COST * ledger.n),
+            # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
+            horizon=max(trained_to, 1) if last else ledger.total,
+            last=last,
+        )
+
+    def progress(self, rows: float) -> float:
+        """Return the share of the budget that is spent once so many rows were trained on, in [0, 1]."""
+        return (self.used + TRAIN_COST * rows) / self.horizon
 
 
 class Stopwatch:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune_env import ranks
-from prune_env.budget import SCORE_COST, TRAIN_COST, Ledger, Stopwatch
+from prune_env.budget import TRAIN_COST, Epoch, Ledger, Stopwatch
 from prune_env.data import Data
 from prune_env.selection import Action, Selection
 from prune_env.stats import MAX_LOSS, Stats
@@ -50,18 +50,6 @@ class EpochResult:
     nonfinite: int  # rows whose logits were not finite, of those trained on, scored and validated
     diverged: bool  # whether there was one
     finished: bool = False  # nothing can follow: no batch left, nothing trained on or scored, or diverged
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The work of one step, as far as the budget goes."""
-
-    rows: Selection  # to train on, and to score afterwards
-    cut: bool  # whether the budget allowed a part of the selection only
-    used: int  # compute charged before, in units of the ledger
-    spent: float  # full-epoch equivalents when it has ended
-    horizon: int  # in units of the ledger, where the learning rate falls to 0
-    last: bool  # no batch can follow
 
 
 class Work(NamedTuple):
@@ -186,20 +174,7 @@ class Trainer:
 
     def fit(self, selection: Selection) -> Epoch:
         """Return what the budget allows of a selection; nothing is charged yet."""
-        ledger = self.ledger
-        k, s = ledger.fit(len(selection), len(selection.scored))
-        trained_to = ledger.used + TRAIN_COST * k
-        after = trained_to + SCORE_COST * s
-        last = (ledger.total - after) // TRAIN_COST < self.batch_size
-        return Epoch(
-            rows=selection.head(k, s),
-            cut=k < len(selection) or s < len(selection.scored),
-            used=ledger.used,
-            spent=after / (TRAIN_COST * ledger.n),
-            # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
-            horizon=max(trained_to, 1) if last else ledger.total,
-            last=last,
-        )
+        return Epoch.fit(selection, self.ledger, self.batch_size)
 
     def charge(self, work: Work) -> EpochResult:
         """Enter an epoch's work into the ledger and the run's figures."""
@@ -258,8 +233,8 @@ class Trainer:
 
     def rates(self, epoch: Epoch, sizes: list[int]) -> list[float]:
         """Return the learning rate at each batch's midpoint in compute."""
-        middles = epoch.used + TRAIN_COST * (np.cumsum(sizes) - np.array(sizes) / 2)
-        return [self.recipe.rate(float(middle) / epoch.horizon) for middle in middles]
+        middles = np.cumsum(sizes) - np.array(sizes) / 2
+        return [self.recipe.rate(epoch.progress(float(middle))) for middle in middles]
 
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, epoch: Epoch) -> Tensor:

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prune_env import stats
-from prune_env.budget import Stopwatch
+from prune_env.budget import Epoch, Stopwatch
 from prune_env.selection import Selection
 from prune_env.students import augment, models
 from prune_env.threads import one_thread
-from prune_env.trainer import EVALUATION_BATCH, Epoch, EpochResult, Trainer, Work, tally
+from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, tally
 
 FETCHED = 2**20  # numbers of images that are gathered at a time: 4 MiB
 
