@@ -53,6 +53,12 @@ class Ranks:
         dist.all_gather(every, padded)
         return torch.cat([rows[:size] for rows, size in zip(every, sizes, strict=True)])
 
+    def exchange(self, table: Tensor, indices: Tensor, totals: Sequence[int]) -> None:
+        """Let every rank know the rows (k_r,) of a table (N, F) that this one has changed; `totals` are all k_r."""
+        if self.size > 1:
+            rows = self.gather(table[indices], totals)
+            table.index_copy_(0, self.gather(indices, totals), rows)
+
     def parallel(self, model: nn.Module) -> nn.Module:
         """`model` as it is to be called in training: gradients are then the mean over ranks."""
         return DistributedDataParallel(model) if self.size > 1 else model

@@ -74,20 +74,21 @@ class Stats:
         """Return how often each of (B,) samples was trained on, (B,) int64."""
         return self.table[indices, _VISITS].long()
 
-    def observe(self, spent: float) -> dict[str, NDArray[np.float32]]:
-        """Copy all statistics to the host, (N,) float32 each, clipped to their bounds.
+    def observe(self, now: float, **figures: float) -> dict[str, NDArray[np.float32]]:
+        """Copy all statistics to the host, (N,) float32 each, clipped to their bounds; and figures of the run, (1,).
 
         Args:
-            spent: full-epoch equivalents of compute so far, from which ages are counted.
+            now: full-epoch equivalents of compute so far, from which ages are counted.
+            figures: by name.
         """
         rows = self.table.cpu().numpy()  # (N, F)
         columns = np.empty(rows.shape[::-1], np.float32)  # (F, N)
         for start in range(0, len(rows), CACHED_ROWS):
             columns[:, start : start + CACHED_ROWS] = rows[start : start + CACHED_ROWS].T
         seen: dict[str, NDArray[np.float32]] = dict(zip(COLUMNS, columns, strict=True))
-        seen["age"] = np.clip(np.float32(spent) - np.maximum(seen["age"], 0.0), 0.0, np.float32(spent))
+        seen["age"] = np.clip(np.float32(now) - np.maximum(seen["age"], 0.0), 0.0, np.float32(now))
         np.clip(columns[: len(BOUNDS)], LOW, HIGH, out=columns[: len(BOUNDS)])
-        return seen
+        return {**seen, **{name: np.array([value], np.float32) for name, value in figures.items()}}
 
 
 def enter(

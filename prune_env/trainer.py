@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prune_env import ranks
+from prune_env import ranks, streams
 from prune_env.budget import TRAIN_COST, Epoch, Ledger, Stopwatch
 from prune_env.data import Data
 from prune_env.selection import Action, Selection
@@ -30,7 +30,6 @@ from prune_env.threads import one_thread
 EVALUATION_BATCH = 512
 FETCHED_PIXELS = 2**18  # gathered at a time, if that is more than a batch: 1 MiB
 PENDING_LOGITS = 2**24  # numbers kept until the statistics are updated: 64 MiB
-_WEIGHTS, _ORDER, _AUGMENTATION, _MASKS = range(4)  # one stream of random numbers for each purpose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +112,7 @@ class Trainer:
         self.batches = 0
         self.train_accuracy = 0.0
 
-        model = models.build(recipe.model, channels, size, classes, self._seed(_WEIGHTS))
+        model = models.build(recipe.model, channels, size, classes, self._seed(streams.WEIGHTS))
         self.bf16 = recipe.precision == "bfloat16" or (
             recipe.precision == "auto" and models.is_convolutional(model) and _has_bf16(self.device)
         )
@@ -131,11 +130,11 @@ class Trainer:
         self.optimizer = SGD(self.parameters, recipe)
         self.masks: torch.Generator | None = None  # of dropout, in networks that have it
         if models.is_random(self.model):
-            self.masks = torch.Generator(self.device).manual_seed(self._seed(_MASKS))
+            self.masks = torch.Generator(self.device).manual_seed(self._seed(streams.MASKS))
         mean, std = train.moments
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
-        self.augmentation = self._seed(_AUGMENTATION)
+        self.augmentation = self._seed(streams.AUGMENTATION)
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
 
         self.initial = self.evaluate(val)
@@ -146,7 +145,7 @@ class Trainer:
 
     def select(self, action: Action) -> Selection:
         """The rows a checked action keeps, and those it scores, in this step's order."""
-        return Selection.from_action(action, np.random.default_rng([self.seed, _ORDER, self.step]))
+        return Selection.from_action(action, np.random.default_rng([self.seed, streams.ORDER, self.step]))
 
     def train_epoch(self, selection: Selection) -> EpochResult:
         """Train once on each selected sample, then score, both as far as the budget goes, then validate and charge.
@@ -245,7 +244,7 @@ class Trainer:
             return counts
         if self.masks is not None and self.ranks.rank:
             # each rank drops other units; rank 0's generator is the one in a checkpoint
-            self.masks.manual_seed(self._seed(_MASKS, self.ranks.rank, self.step))
+            self.masks.manual_seed(self._seed(streams.MASKS, self.ranks.rank, self.step))
         parts = self.ranks.positions(sizes)  # this rank's rows of each batch, k of them; all that follows is of these
         lengths = [len(part) for part in parts]
         columns = (selection.indices, selection.weights, selection.shares, selection.partners)
@@ -286,14 +285,8 @@ class Trainer:
                 flags = self.stats.update(indices[first:last], seen, truth, clean[first:last], epoch.spent)
                 counts += flags.sum(dim=1)
                 pending, first = [], last
-        self._exchange(indices, self.ranks.totals(sizes))
+        self.ranks.exchange(self.stats.table, indices, self.ranks.totals(sizes))
         return counts
-
-    def _exchange(self, indices: Tensor, totals: Sequence[int]) -> None:
-        """Let every rank know the statistics of the samples (k,) int64 that this one measured, `totals` of all."""
-        if self.ranks.size > 1:
-            rows = self.ranks.gather(self.stats.table[indices], totals)
-            self.stats.table.index_copy_(0, self.ranks.gather(indices, totals), rows)
 
     @torch.no_grad()
     def score(self, epoch: Epoch) -> Tensor:
@@ -306,7 +299,7 @@ class Trainer:
         for rows, logits, labels in self._predict(self.train_data, indices):
             clean = torch.ones_like(rows, dtype=torch.bool)
             count += self.stats.update(rows, logits, labels, clean, epoch.spent, trained=False)[0].sum()
-        self._exchange(indices, self.ranks.totals([len(samples)]))
+        self.ranks.exchange(self.stats.table, indices, self.ranks.totals([len(samples)]))
         return count
 
     def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -392,15 +385,14 @@ class Trainer:
         return self.ranks.sum(losses.sum()), self.ranks.sum(counts.sum(dim=0))
 
     def observe(self) -> dict[str, NDArray]:
-        """The observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""
-        figures = {
-            "spent": self.ledger.share,
-            "budget": self.ledger.budget,
-            "val_accuracy": self.val_accuracy,
-            "train_accuracy": self.train_accuracy,
-        }
-        statistics = self.stats.observe(self.ledger.spent)
-        return {**statistics, **{name: np.array([x], np.float32) for name, x in figures.items()}}
+        """Return the observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""
+        return self.stats.observe(
+            self.ledger.spent,
+            spent=self.ledger.share,
+            budget=self.ledger.budget,
+            val_accuracy=self.val_accuracy,
+            train_accuracy=self.train_accuracy,
+        )
 
     def state_dict(self) -> dict:
         """Everything a run needs to go on: model, optimiser, statistics, ledger, generator, figures.
