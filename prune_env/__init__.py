@@ -5,9 +5,10 @@ from importlib.metadata import version
 import gymnasium
 
 from prune_env.env import PruneEnv
+from prune_env.pruner import Pruner
 from prune_env.selection import select
 
-__all__ = ["PruneEnv", "select"]
+__all__ = ["PruneEnv", "Pruner", "select"]
 __version__ = version("prune-env")
 
 for _name, _dataset in {
