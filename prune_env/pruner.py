@@ -284,8 +284,8 @@ class Pruner:
     def write_history(self, path: str | Path, ids: Sequence[object] | None = None) -> None:
         """Write a CSV file, or a Parquet file if the name ends so: a row for each epoch and sample.
 
-        Columns: `epoch` from 1 on, `id`, `kept` (0 or 1), `weight` of the loss (0 if not kept), `visits` so far. Parquet
-        needs pyarrow.
+        Columns: `epoch` from 1 on, `id`, `kept` (0 or 1), `weight` of the loss (0 if not kept), `visits` so far.
+        Parquet needs pyarrow.
 
         Args:
             path: of the file, which is replaced.
@@ -310,8 +310,8 @@ class Pruner:
             "visits": np.cumsum(weights > 0, axis=0).ravel(),
         }
         if Path(path).suffix == ".parquet":
-            import pyarrow
-            from pyarrow import parquet
+            import pyarrow  # pyright: ignore[reportMissingImports]
+            from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
             content = BytesIO()
             parquet.write_table(pyarrow.table(columns), content)

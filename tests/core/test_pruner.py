@@ -211,11 +211,19 @@ def test_the_history_says_what_was_kept_by_the_users_own_names(tmp_path):
         pruner.write_history(tmp_path / "h.csv", ids=["a"])
     with pytest.raises(RuntimeError, match="history=True"):
         toy(everything)[0].write_history(tmp_path / "h.csv")
+
+
+def test_the_history_can_be_a_parquet_file(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
+    pruner, dataset = toy(everything, epochs=2.0, history=True)
+    while not pruner.finished:
+        for index in pruner.indices():
+            pruner.loss(torch.zeros(len(index), 3), dataset.tensors[1][index], index)
+        pruner.end_epoch()
     pruner.write_history(tmp_path / "h.parquet")
     table = parquet.read_table(tmp_path / "h.parquet").to_pydict()
-    assert table["visits"] == [1, 0, 0, 1, 1, 0, 0, 2]
-    assert table["id"] == [0, 1, 2, 3] * 2
+    assert table["visits"] == [1] * 50 + [2] * 50
+    assert table["id"] == [*range(50)] * 2
 
 
 def test_wrong_arguments_name_themselves():
