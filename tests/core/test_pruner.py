@@ -5,12 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import agents
 from prune_env import PruneEnv, Pruner, select
 from prune_env.students.recipes import Recipe
+from tests.helpers.processes import fork, wait
 
 
 class Loop:
@@ -224,6 +227,50 @@ def test_the_history_can_be_a_parquet_file(tmp_path):
     table = parquet.read_table(tmp_path / "h.parquet").to_pydict()
     assert table["visits"] == [1] * 50 + [2] * 50
     assert table["id"] == [*range(50)] * 2
+
+
+def train_on_this_rank() -> dict[str, np.ndarray]:
+    """Train a linear model for two epochs, the first with blending; return its weights and what the pruner has seen."""
+
+    def agent(observation: dict, rng: np.random.Generator) -> dict:
+        kept = rng.random(50) < 0.7
+        return select(kept * rng.uniform(0.5, 2.0, 50), 0.2 * (observation["spent"][0] == 0), score=~kept)
+
+    pruner, dataset = toy(agent)
+    model: nn.Module = nn.Linear(6, 3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
+    network = DistributedDataParallel(model) if dist.is_initialized() else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = DataLoader(dataset, batch_sampler=pruner)
+    for _ in range(2):
+        for index, (images, labels) in zip(pruner.indices(), loader, strict=True):
+            images = pruner.mix(images, dataset.tensors[0][pruner.partners(index)], index)
+            optimizer.zero_grad()
+            pruner.loss(network(images), labels, index).backward()
+            optimizer.step()
+        scored = pruner.to_score()
+        pruner.score(scored, model(dataset.tensors[0][scored]))
+        pruner.end_epoch()
+    weights = {name: value.detach().numpy() for name, value in model.named_parameters()}
+    return {**weights, **pruner.observe()}
+
+
+def test_two_ranks_train_as_one(tmp_path):
+    def work(rank: int) -> None:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=rank, world_size=2)
+        torch.save(train_on_this_rank(), tmp_path / f"{rank}.pt")
+        dist.destroy_process_group()
+
+    pids = [fork(lambda rank=rank: work(rank)) for rank in range(2)]
+    assert [wait(pid) for pid in pids] == [0, 0]
+    alone = train_on_this_rank()
+    for rank in range(2):
+        theirs = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert theirs.keys() == alone.keys()
+        for name, value in alone.items():
+            np.testing.assert_allclose(theirs[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_wrong_arguments_name_themselves():
