@@ -29,6 +29,8 @@ aten = torch.ops.aten
 
 def can_pretend() -> bool:
     """Older releases of torch ask the driver even when the device is a pretended one."""
+    # autograd sets up its threads at the first call: eight for a pretended device, and then no fork can train
+    torch.ones(1, requires_grad=True).sum().backward()
     try:
         with FakeTensorMode():
             return torch.empty(1, device="cuda")[:, None].device.type == "cuda"
