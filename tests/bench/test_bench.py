@@ -1,6 +1,7 @@
 """`train.bench`: its loops train as they say, its restatements follow the formulas, its tables are complete."""
 
 import copy
+import functools
 import re
 
 import numpy as np
@@ -164,7 +165,14 @@ def test_parts_of_an_epoch_are_timed_and_their_memory_is_counted():
     assert parts["check of an action"].host == pytest.approx(12, rel=0.2)
 
 
-def test_every_section_prints_its_tables(capsys, monkeypatch):  # several seconds: epochs of all digits
+def test_every_section_prints_its_tables(capsys, monkeypatch):
+    # epochs of all digits take many seconds
+    monkeypatch.setattr(bench, "time_step", functools.partial(peers.time_step, **SMALL))
+
+    def duel(env_id, agent, rounds, workers, epochs, **task):
+        return peers.time_peers(env_id, agent, rounds, workers, 1, **task, **SMALL)
+
+    monkeypatch.setattr(bench, "time_peers", duel)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # on a busy machine they wait for each other
     bench.main(bench.Args(rounds=1, samples=(300, 600), classes=7, members=(2,), conv_members=(), workers=(0,)))
     out = capsys.readouterr().out
