@@ -22,7 +22,7 @@ from prune_env.budget import Epoch, Stopwatch
 from prune_env.selection import Selection
 from prune_env.students import augment, models
 from prune_env.threads import one_thread
-from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, tally
+from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, bits, number, tally
 
 FETCHED = 2**20  # numbers of images that are gathered at a time: 4 MiB
 
@@ -75,11 +75,11 @@ def run_alike(trainers: list[Trainer], epochs: list[Epoch]) -> list[Work]:
         students.hand_back()
         scored = torch.cat([trainers[k].score(epochs[k]) for k in order])[:, None]
         watch.mark()
-        counts = torch.cat([trained, scored, validated], dim=1).tolist()  # the host waits here
+        counts = torch.cat([trained, scored, validated, bits(loss)[:, None]], dim=1).tolist()  # the host waits here
     train, evaluate, score = (passed / len(trainers) for passed in watch.stretches())
     works = {
-        k: Work(epochs[k], of_one, one_loss, (train, score, evaluate))
-        for k, of_one, one_loss in zip(order, counts, loss.tolist(), strict=True)
+        k: Work(epochs[k], own, number(loss_bits), (train, score, evaluate))
+        for k, (*own, loss_bits) in zip(order, counts, strict=True)
     }
     return [works[k] for k in range(len(trainers))]
 
@@ -158,17 +158,23 @@ class Students:
                 self.rates[k] = float(rates[k, len(sizes[k]) - 1])
         places = np.concatenate(places)
 
-        def placed(*rows: NDArray) -> Tensor:
-            """(K, T, B) on the device, 0 where there is no row."""
+        def placed(rows: list[NDArray]) -> NDArray:
+            """(K, T, B), 0 where there is no row."""
             values = np.zeros(count * ticks * most, rows[0].dtype)
             values[places] = np.concatenate(rows)
-            return torch.from_numpy(values).to(device).view(count, ticks, most)
+            return values.reshape(count, ticks, most)
 
-        index = placed(*(epoch.rows.indices for epoch in epochs))
-        weight = placed(*(epoch.rows.weights / t.batch_size for t, epoch in zip(trainers, epochs, strict=True)))
-        share = placed(*(epoch.rows.shares for epoch in epochs))
-        partner = placed(*(epoch.rows.partners for epoch in epochs))
-        real = placed(np.ones(len(places), np.bool_))
+        weights = [epoch.rows.weights / trainer.batch_size for trainer, epoch in zip(trainers, epochs, strict=True)]
+        index, partner, weight, share = (
+            torch.from_numpy(placed(rows)).to(device)
+            for rows in (
+                [epoch.rows.indices for epoch in epochs],
+                [epoch.rows.partners for epoch in epochs],
+                weights,
+                [epoch.rows.shares for epoch in epochs],
+            )
+        )
+        real = placed([np.ones(len(places), np.bool_)])
         mixed = any(epoch.rows.mixed for epoch in epochs)
         rate = (
             torch.from_numpy(rates).to(device).float()[..., None]
@@ -191,14 +197,15 @@ class Students:
             for tick in range(start, min(start + several, ticks)):
                 a, t = active[tick], tick - start
                 logits[:a, t] = self._step(images[:a, t], target[:a, t], weight[:a, tick], rate[:a, tick, None])
-            own = real[part]
-            member = torch.arange(len(own), device=device)[:, None, None].expand_as(own)[own]  # (R,) of the real rows
+            # found on the host, lest it waits for the device: (R,) places of real rows among these A * T * B
+            rows = torch.from_numpy(np.flatnonzero(real[part])).to(device)
+            member = rows // (labels.shape[1] * most)
             flags = stats.enter(
                 self.table,
-                first[member] + index[part][own],
-                logits[own],
-                labels[own],
-                (share[part] == 0.0)[own],
+                first[member] + index[part].flatten()[rows],
+                logits.flatten(0, 2)[rows],
+                labels.flatten()[rows],
+                share[part].flatten()[rows] == 0.0,
                 spent[member],
                 ema[member],
             )
