@@ -49,6 +49,11 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in shown if path.is_dir())
 
 
+def has_images(folder: Path) -> bool:
+    """Say whether an image lies below `folder`, read or not."""
+    return any(_is_read(path) or _is_unread(path) for path in _files_below(folder))
+
+
 def image_files(folder: Path) -> list[Path]:
     """Return the sorted image files below `folder`: those with one of ENDINGS. Litter is left out.
 
@@ -56,8 +61,19 @@ def image_files(folder: Path) -> list[Path]:
     that somebody has not finished writing (.png.part, ...), OSError for a folder that cannot be entered and a link that
     leads nowhere: all these would be missing without a word. Any other file may lie there.
     """
-    found: list[Path] = []
-    unread: list[Path] = []
+    files = list(_files_below(folder))
+    found = sorted(filter(_is_read, files))
+    if unread := sorted(filter(_is_unread, files)):
+        raise ValueError(
+            f"{len(unread)} image(s) in {folder} end in none of {', '.join(ENDINGS)}, the first is {unread[0]}: "
+            "convert, rename (a .jfif is a .jpg) or finish them, or take them away"
+        )
+    if not found:
+        raise ValueError(f"no images in {folder}: it needs at least one file that ends in {', '.join(ENDINGS)}")
+    return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
     # A link to a folder above would lead round in circles, to other classes or to the test images.
     entered = set(map(str, folder.resolve().parents))
     for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
@@ -65,30 +81,21 @@ def image_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         entered.add(real)
-        if not folders and not files and place.lower().endswith(ENDINGS):
-            raise ValueError(f"{place} is an empty folder that is named like an image: take it away, or rename it")
         folders[:] = [name for name in folders if not is_litter(name)]
         for path in (Path(place, name) for name in files if not is_litter(name)):
-            if path.name.lower().endswith(ENDINGS):
-                found.append(path)
-                continue
-            _check_link(path)
-            if _is_unread(path):
-                unread.append(path)
-    if unread:
-        raise ValueError(
-            f"{len(unread)} image(s) in {folder} end in none of {', '.join(ENDINGS)}, the first is "
-            f"{min(unread)}: convert, rename (a .jfif is a .jpg) or finish them, or take them away"
-        )
-    if not found:
-        raise ValueError(f"no images in {folder}: it needs at least one file that ends in {', '.join(ENDINGS)}")
-    return sorted(found)
+            if not _is_read(path):  # a broken link to an image is met when the image is read
+                _check_link(path)
+            yield path
 
 
 def images_beside(folder: Path) -> list[Path]:
     """Return the sorted images in `folder` itself, read or not."""
     files = [path for path in folder.iterdir() if not is_litter(path.name) and not path.is_dir()]
-    return sorted(path for path in files if path.name.lower().endswith(ENDINGS) or _is_unread(path))
+    return sorted(path for path in files if _is_read(path) or _is_unread(path))
+
+
+def _is_read(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS
 
 
 def _is_unread(path: Path) -> bool:

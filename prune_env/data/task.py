@@ -83,7 +83,10 @@ def validation_rows(labels: np.ndarray, classes: tuple[str, ...], share: float) 
     counts = np.bincount(labels, minlength=len(classes))
     if counts.min() < 2:
         name = classes[counts.argmin()]
-        raise ValueError(f"class {name!r} has {counts.min()} training images: two or more are needed")
+        raise ValueError(
+            f"class {name!r} has {counts.min()} image(s) in the training split: two or more are needed, since "
+            "validation images are taken from there"
+        )
     sizes = apportion(max(1, round(share * len(labels))), counts)
     return draw_per_class(labels, sizes, np.random.default_rng(VALIDATION_SEED))
 

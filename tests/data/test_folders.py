@@ -189,11 +189,70 @@ def test_the_splits_are_found_in_the_folder_of_an_archive(tmp_path):
     assert_holds("imagefolder", tmp_path, splits)
 
 
-@pytest.mark.parametrize("unlabelled", ["test/a.png", "test/unknown/a.png", "test/images/deep/a.png"])
-def test_an_unlabelled_test_folder_gives_way_to_a_labelled_one(tmp_path, unlabelled):
+@pytest.mark.parametrize("images", ["a.png", "unknown/a.png", "images/deep/a.png", None])
+@pytest.mark.parametrize("empty", [(), ("cat", "dog")])
+def test_a_test_folder_without_labelled_images_gives_way_to_one_that_has_them(tmp_path, images, empty):
     splits = trees.imagefolder(tmp_path, test="val")
-    trees.write_png(tmp_path / unlabelled, NOISE)
+    (tmp_path / "test").mkdir()
+    for name in empty:
+        (tmp_path / "test" / name).mkdir()
+    if images:
+        trees.write_png(tmp_path / "test" / images, NOISE)
     assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_folders_without_images_are_left_out_and_named_in_one_line(tmp_path, caplog):
+    splits = trees.imagefolder(tmp_path, per_class=10)
+    for folder in ("train/logs/deep", "train/checkpoints", "test/logs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "train" / "logs" / "events.txt").write_text("no image")
+    line = "folders without images are no classes and are left out"
+    assert_holds("imagefolder", tmp_path, splits)
+    assert caplog.messages == [f"{tmp_path / 'train'}: {line}: checkpoints, logs", f"{tmp_path / 'test'}: {line}: logs"]
+    (tmp_path / "train").rename(tmp_path / "alone")
+    assert load("imagefolder", root=tmp_path / "alone")[0].classes == ("cat", "dog")
+    assert caplog.messages[2] == f"{tmp_path / 'alone'}: {line}: checkpoints, logs"
+
+
+def test_an_empty_folder_of_a_class_that_the_other_split_has_is_an_error(tmp_path):
+    trees.imagefolder(tmp_path, ("a", "b", "c"))
+    for split, other, read_split in (("test", "train", load_test), ("train", "test", load)):
+        for path in (tmp_path / split / "c").iterdir():
+            path.rename(tmp_path / path.name)
+        with pytest.raises(ValueError, match=rf"no images in {tmp_path}/{split}/c: .*, as {tmp_path}/{other} has"):
+            read_split("imagefolder", root=tmp_path)
+        for path in tmp_path.glob("*.png"):
+            path.rename(tmp_path / split / "c" / path.name)
+
+
+@pytest.mark.parametrize("folders", [(), ("cat", "dog")])
+def test_a_tree_without_images_in_folders_of_classes_says_what_is_expected(tmp_path, folders):
+    for folder in folders:
+        (tmp_path / "train" / folder).mkdir(parents=True)
+    trees.write_png(tmp_path / "train" / "a.png", NOISE)
+    for read_split in (load, load_test):
+        with pytest.raises(ValueError, match="train holds no class folders with images; expected below root: train/<"):
+            read_split("imagefolder", root=tmp_path)
+
+
+def test_training_images_without_a_test_split_say_how_to_get_one(tmp_path):
+    trees.imagefolder(tmp_path, test="elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"no test split: .*or pass root={tmp_path}/train") as caught:
+        load_test("imagefolder", root=tmp_path)
+    assert "not found" not in str(caught.value)
+    assert len(load_test("imagefolder", root=tmp_path / "train")) == 4
+
+
+@pytest.mark.parametrize("counts", [(9, 1), (1, 1), (2, 9, 1)])
+def test_a_class_too_small_for_the_automatic_split_is_named(tmp_path, counts):
+    few = [f"class{number} has {count}" for number, count in enumerate(counts) if count < 3]
+    for number, count in enumerate(counts):
+        for image in range(count):
+            trees.write_png(tmp_path / f"class{number}" / f"{image}.png", NOISE)
+    words = rf"{tmp_path} has no train and test folders, .* at least 3 images a class: {', '.join(few)}\. Add images"
+    for read_split in (load, load_test):
+        with pytest.raises(ValueError, match=words):
+            read_split("imagefolder", root=tmp_path)
 
 
 def test_a_folder_of_classes_is_split_by_a_fixed_seed_and_says_so(tmp_path, caplog):

@@ -79,7 +79,7 @@ def test_validation_and_test_ignore_every_knob_and_seed():
 
 
 def test_a_single_image_of_a_class_is_refused():
-    with pytest.raises(ValueError, match="class 'b' has 1 training images"):
+    with pytest.raises(ValueError, match=r"class 'b' has 1 image\(s\) in the training split: two or more"):
         validation_rows(np.array([0, 0, 0, 1]), ("a", "b"), 0.1)
     assert len(validation_rows(np.array([0, 0, 1, 1]), ("a", "b"), 0.1)) == 1
 
