@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from prune_env.data.decode import ENDINGS, folders_in, has_images, image_files, images_beside
-from prune_env.data.source import Listing, Source, Split, missing, printable, tell
+from prune_env.data.source import Listing, Source, missing, printable, tell
 from prune_env.data.task import apportion, draw_per_class
 
 LAYOUT = (
@@ -19,7 +19,7 @@ TEST_SHARE = 0.2  # of a folder of classes without splits
 TEST_SEED = 0  # fixed: the same images are held out always
 
 
-def find(root: Path, split: str, size: int) -> Split:
+def find(root: Path, split: str, size: int) -> Listing:
     """Find the images of a split; labels are positions among the sorted class names of train, Unicode normalised.
 
     A class is a folder with images. A folder without any, such as logs/, is left out, and one line says so; but where
@@ -33,7 +33,7 @@ def find(root: Path, split: str, size: int) -> Split:
     root = _unwrapped(root)
     if not (there := _named(root, TRAIN)):
         if root.is_dir() and not _named(root, TEST) and len(_classes(root)[0]) > 1:
-            return _divided(root, split, size)
+            return _divided(root, split)
         raise missing("imagefolder", root / "train", LAYOUT, downloadable=False)
     train, tests = there[0], _named(root, TEST)
     classes, empty = _classes(train)
@@ -54,7 +54,7 @@ def find(root: Path, split: str, size: int) -> Split:
             raise ValueError(f"{folder} holds classes that {train} lacks: {', '.join(map(printable, unknown))}")
     paths, labels = _images(folder, classes, names)
     # The train folder itself is listed because test labels depend on its classes: its time changes with them.
-    return Split([train, *paths], listing=Listing(paths, labels, tuple(map(printable, names)), size))
+    return Listing(paths, labels, tuple(map(printable, names)), [train])
 
 
 def _unwrapped(root: Path) -> Path:
@@ -120,7 +120,7 @@ def _images(folder: Path, present: dict[str, list[Path]], names: tuple[str, ...]
     return [path for files in per_class.values() for path in files], labels
 
 
-def _divided(root: Path, split: str, size: int) -> Split:
+def _divided(root: Path, split: str) -> Listing:
     classes, empty = _classes(root)
     _leave_out(root, empty, [])
     names = tuple(sorted(classes))
@@ -139,8 +139,7 @@ def _divided(root: Path, split: str, size: int) -> Split:
         f"{printable(root)} has no train and test folders: a fixed {TEST_SHARE:.0%} of each class, {len(held_out)} of "
         f"{len(paths)} images, is the test split"
     )
-    chosen = [paths[row] for row in rows]
-    return Split([root, *chosen], listing=Listing(chosen, labels[rows], tuple(map(printable, names)), size))
+    return Listing([paths[row] for row in rows], labels[rows], tuple(map(printable, names)), [root])
 
 
 IMAGEFOLDER = Source(find, fetch=None, image_size=32, resizable=True, validation_share=0.1, augment=True)

@@ -1,4 +1,3 @@
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -311,14 +310,9 @@ def test_tiny_imagenet_errors(tmp_path):
     annotations.write_text("nonsense\n")
     with pytest.raises(ValueError, match="line 1: class ''"):
         load_test("tiny_imagenet", root=tmp_path)
-    annotations.write_text("")
-    with pytest.raises(ValueError, match="is empty"):
+    annotations.write_text("".join(good.splitlines(keepends=True)[:6]))  # truncated
+    with pytest.raises(ValueError, match=r"names no class of 3 image\(s\) .*val_6.JPEG"):
         load_test("tiny_imagenet", root=tmp_path)
-    lines = good.splitlines(keepends=True)
-    for size, left in ((len(good) - len(lines[8]), 1), (len("".join(lines[:6])), 3), (len("".join(lines[:6])) - 4, 3)):
-        annotations.write_text(good[:size])
-        with pytest.raises(ValueError, match=rf"names no class of {left} image\(s\) .*val_{9 - left}.JPEG"):
-            load_test("tiny_imagenet", root=tmp_path)
     annotations.write_text(good)
     (folder / "val" / "images" / ".val_9.JPEG").touch()
     assert len(load_test("tiny_imagenet", root=tmp_path)) == 9
@@ -328,28 +322,6 @@ def test_tiny_imagenet_errors(tmp_path):
         load("tiny_imagenet", root=tmp_path)
     (folder / "wnids.txt").write_text("n02\nn02\n")
     with pytest.raises(ValueError, match="must name each class once"):
-        load("tiny_imagenet", root=tmp_path)
-
-
-def test_tiny_imagenet_lacks_no_image_that_its_boxes_name(tmp_path):
-    splits = trees.tiny_imagenet(tmp_path, per_class=3)
-    train = tmp_path / "tiny-imagenet-200" / "train"
-    for wnid in ("n02", "n03"):  # a class without the file is taken as it is
-        names = sorted(path.name for path in (train / wnid / "images").iterdir())
-        (train / wnid / f"{wnid}_boxes.txt").write_text("".join(f"{name}\t0\t0\t62\t62\n" for name in names))
-    assert_holds("tiny_imagenet", tmp_path, splits)
-    (train / "n01" / "images" / "n01_00003.JPEG").unlink()
-    assert len(read("tiny_imagenet", "train", tmp_path, False, None).labels) == 8
-    first, *others = (train / "n02" / "images" / "n02_00001.JPEG", train / "n03" / "images" / "n03_00008.JPEG")
-    first.unlink()
-    others[0].rename(others[0].with_name("other.JPEG"))
-    words = rf"^2 image\(s\) that .* names are missing, the first is {first}: remove .*, or take"
-    for _ in range(2):  # from the cache neither
-        with pytest.raises(FileNotFoundError, match=words):
-            load("tiny_imagenet", root=tmp_path)
-    boxes = train / "n02" / "n02_boxes.txt"
-    boxes.write_text(boxes.read_text().replace("n02_00001.JPEG\t0\t0\t62\t62\n", ""))
-    with pytest.raises(FileNotFoundError, match=rf"^1 image.* the first is {others[0]}"):
         load("tiny_imagenet", root=tmp_path)
 
 
@@ -364,13 +336,6 @@ def test_an_empty_and_a_truncated_image_are_named(tmp_path, suffix):
         path.write_bytes(half)
         with pytest.raises(ValueError, match=rf"cannot decode the image {path}"):
             load("imagefolder", root=tmp_path)
-
-
-def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tmp_path):
-    trees.imagefolder(tmp_path, per_class=3)
-    os.mkfifo(tmp_path / "train" / "dog" / "x.jpg")
-    with pytest.raises(ValueError, match=r"dog/x.jpg is neither a file nor a folder"):
-        load("imagefolder", root=tmp_path)
 
 
 @pytest.mark.parametrize("place", ["train/zebra", "train/dog/more", "train/dog/x.jpg", "test/dog/more"])
