@@ -48,9 +48,9 @@ def has_images(folder: Path) -> bool:
 def image_files(folder: Path) -> list[Path]:
     """Return the sorted image files below `folder`: those with one of ENDINGS. Litter is left out.
 
-    Raises ValueError if there are none, for images of other formats (.gif, .jfif, ...) and for images that are not
-    written to their end (.png.part, ...), OSError for a folder that cannot be entered and a link that leads nowhere:
-    all these would be missing without a word. Any other file may lie there.
+    Raises ValueError for images of other formats (.gif, .jfif, ...) and for images that are not written to their end
+    (.png.part, ...), OSError for a folder that cannot be entered and a link that leads nowhere: all these would be
+    missing without a word. Any other file may lie there.
     """
     files = list(_files_below(folder))
     found = sorted(filter(_is_read, files))
@@ -59,8 +59,6 @@ def image_files(folder: Path) -> list[Path]:
             f"{len(unread)} image(s) in {folder} end in none of {', '.join(ENDINGS)}, the first is {unread[0]}: "
             "convert, rename (a .jfif is a .jpg) or finish them, or take them away"
         )
-    if not found:
-        raise ValueError(f"no images in {folder}: it needs at least one file that ends in {', '.join(ENDINGS)}")
     return found
 
 

@@ -31,25 +31,22 @@ def find(root: Path, split: str, size: int) -> Listing:
     that are not read, a test class that train lacks, or a class with too few images to be split.
     """
     root = _unwrapped(root)
-    if not (there := _named(root, TRAIN)):
-        if root.is_dir() and not _named(root, TEST) and len(_classes(root)[0]) > 1:
+    trains, tests = _named(root, TRAIN), _named(root, TEST)
+    if not trains:
+        if root.is_dir() and not tests and len(_with_images(root)) > 1:
             return _divided(root, split)
         raise missing("imagefolder", root / "train", LAYOUT, downloadable=False)
-    train, tests = there[0], _named(root, TEST)
-    classes, empty = _classes(train)
-    if not classes:
-        raise ValueError(f"{train} holds no class folders with images; expected below root: {LAYOUT}")
+    folder = train = trains[0]
+    classes = _classes(train, tests)
     names = tuple(sorted(classes))
-    _leave_out(train, empty, tests)
-    folder = train
     if split == "test":
         if not tests:
             raise FileNotFoundError(
                 f"{root} has no test split: test/<class>/ or val/<class>/ beside {train.name}/. Make one, or pass "
                 f"root={train}, of which a fixed part of each class is then the test split"
             )
-        folder, classes, empty = _labelled(tests, names)
-        _leave_out(folder, empty, [train])
+        folder = next((test for test in tests if set(_with_images(test)) & set(names)), tests[0])
+        classes = _classes(folder, [train])
         if unknown := sorted(set(classes) - set(names)):
             raise ValueError(f"{folder} holds classes that {train} lacks: {', '.join(map(printable, unknown))}")
     paths, labels = _images(folder, classes, names)
@@ -73,40 +70,37 @@ def _named(root: Path, names: tuple[str, ...]) -> list[Path]:
     return sorted(there, key=lambda path: (names.index(path.name.lower()), path.name not in names, path.name))
 
 
-def _classes(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """Return the folders of each class, and the folders that hold no image, by their names.
-
-    Systems write an accent in two ways: names that differ only in that are one.
-    """
+def _folders(folder: Path) -> dict[str, list[Path]]:
+    """Return the folders in `folder` by name. Systems write an accent in two ways: such folders have one name."""
     found: dict[str, list[Path]] = {}
     for path in folders_in(folder):
         found.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
-    empty = {name: paths for name, paths in found.items() if not any(map(has_images, paths))}
-    return {name: paths for name, paths in found.items() if name not in empty}, empty
+    return found
 
 
-def _leave_out(folder: Path, empty: dict[str, list[Path]], others: list[Path]) -> None:
-    """Say that the `empty` folders in `folder` are no classes. Raises ValueError if they are in one of `others`."""
+def _with_images(folder: Path) -> dict[str, list[Path]]:
+    return {name: paths for name, paths in _folders(folder).items() if any(map(has_images, paths))}
+
+
+def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
+    """Return the folders of each class in `folder`, and say which folders have no images and are left out.
+
+    Raises ValueError if no folder is left, or if a folder that is left out has images in one of the `others`.
+    """
+    classes = _with_images(folder)
+    if not classes:
+        raise ValueError(f"{folder} holds no class folders with images; expected below root: {LAYOUT}")
+    empty = sorted(set(_folders(folder)) - set(classes))
     for other in others:
-        for name in sorted(set(empty) & set(_classes(other)[0])):
+        for name in set(empty) & set(_with_images(other)):
             raise ValueError(
-                f"no images in {empty[name][0]}: it needs at least one file that ends in {', '.join(ENDINGS)}, as "
+                f"no images in {folder / name}: it needs at least one file that ends in {', '.join(ENDINGS)}, as "
                 f"{other} has images of this class"
             )
     if empty:
-        names = ", ".join(map(printable, sorted(empty)))
+        names = ", ".join(map(printable, empty))
         tell(f"{printable(folder)}: folders without images are no classes and are left out: {names}")
-
-
-def _labelled(tests: list[Path], names: tuple[str, ...]) -> tuple[Path, dict[str, list[Path]], dict[str, list[Path]]]:
-    """Return the first of `tests` with images of one of the classes `names`, and its `_classes`."""
-    found = [(folder, *_classes(folder)) for folder in tests]
-    for one in found:
-        if set(one[1]) & set(names):
-            return one
-    if not found[0][1]:
-        raise ValueError(f"{tests[0]} holds no class folders with images; expected below root: {LAYOUT}")
-    return found[0]
+    return classes
 
 
 def _images(folder: Path, present: dict[str, list[Path]], names: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
@@ -121,8 +115,7 @@ def _images(folder: Path, present: dict[str, list[Path]], names: tuple[str, ...]
 
 
 def _divided(root: Path, split: str) -> Listing:
-    classes, empty = _classes(root)
-    _leave_out(root, empty, [])
+    classes = _classes(root, others=[])
     names = tuple(sorted(classes))
     paths, labels = _images(root, classes, names)
     counts = np.bincount(labels)

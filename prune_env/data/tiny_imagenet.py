@@ -76,9 +76,15 @@ def _again(folder: Path) -> str:
 
 def _in_folders(folder: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[int]]:
     """Return the images in the folders of classes, and their labels."""
-    present = [(label, folder / wnid) for label, wnid in enumerate(wnids) if (folder / wnid).is_dir()]
-    found = [(path, label) for label, images in present for path in image_files(images)]
-    return [path for path, _ in found], [label for _, label in found]
+    paths, labels = [], []
+    for label, wnid in enumerate(wnids):
+        if (folder / wnid).is_dir():
+            images = image_files(folder / wnid)
+            if not images:
+                raise ValueError(f"no images in {folder / wnid}: {_again(folder.parent)}")
+            paths += images
+            labels += [label] * len(images)
+    return paths, labels
 
 
 def _annotated(val: Path, wnids: tuple[str, ...]) -> tuple[list[Path], list[int]]:
