@@ -38,21 +38,6 @@ ALL_KNOBS = {"train_size": 300, "label_noise": 0.2, "imbalance": 5.0, "duplicate
 # The official split becomes training, validation and test.
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
-def test_smaller_digits_are_means_over_what_lies_in_each_pixel(size):
-    """In plain loops; each pixel covers those that it touches, so that 3 of 8 overlap by one."""
-    whole, small = (read("digits", "test", None, False, side) for side in (None, size))
-    assert (small.images.shape, small.images.dtype) == ((497, 1, size, size), np.uint8)
-    np.testing.assert_array_equal(small.labels, whole.labels)
-    for image, shrunk in zip(whole.images[:40, 0].astype(float), small.images[:40, 0], strict=True):
-        for y in range(size):
-            for x in range(size):
-                rows = range(8 * y // size, -(-8 * (y + 1) // size))
-                columns = range(8 * x // size, -(-8 * (x + 1) // size))
-                mean = sum(image[r, c] for r in rows for c in columns) / (len(rows) * len(columns))
-                assert abs(shrunk[y, x] - mean) <= 0.5 + 1e-4
-
-
 def test_train_and_validation_are_the_official_training_split_once_each():
     official = read("digits", "train", None, False, None)
     train, validation = load("digits")
