@@ -27,8 +27,8 @@ def decoded(listing: Listing, size: int, root: Path, name: str) -> Samples:
     """
     state = state_of([*listing.index, *listing.paths])  # before reading: what changes meanwhile is noticed next time
     path = place(root, name, state, "npy")
-    if not path.exists():
-        try:
+    try:
+        if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path.with_name(f"{_stem(root, name)}.lock"))
             with ExitStack() as stack:
@@ -37,12 +37,12 @@ def decoded(listing: Listing, size: int, root: Path, name: str) -> Samples:
                 if not path.exists():  # the process that we waited for may have made it
                     _remove_former(path.parent, _stem(root, name), unfinished=lock.is_locked)
                     _write(path, listing.paths, size)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"cannot write the decoded images to {printable(path)} ({error.strerror or error}): make room there, "
-                "or set PRUNE_ENV_CACHE to another folder",
-            ) from error
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write the decoded images to {printable(path)} ({error.strerror or error}): make room there, or "
+            "set PRUNE_ENV_CACHE to another folder",
+        ) from error
     return Samples(np.load(path, mmap_mode="r"), listing.labels, listing.classes, state)
 
 
