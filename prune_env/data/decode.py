@@ -128,18 +128,24 @@ def square(path: Path, size: int) -> np.ndarray:
     Returns (3, size, size) uint8. Raises ValueError, naming the file, if it cannot be decoded.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as stored:
+            mode, image = stored.mode, _as_seen(stored)
     except Exception as error:  # decoders of damaged files raise anything from SyntaxError to struct.error
         raise ValueError(f"cannot decode the image {path}: {error}") from error
-    if image.mode[0] in "IF":  # Pillow cuts 16 bits off at 255, which leaves an image white
-        raise ValueError(f"the image {path} has more than 8 bits a channel (mode {image.mode!r}): convert it to 8 bits")
+    if mode[0] in "IF":  # Pillow cuts 16 bits off at 255, which leaves an image white
+        raise ValueError(f"the image {path} has more than 8 bits a channel (mode {mode!r}): convert it to 8 bits")
+    return np.asarray(_centre(image, size)).transpose(2, 0, 1)
+
+
+def _as_seen(image: Image.Image) -> Image.Image:
+    """Return an RGB image that is upright, and white where `image` is transparent."""
+    image.load()
     with suppress(Exception):  # cameras write tags that nobody can read
         ImageOps.exif_transpose(image, in_place=True)
-    if image.has_transparency_data:
-        drawing = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing)
-    return np.asarray(_centre(image.convert("RGB"), size)).transpose(2, 0, 1)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    drawing = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:
