@@ -240,7 +240,7 @@ def _spread(cells: Sequence[Mapping[int, float]]) -> str:
     if not cells or not set.intersection(*map(set, cells)):
         return ""
     values = statistics.seed_means(cells)
-    return spread(float(np.mean(values)), statistics.mean_interval(values) if len(values) > 1 else None, "+.2f")
+    return spread(float(np.mean(values)), statistics.mean_interval(values), "+.2f")
 
 
 def _areas(
