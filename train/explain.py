@@ -109,7 +109,8 @@ def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDA
         for part, names in parts.items():
             without = Without(network, {name: mean_of[name] for name in names})
             points = 100.0 * (whole - players.play(pairs, without))
-            lost.append((float(points.mean()), statistics.mean_interval(points), part))
+            found = statistics.mean_of(points)
+            lost.append((found.mean, found.interval, part))
         table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")
         table.add_column(f"{kind} held at its mean")
         table.add_column("points", justify="right")

@@ -391,37 +391,26 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
-FALLING = {  # full falls from 3 to 24 and the others do not
-    "full": {3.0: 0.90, 6.0: 0.88, 12.0: 0.86, 24.0: 0.82, 48.0: 0.84},
-    "ucb:keep=0.5": {3.0: 0.91, 6.0: 0.92, 12.0: 0.85, 24.0: 0.845},
-    "random:keep=0.5": {3.0: 0.70, 6.0: 0.88, 24.0: 0.80},
-}
-
-
 def test_a_task_where_longer_training_loses(records: list[Record], page: Page, tmp_path: Path):
     assert not [words for words in ("best at budget", "mean falls", "training longer") if words in page.text]
+    accuracies = {  # full falls from 3 to 24 and the others do not
+        "full": {3.0: 0.90, 6.0: 0.88, 12.0: 0.86, 24.0: 0.82, 48.0: 0.84},
+        "ucb:keep=0.5": {3.0: 0.91, 6.0: 0.92, 12.0: 0.85, 24.0: 0.845},
+        "random:keep=0.5": {3.0: 0.70, 6.0: 0.88, 24.0: 0.80},
+    }
     base = next(record for record in records if record["task"] == "clean")
     some = []
-    for agent, accuracies in FALLING.items():
-        for budget, accuracy in accuracies.items():
-            for seed in range(5):
-                other = changed(base, agent=agent, budget=budget, seed=seed)
-                other["results"]["test_accuracy"] = accuracy + 0.001 * seed  # the mean is 0.2 points more
-                some.append(other)
+    for agent, budget, seed in [(a, b, s) for a, budgets in accuracies.items() for b in budgets for s in range(5)]:
+        some.append(changed(base, agent=agent, budget=budget, seed=seed))
+        some[-1]["results"]["test_accuracy"] = accuracies[agent][budget] + 0.001 * seed  # the mean is 0.2 points more
     page = write(tmp_path, some)
     assert "Full training is best at budget 3: 90.20 %, and 84.20 % at 48." in page.text
     bests = [row[:2] for row in page.rows if row[0] in ("3", "6", "12", "24", "48") and len(row) == 5]
     assert bests == [["3", "ucb:keep=0.5"], ["6", "ucb:keep=0.5"], ["12", "full"], ["24", "ucb:keep=0.5"]]
-    rows = {(row[0], row[1]): row[3] for row in page.rows if len(row) == 6 and row[2] in ("6", "12", "24", "48")}
-    assert rows == {
-        ("ucb:keep=0.5", "3"): "lossless (so is full itself)",
-        ("ucb:keep=0.5", "6"): "lossless (so is full itself)",
-        ("ucb:keep=0.5", "12"): "lossless (so is full itself)",
-        ("ucb:keep=0.5", "24"): "lossless",  # full itself loses 2 points
-        ("random:keep=0.5", "3"): "lossy",
-        ("random:keep=0.5", "6"): "lossless (so is full itself)",
-        ("random:keep=0.5", "24"): "lossy",
-    }
+    verdicts = {(row[0], row[1]): row[3] for row in page.rows if len(row) == 6 and row[2] in ("6", "12", "24", "48")}
+    assert verdicts["ucb:keep=0.5", "12"] == "lossless (so is full itself)"
+    assert verdicts["ucb:keep=0.5", "24"] == "lossless"  # full itself loses 2 points
+    assert verdicts["random:keep=0.5", "24"] == "lossy"
     assert "Lossless where full itself is not found so: ucb:keep=0.5 at budget 24." in page.text
     assert "At 3 against 6, 6 against 12 and 12 against 24 training longer brings nothing" in page.text
     assert ["ucb:keep=0.5", "12", "≤ 3", "≤ -300"] in page.rows  # 85.2 %, which full has at 3 already, and at 24 not

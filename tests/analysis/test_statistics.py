@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from train.analysis.statistics import log_budget_area, lossless, mean_interval, mean_of, seed_means, side
-from train.analysis.text import spread
+from train.analysis.text import plus_minus, spread
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=25).filter(lambda values: np.std(values) > 1e-6))
@@ -29,6 +29,8 @@ def test_one_seed_has_no_interval():
     assert (found.mean, found.interval, found.seeds) == (0.25, None, 1)
     assert spread(found.mean, found.interval, ".2f") == "0.25"
     assert spread(found.mean, found.interval, ".2f", " [–]") == "0.25 [–]"
+    assert plus_minus([0.25], ".2f") == "0.25"
+    assert plus_minus([1.0, 2.0, 3.0, 4.0, 5.0], "+.1f") == "+3.0 ± 0.71"  # sqrt(2.5 / 5)
     assert spread(94.125, (93.0, 95.25), "+.1f") == "+94.1 [+93.0, +95.2]"
 
 

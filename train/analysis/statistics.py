@@ -35,15 +35,12 @@ class Mean:
 def mean_of(values: ArrayLike) -> Mean:
     """Return the mean of `values` (S,), one a seed, in their unit."""
     values = np.asarray(values, dtype=np.float64)
-    return Mean(float(values.mean()), mean_interval(values), len(values))
+    return Mean(float(values.mean()), mean_interval(values) if len(values) > 1 else None, len(values))
 
 
-def mean_interval(values: ArrayLike) -> Interval | None:
-    """Return the interval (low, high) of the mean of `values` (S,), one a seed, in their unit; None from one seed."""
-    values = np.asarray(values, dtype=np.float64)
-    if len(values) < 2:
-        return None
-    low, high = mean_intervals(values)
+def mean_interval(values: ArrayLike) -> Interval:
+    """Return the interval (low, high) of the mean of `values` (S,), S >= 2, one a seed, in their unit."""
+    low, high = mean_intervals(np.asarray(values, dtype=np.float64))
     return float(low), float(high)
 
 
@@ -59,8 +56,8 @@ def mean_intervals(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
 def seed_means(cells: Sequence[Mapping[int, float]]) -> list[float]:
     """Return one number a seed: its mean over `cells`, which map seeds to values. Seeds ascending.
 
-    Only the seeds that every cell has count, so that cells weigh the same. `mean_interval` of the result is the
-    interval over several tasks and budgets.
+    Only the seeds that every cell has count, so that cells weigh the same. `mean_of` the result has the interval
+    over several tasks and budgets.
     """
     common = sorted(set.intersection(*map(set, cells)))
     return [float(np.mean([cell[seed] for cell in cells])) for seed in common]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from train.analysis.statistics import Interval
 
@@ -15,6 +17,12 @@ def readable(text: str) -> str:
 def spread(mean: float, interval: Interval | None, form: str, without: str = "") -> str:
     """Return a number with its interval: "94.12 [93.48, 94.77]"; from one seed with `without` in its place."""
     return f"{mean:{form}}" + (without if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]")
+
+
+def plus_minus(values: Sequence[float], form: str) -> str:
+    """Return the mean of `values`, one a seed, with its standard error: "94.12 ± 0.21"; of one seed the value alone."""
+    error = "" if len(values) < 2 else f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"
+    return f"{np.mean(values):{form}}{error}"
 
 
 def count(many: int, what: str) -> str:
