@@ -29,6 +29,7 @@ from prune_env.policy.features import FEATURES, LOSS_QUANTILES
 from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import statistics, table
 from train.analysis.figures import COLOURS, png
+from train.analysis.text import spread
 from train.learning.rollouts import Pair, Players, distribution, play
 
 BINS = 10  # of the budget, in the figure
@@ -108,12 +109,13 @@ def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDA
         for part, names in parts.items():
             without = Without(network, {name: mean_of[name] for name in names})
             points = 100.0 * (whole - players.play(pairs, without))
-            lost.append((float(points.mean()), statistics.mean_interval(points), part))
+            found = statistics.mean_of(points)
+            lost.append((found.mean, found.interval, part))
         table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")
         table.add_column(f"{kind} held at its mean")
         table.add_column("points", justify="right")
-        for mean, (low, high), part in sorted(lost, reverse=True):
-            table.add_row(part, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+        for mean, interval, part in sorted(lost, reverse=True):
+            table.add_row(part, spread(mean, interval, "+.2f"))
         return table
 
     return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in FEATURES})

@@ -239,8 +239,8 @@ def _spread(cells: Sequence[Mapping[int, float]]) -> str:
     """Mean over cells of values by seed, and its interval with the seeds as units; nothing without a common seed."""
     if not cells or not set.intersection(*map(set, cells)):
         return ""
-    values = statistics.seed_means(cells)
-    return spread(float(np.mean(values)), statistics.mean_interval(values) if len(values) > 1 else None, "+.2f")
+    found = statistics.mean_of(statistics.seed_means(cells))
+    return spread(found.mean, found.interval, "+.2f")
 
 
 def _areas(
