@@ -589,7 +589,7 @@ def test_tasks_by_name_and_other_settings_beside_them():
     env = gym.make_vec("prune_env/Digits-v0", num_envs=2, tasks="digits", momentum=[0.9, 0.5], price=0.1)
     assert isinstance(env, PruneVectorEnv)
     digits = TaskDistribution.named("digits")
-    assert size(env) == digits.samples
+    assert size(env) == digits.room[0]
     assert env.single_observation_space["budget"].high == max(digits.budgets)  # pyright: ignore[reportIndexIssue]
     observations, _ = env.reset(seed=0)
     assert env.observation_space.contains(observations)
