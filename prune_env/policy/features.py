@@ -104,14 +104,9 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
     mean = np.maximum(masked_mean(loss, valid), 1e-6)
     ordered = _sorted(loss, valid)
     quantiles = _quantiles(ordered, valid, LOSS_QUANTILES)  # (…, 6)
-    n = valid.sum(axis=-1)
-    position = np.arange(label.shape[-1])
-    tenth = (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
-    finite = np.where(np.isfinite(ordered), ordered, 0.0)
-    total = finite.sum(axis=-1, dtype=np.float64)
-    top = (finite * tenth).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
-    by_class = _class_sums(label, loss) / np.maximum(counts, 1.0)
-    spread = np.sqrt(masked_mean((by_class - masked_mean(by_class, counts > 0)[..., None]) ** 2, counts > 0)) / mean
+    of_class = _class_sums(label, loss) / np.maximum(counts, 1.0)  # (…, C)
+    deviation = of_class - masked_mean(of_class, counts > 0)[..., None]
+    spread = np.sqrt(masked_mean(deviation**2, counts > 0)) / mean
 
     seen = valid & (obs["visits"] > 0)
     right, forgets, margin = obs["correct"] > 0, obs["forgets"], obs["margin"]
@@ -142,7 +137,7 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
         "val_slope": slope(val, history[..., 1]),
         "train_slope": slope(train, history[..., 2]),
         "loss": _squash(mean / log_c),
-        "loss_top_tenth": 2.0 * top - 1.0,
+        "loss_top_tenth": 2.0 * _share_of_top_tenth(ordered, valid) - 1.0,
         "loss_spread_of_classes": _squash(spread),
         "right": mean_of(right),
         "never_seen": mean_of(~seen),
@@ -174,6 +169,7 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
 
 
 def _scalar(obs: Observation, name: str) -> Floats:
+    """Return an entry (…, 1) of the observation as (…) float64."""
     return np.asarray(obs[name], np.float64)[..., 0]
 
 
@@ -195,6 +191,16 @@ def _quantiles(ordered: Floats, valid: NDArray[np.bool_], shares: tuple[float, .
     below = np.take_along_axis(ordered, low, axis=-1).astype(np.float64)
     above = np.take_along_axis(ordered, np.ceil(at).astype(np.int64), axis=-1)
     return below + (at - low) * (above - below)
+
+
+def _share_of_top_tenth(ordered: Floats, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the share of the sum of `_sorted` values that the largest tenth of them carries."""
+    n = valid.sum(axis=-1)
+    position = np.arange(ordered.shape[-1])
+    tenth = (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
+    finite = np.where(np.isfinite(ordered), ordered, 0.0)
+    total = finite.sum(axis=-1, dtype=np.float64)
+    return (finite * tenth).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
 
 
 def _class_sums(label: NDArray[np.integer], values: Floats) -> NDArray[np.float64]:
