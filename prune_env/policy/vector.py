@@ -74,12 +74,9 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         self.num_envs = num_envs
         self.render_mode = render_mode
         self.tasks = None if tasks is None else distribution(tasks)
+        own = {name: _per_member(name, value, num_envs) for name, value in settings.items()}
         self._members = [
-            TaskEnv(
-                self.tasks,
-                render_mode=render_mode,
-                **{name: _of_member(name, value, k, num_envs) for name, value in settings.items()},
-            )
+            TaskEnv(self.tasks, render_mode=render_mode, **{name: values[k] for name, values in own.items()})
             for k in range(num_envs)
         ]
         rooms = [_needed(env) for env in self.envs] + ([] if self.tasks is None else [self.tasks.room])
@@ -128,7 +125,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
             if not self._seen[k]:
                 raise gym.error.ResetNeeded(f"member {k} has never been reset")
         seeds = _seeds(seed, self.num_envs)
-        pins = [_of_member("task", task, k, self.num_envs) for k in range(self.num_envs)]
+        pins = _per_member("task", task, self.num_envs)
         members = np.flatnonzero(mask).tolist()
         for k in members:  # all environments are made before any is reset
             if pins[k] is not None:
@@ -222,18 +219,18 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
             env.close()
 
 
-def _of_member(name: str, value: Any, k: int, count: int) -> Any:
-    """Return member k's share of a value for all, or of a list of `count`. Raises ValueError for another length."""
+def _per_member(name: str, value: Any, count: int) -> Sequence[Any]:
+    """Return a list of `count` values, or a single value `count` times. Raises ValueError for another length."""
     if not isinstance(value, list | tuple):
-        return value
+        return [value] * count
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} values; it must be one for all, or a list of {count}")
-    return value[k]
+    return value
 
 
 def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | None]:
     """Return each member's seed. Raises ValueError for one that is no whole number from 0 on."""
-    seeds = [_of_member("seed", seed, k, count) for k in range(count)]
+    seeds = _per_member("seed", seed, count)
     for one in seeds:
         if one is not None and not (isinstance(one, int | np.integer) and one >= 0):
             raise ValueError(f"seed is {one!r}; it must be a whole number, 0 or more")

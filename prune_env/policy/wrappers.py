@@ -137,7 +137,7 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
                 raise TypeError(f"agents[{name!r}] is {agent!r}, which cannot be called as (observation, rng)")
         self.names = tuple(agents)
         self.action_space = spaces.Discrete(len(agents))
-        self._agents: tuple[Any, ...] = tuple(_copied(name, agent) for name, agent in agents.items())
+        self._agents: tuple[Any, ...] = tuple(map(deepcopy, agents.values()))
         self._rng = np.random.default_rng()
         self._seen: Observation = {}
 
@@ -252,14 +252,6 @@ def _require_samples(wrapper: gym.Wrapper, space: spaces.Space, entry: str) -> N
             f"{type(wrapper).__name__} needs an env with PruneEnv's own spaces, where a Dict holds {entry!r}; got "
             f"{space}. What acts goes inside of what summarises: SummaryObservation(AgentChoice(env, agents))"
         )
-
-
-def _copied(name: str, agent: Agent) -> Agent:
-    """Return a copy of one of `agents`."""
-    try:
-        return deepcopy(agent)
-    except Exception as error:  # whatever its parts raise
-        raise TypeError(f"agents[{name!r}] is {agent!r}, which cannot be copied: {error}") from error
 
 
 def _generator(run_seed: Any) -> np.random.Generator:

@@ -2,9 +2,7 @@
 
 import copy
 import pickle
-import threading
 import warnings
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -240,7 +238,6 @@ def test_what_needs_the_observation_says_so_at_construction(wrapper, inner):
         ({}, ValueError, r"agents is \{\}; it must name one agent or more"),
         ({"all": everything, "spec": "ucb"}, TypeError, r"agents\['spec'\] is 'ucb', which cannot be called"),
         ([everything], TypeError, "agents is a list; it must be a mapping"),
-        ({"locked": partial(everything, threading.Lock())}, TypeError, r"agents\['locked'\] is .*cannot be copied"),
     ],
 )
 def test_wrong_agents_are_named(wrong, error, text):
