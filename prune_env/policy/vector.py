@@ -128,18 +128,15 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         pins = _per_member("task", task, self.num_envs)
         members = np.flatnonzero(mask).tolist()
         for k in members:  # all environments are made before any is reset
-            if pins[k] is not None:
-                self._require_room(k, self._members[k].environment(pins[k]))
+            needed = self._room if pins[k] is None else _needed(self._members[k].environment(pins[k]))
+            for name, least, room in zip(("samples", "classes", "budget"), needed, self._room, strict=True):
+                if least > room:
+                    raise ValueError(f"the task of member {k} has {name} {least}; the spaces have room for {room}")
         infos = {}
         for k in members:
             self._pins[k] = pins[k]
             infos[k] = self._reset(k, seeds[k])
         return self._observe(), self._collect(infos)
-
-    def _require_room(self, k: int, env: PruneEnv) -> None:
-        for name, needed, room in zip(("samples", "classes", "budget"), _needed(env), self._room, strict=True):
-            if needed > room:
-                raise ValueError(f"the task of member {k} has {name} {needed}; the spaces have room for {room}")
 
     def _reset(self, k: int, seed: int | None = None) -> dict[str, Any]:
         """Start member k's next episode; return its info."""
