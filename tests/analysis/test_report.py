@@ -8,6 +8,7 @@ import itertools
 import json
 import lzma
 import re
+import warnings
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from io import BytesIO
@@ -454,3 +455,17 @@ def test_the_committed_comparison_is_that_of_the_committed_accuracies(capsys: py
     assert heldout.main(["compare", "learned", str(results)]) == 0
     shown = "".join(line.rstrip() + "\n" for line in capsys.readouterr().out.splitlines())
     assert shown == (results / "comparison.txt").read_text()
+
+
+LONG = "spiny lobster, langouste, rock lobster, crawfish, crayfish, sea crawfish"
+NAMES = [LONG, "Straße", "кошка", "猫", "قطة", "caf\udce9", "$x$", " ", f"{LONG} 2", "dog"]
+
+
+def test_figures_call_classes_what_their_font_can_write():
+    assert figures.class_labels(NAMES) == ["0", "Straße", "кошка", "3", "4", r"caf\xe9", "$x$", "7", "8", "dog"]
+    (label,) = figures.class_labels([LONG])
+    assert label == "spiny lobster, langou…"
+    with warnings.catch_warnings():  # matplotlib warns of glyphs that its font lacks
+        warnings.simplefilter("error")
+        image = figures.classes({"full": np.linspace(0, 100, len(NAMES))}, NAMES, "accuracy", even=50.0)
+    assert image.startswith(b"\x89PNG")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle, product
@@ -18,8 +19,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -50,6 +52,8 @@ LETTERS: Any = {
 SHADES = 256  # colours of a figure's palette
 PANELS = 12  # in a figure of small multiples, at most; more agents make more figures
 COLUMNS = 3
+NAMED = 30  # classes up to which each column has its name
+NAME = 22  # characters of a class's name; a longer one is cut
 
 
 # An evaluation
@@ -214,6 +218,46 @@ def kept(shares: Mapping[str, NDArray]) -> bytes:
     scale, height = ScalarMappable(norm, "viridis"), 0.3 / figure.get_figheight()
     figure.colorbar(scale, ax=figure.axes, location="top", fraction=height, aspect=40, label="share kept")
     return _small_png(figure)
+
+
+@rc_context(LETTERS)
+def classes(values: Mapping[str, NDArray], names: Sequence[str], label: str, even: float | None = None) -> bytes:
+    """Draw a line an agent, a column a class, (classes,) each; colours diverge from `even` if there is one."""
+    agents = [_folded(agent, 24) for agent in values]
+    heights = 0.11 * (1 + max(agent.count("\n") for agent in agents)) + 0.06  # inches
+    figure = Figure(figsize=(WIDTH, 1.6 + heights * len(agents)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("0.8")
+    grid = np.ma.masked_invalid(np.stack(list(values.values())))
+    if even is None:
+        drawn = axes.imshow(grid, "viridis", aspect="auto")
+    else:
+        drawn = axes.imshow(grid, "PuOr_r", CenteredNorm(even), aspect="auto")
+    if len(names) <= NAMED:
+        labels = class_labels(names)
+        upright = max(map(len, labels)) <= 3
+        axes.set_xticks(range(len(labels)), [_text(name) for name in labels], rotation=0 if upright else 90)
+    axes.set_yticks(range(len(agents)), agents)
+    axes.tick_params(length=0)
+    axes.set_xlabel("class")
+    figure.colorbar(drawn, ax=axes, location="top", fraction=0.25 / figure.get_figheight(), aspect=40, label=label)
+    return _small_png(figure)
+
+
+def class_labels(names: Sequence[str]) -> list[str]:
+    """Return what a figure calls the classes: their names, cut if long, or the index of a class that it cannot write.
+
+    It cannot write what its font does not have, nor what runs from right to left.
+    """
+    characters = get_font(findfont("DejaVu Sans")).get_charmap()
+    labels = []
+    for index, name in enumerate(map(readable, names)):
+        label = name if len(name) <= NAME else name[: NAME - 1].rstrip(" ,") + "…"
+        leftwards = any(unicodedata.bidirectional(c) in ("R", "AL") for c in label)
+        labels.append(
+            label if label.strip() and not leftwards and all(ord(c) in characters for c in label) else str(index)
+        )
+    return [label if labels.count(label) == 1 else str(index) for index, label in enumerate(labels)]
 
 
 @rc_context(LETTERS)

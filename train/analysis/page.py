@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from numpy.typing import NDArray
 
 from train.analysis import figures, pictures, sheets, statistics, summary
 from train.analysis.records import Record, Results
@@ -121,6 +122,8 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
     curve = summary.full_curve(records)
     shares = _shares(agents)
     train, missing = pictures.training_data(records[-1], root)
+    classes = list(train.classes) if train else [str(i) for i in range(len(records[0]["results"]["class_visits"]))]
+    labels = figures.class_labels(classes)
     return {
         "name": name,
         "label": f"{number}-{slug}".rstrip("-"),
@@ -142,7 +145,12 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "vacuous": list(dict.fromkeys(f"{e.budget:g} against {e.larger:g}" for e in found if e.vacuous)),
         "savings": summary.savings(records),
         "falls": any(b < a - statistics.ROUNDING for a, b in pairwise(curve.values())),
-        "figures": _figures(cells, differences, order, agents, shares),
+        "figures": _figures(cells, differences, order, agents, shares) | {"classes": _classes(agents, classes)},
+        "renamed": [
+            (label if label == str(index) else f"{index}, {label}", name)
+            for index, (label, name) in enumerate(zip(labels, classes, strict=True))
+            if label != name or len(classes) > figures.NAMED
+        ],
         "missing": missing,
         "pictures": [_examples(agent, agents[agent], train) for agent in pictures.pictured(list(shares)) if train],
         "recipe": _recipe(records),
@@ -189,6 +197,17 @@ def _figures(
         alt = "Shares of samples always, sometimes and never kept, by agent"
         found["sometimes"].append((alt, figures.divided(shares)))
     return found
+
+
+def _classes(agents: dict[str, list[Record]], classes: Sequence[str]) -> list[tuple[str, bytes]]:
+    """The images of what each agent does with each class."""
+
+    def means(name: str, unit: float) -> dict[str, NDArray]:
+        return {agent: unit * sheets.mean([run["results"][name] for run in runs]) for agent, runs in agents.items()}
+
+    visits = figures.classes(means("class_visits", 1.0), classes, "visits relative to the class's share", even=1.0)
+    accuracy = figures.classes(means("test_class_accuracy", 100.0), classes, "test accuracy (%)")
+    return [("Relative visits of each class, by agent", visits), ("Test accuracy of each class, by agent", accuracy)]
 
 
 def _filled(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[float | None]]:
