@@ -18,7 +18,8 @@ from prune_env.memory import load_state, state_of
 from tests.agents.test_learned import choosing
 from tests.helpers.processes import fork, wait
 from train.execution import agent as agent_of_run
-from train.execution.agent import AgentError, Seat, TimeLimit, line_of
+from train.execution import provenance
+from train.execution.agent import AgentError, Seat, TimeLimit, late, line_of
 from train.execution.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,9 +100,9 @@ def test_a_process_whose_agent_hangs_is_ended_and_leaves_a_note(hangs: Any, tmp_
     def work() -> None:
         seat_of(monkeypatch, agent, TimeLimit(0.2, tmp_path / "late")).act(seen())
 
-    assert TimeLimit.told(tmp_path / "late") is None
+    assert late(tmp_path / "late") is None
     assert wait(fork(work)) == 1
-    told = TimeLimit.told(tmp_path / "late")
+    told = late(tmp_path / "late")
     assert str(told) == "the agent took more than 0.2 s for one decision; --agent-timeout allows longer"
     assert told is not None
     assert "test_agent.py" in told.traceback
@@ -117,7 +118,7 @@ def test_the_limit_is_on_one_answer_and_no_note_stays(tmp_path: Path, monkeypatc
     seat = seat_of(monkeypatch, slow, limit)
     for _ in range(2):
         seat.act(seen())
-    assert TimeLimit.told(tmp_path / "late") is None
+    assert late(tmp_path / "late") is None
     limit.close()
     assert not list(tmp_path.iterdir())
 
@@ -200,9 +201,9 @@ def test_the_digest_is_of_ones_own_files(tmp_path: Path, monkeypatch: pytest.Mon
     spec = f"same_amounts:{module.stem}:agent"
     assert agents.own_files(spec) == [module]
     assert agents.own_files("ucb+mixup=0.5") == agents.own_files("learned") == []
-    before = Seat(spec, 0).own_files
+    before = provenance.files_digest(agents.own_files(spec))
     module.write_text(module.read_text() + "# changed\n")
     assert len(before) == 64
-    assert Seat(spec, 0).own_files != before
-    assert Seat("full", 0).own_files == ""
+    assert provenance.files_digest(agents.own_files(spec)) != before
+    assert provenance.files_digest(agents.own_files("full")) == ""
     assert agent_of_run.AGENT_STREAM == 4  # in every committed result

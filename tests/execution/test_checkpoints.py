@@ -178,7 +178,6 @@ def test_checkpoints_are_that_far_apart(tmp_path: Path, monkeypatch: pytest.Monk
         if due[-1]:
             checkpoint.save({})
     assert due == [False, True, False, True, False]
-    assert not Checkpoint(None).due()
 
 
 def test_whoever_goes_on_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, straight: Record):

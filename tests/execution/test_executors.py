@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -317,30 +317,19 @@ def refused(options: list[str], words: list[str], home: Path, capsys: pytest.Cap
         assert word in error
 
 
-def test_futures_are_given_as_they_end_at_most_so_many_at_a_time():
-    """An executor needs no more than `at_once`, `submit` and `close`."""
+def test_outcomes_come_as_runs_end_at_most_so_many_at_a_time():
+    working, most, events = set(), [], []
 
-    class Counted:
-        def __init__(self) -> None:
-            self.at_once, self.most, self.now, self.closed = 2, 0, 0, False
-            self.pool = ThreadPoolExecutor(8)
+    def do(run: Run) -> Record:
+        working.add(run.seed)
+        most.append(len(working))
+        time.sleep(0.01 * run.seed)
+        working.remove(run.seed)
+        return {"seed": run.seed}
 
-        def submit(self, run: Run) -> Any:
-            self.now += 1
-            self.most = max(self.most, self.now)
-            return self.pool.submit(self.work, run)
-
-        def work(self, run: Run) -> Any:
-            time.sleep(0.01 * run.seed)
-            self.now -= 1
-            return {"seed": run.seed}
-
-        def close(self) -> None:
-            self.closed = True
-
-    make: Callable[[int], Run] = lambda seed: Run("env", {}, "full", seed)  # noqa: E731
-    executor = Counted()
-    found = [outcome["seed"] for outcome in executors.outcomes(executor, map(make, (9, 1, 2, 3)))]  # type: ignore[index]
-    assert sorted(found) == [1, 2, 3, 9]
-    assert found[0] == 1
-    assert (executor.most, executor.closed) == (2, True)
+    executor = Executor(2, do, lambda: events.append("stop"), lambda: events.append("end"))
+    runs = [Run("env", {}, "full", seed) for seed in (9, 1, 2, 3)]
+    found = [outcome["seed"] for outcome in executors.outcomes(executor, runs) if isinstance(outcome, dict)]
+    assert found == [1, 2, 3, 9]
+    assert max(most) == 2
+    assert events == ["stop", "end"]
