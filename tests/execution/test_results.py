@@ -1,6 +1,5 @@
 """The file of results, the key of a run, and what is said of the code that records are from."""
 
-import json
 import lzma
 from pathlib import Path
 from typing import Any
