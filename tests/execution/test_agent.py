@@ -21,7 +21,7 @@ from train.execution.agent import AGENT_STREAM, AgentError, Seat, TimeLimit, lat
 from train.execution.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TASK = {"train_size": 100, "budget": 6.0, "device": "cpu", "model": "mlp:8", "batch_size": 25}
+TASK = {"train_size": 100, "budget": 4.0, "device": "cpu", "model": "mlp:8", "batch_size": 25}
 
 
 def seen(n: int = 5) -> dict[str, np.ndarray]:
