@@ -425,6 +425,12 @@ def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # The folder of results
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the table, the figure and the curves, which take a second each time."""
+    monkeypatch.setattr(evaluate, "report", lambda *_: None)
+
+
 def test_who_writes_to_a_folder_is_alone_also_in_the_report(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -447,7 +453,7 @@ def test_who_writes_to_a_folder_is_alone_also_in_the_report(
 
 
 def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
-    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, no_report: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     arguments = [*done.copy(tmp_path), "--agents", "full"]
     former = tmp_path / "small" / checkpoints.FOLDER / "a" / "checkpoint.pt"
@@ -474,11 +480,10 @@ def test_a_full_disk_ends_the_program_with_what_is_there(
 
 
 def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    no_report: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Modules that cannot be imported, and agents that raise, cost their own runs."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(evaluate, "report", lambda *_: None)  # takes a second each time
     module = tmp_path / "moody.py"
     module.write_text("def raises(observation, rng):\n    raise KeyError('no idea')\n")
     (tmp_path / "broken.py").write_text("raise RuntimeError('at import')\n")
