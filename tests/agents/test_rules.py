@@ -186,7 +186,7 @@ def test_swdpp_probabilities_sum_to_the_number_kept(n, keep, tau, state):
 
 def test_swdpp_draws_with_its_probabilities_and_its_hard_cut_takes_the_largest():
     o = observe(40, "mixed")
-    assert_frequencies(frequencies(make("swdpp:keep=0.3"), [o], 1200), 1200, inclusion(o, 0.3))
+    assert_frequencies(frequencies(make("swdpp:keep=0.3"), [o], 500), 500, inclusion(o, 0.3))
     o = observe(50)
     assert set(chosen("swdpp:tau=0,keep=0.3", o)) == slow_top(slow_difficulty(o, True), 15)
     assert set(chosen("swdpp:tau=0,keep=0.3,dynamics=False", o)) == slow_top(o["loss"].tolist(), 15)
@@ -229,8 +229,8 @@ def test_orderdp_takes_the_hardest_of_a_pool():
     ]
     expected = np.empty(n)
     expected[np.argsort(-o["loss"])] = by_rank
-    assert_frequencies(frequencies(make("orderdp:keep=0.25,pool=0.5"), [o], 3000), 3000, expected)
-    assert_frequencies(frequencies(make("orderdp:keep=0.25"), [o], 3000), 3000, expected)  # sqrt(0.25)
+    assert_frequencies(frequencies(make("orderdp:keep=0.25,pool=0.5"), [o], 1500), 1500, expected)
+    assert_frequencies(frequencies(make("orderdp:keep=0.25"), [o], 1500), 1500, expected)  # sqrt(0.25)
 
 
 def test_middle_draws_without_replacement_by_weight():
@@ -240,7 +240,7 @@ def test_middle_draws_without_replacement_by_weight():
     expected = np.zeros(6)
     for i, j in itertools.permutations(range(6), 2):  # first i, then j of the others
         expected[[i, j]] += w[i] / sum(w) * w[j] / (sum(w) - w[i])
-    assert_frequencies(frequencies(make("middle:keep=0.333"), [o], 4000), 4000, expected)
+    assert_frequencies(frequencies(make("middle:keep=0.333"), [o], 2000), 2000, expected)
 
 
 # SeTa

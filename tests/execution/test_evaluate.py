@@ -72,7 +72,10 @@ class Done:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The command with three agents and two workers, run from a folder that holds one of the agents."""
+    """The command with three agents and two workers, run from a folder that holds one of the agents.
+
+    It takes seconds: this is the one real process, which imports everything.
+    """
     home = tmp_path_factory.mktemp("home")
     (home / "first_half.py").write_text(FIRST_HALF)
     out = home / "results"
