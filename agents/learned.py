@@ -230,18 +230,9 @@ def _sb3(path: str) -> tuple[Any, Policy | None]:
 
 def _behind_vec_normalize(model: Any) -> bool:
     """Say whether the last observations (K, D) that a zip holds were normalized."""
-    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-
-    last, original = model._last_obs, model._last_original_obs
-    if original is None:
-        return False
-    if not isinstance(model, OffPolicyAlgorithm):
-        return not np.array_equal(last, original)  # they are equal where only rewards are normalized
-    # without VecNormalize an off-policy algorithm keeps the observations before the last ones there
-    constant = [FEATURES.index(name) for name in ("log_budget", "log_classes", "balance")]  # within an episode
-    running = last[:, FEATURES.index("spent")] > -1.0
-    changed = last[running][:, constant] != original[running][:, constant]
-    return bool(changed.any() or np.abs(last).max() > 1.0)
+    last = model._last_obs
+    # features are in [-1, 1]; of normalized ones some are not. Where only rewards are normalized, all are
+    return model._last_original_obs is not None and bool(np.abs(last).max() > 1.0)
 
 
 def _check_spaces(path: str, model: Any) -> None:
@@ -262,7 +253,7 @@ def _check_spaces(path: str, model: Any) -> None:
                 f"policy {path} {what} within [{space.low.min():g}, {space.high.max():g}] in training, and here it is "
                 "[-1, 1]: a wrapper such as RescaleAction or NormalizeObservation changed the numbers. Train it without"
             )
-    raw = model._last_obs if model._last_original_obs is None else model._last_original_obs
+    raw = model._last_obs if model._last_original_obs is None else model._last_original_obs  # before VecNormalize
     if raw is not None and np.abs(raw).max() > 1.0:
         raise ValueError(
             f"policy {path} observed {np.abs(raw).max():.3g} in training, and here it is in [-1, 1]: a wrapper such "
