@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.learning.test_rollouts import TASKS, check_workers
+from tests.learning.here import VARIED
+from tests.learning.test_rollouts import check_workers
 from train import learn
 
 pytest.importorskip("ray")
@@ -18,7 +19,7 @@ def test_actors_do_what_this_process_does():
     from train.learning import ray_env
 
     with ray_env.cluster(SimpleNamespace(address=None, processes=2)):
-        workers = ray_env.RayWorkers(TASKS, 2)
+        workers = ray_env.RayWorkers(VARIED, 2)
         check_workers(workers)
         workers.close()
 
