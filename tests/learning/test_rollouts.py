@@ -14,7 +14,7 @@ from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
 from prune_env.policy.rules import RULE_PARAMETERS
-from prune_env.policy.tasks import Task, TaskDistribution
+from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import VARIED
 from train.learning import rollouts, search
@@ -262,16 +262,3 @@ def test_a_generation_is_tried_on_the_same_pairs_and_the_next_on_others():
     for pairs in workers.pairs:
         assert list(pairs) == list(pairs[: search.PAIRS]) * search.CANDIDATES
     assert {task for task, _ in set.union(*generations)} <= set(VARIED.training)
-
-
-def test_no_held_out_task_is_built(monkeypatch):
-    built: list[Task] = []
-    settings = Task.settings
-    monkeypatch.setattr(Task, "settings", lambda task: built.append(task) or settings(task))
-    play(pairs_of(4), FULL, VARIED)
-    env = Rollouts(make_env(2, VARIED), pairs_of(4), np.zeros(4))
-    env.reset(seed=0)
-    for _ in range(10):
-        env.step(np.tile(FULL, (2, 1)))
-    assert built
-    assert set(built) <= set(VARIED.training)
