@@ -77,7 +77,7 @@ class Arguments:
     engine: Literal["local", "ray"] = "local"
     """Where these processes are: on this machine, or on a Ray cluster; see docs/scale.md."""
     address: str | None = None
-    """With ray: of the cluster, `auto` or HOST:PORT; by default one is started on this machine, and ended."""
+    """With ray: address of the cluster, `auto` or HOST:PORT; by default one is started on this machine, and ended."""
     pool: int = 512
     """Pairs of training task and seed that episodes are drawn from; fewer where full training on them takes long."""
     evaluate_every: int = 49_152
