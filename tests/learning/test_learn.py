@@ -91,6 +91,7 @@ def features(count: int) -> NDArray[np.float32]:
     return np.random.default_rng(1).uniform(-1, 1, (count, D)).astype(np.float32)
 
 
+# over 2 s: it trains, stops, goes on, and reads everything that is left
 def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path):
     assert run(tmp_path, "--steps", "1") == 0
     folder = tmp_path / "tiny-ppo-0"
@@ -181,7 +182,7 @@ class Killed(BaseException):
     [
         pytest.param("learn", "_moments", 1, marks=pytest.mark.slow),
         pytest.param("Clock", "_on_step", 3, marks=pytest.mark.slow),
-        ("Clock", "_on_step", 13),
+        ("Clock", "_on_step", 13),  # over 2 s: a whole run and a killed one, since resume must be exact
         pytest.param("Learning", "_save", 3, marks=pytest.mark.slow),
     ],
 )
