@@ -122,7 +122,7 @@ class Students:
         for k, trainer in enumerate(self.trainers):
             for mine, stacked in ((self.views[k], self.weights), (self.buffers[k], self.momenta)):
                 corners = [all_of[k, : own.shape[0], : own.shape[1]] for own, all_of in zip(mine, stacked, strict=True)]
-                torch._foreach_copy_(mine, corners)
+                torch._foreach_copy_(mine, corners)  # pyright: ignore[reportPrivateImportUsage]
             trainer.stats.table.copy_(tables[k])
             trainer.batches = self.batches[k]
             trainer.optimizer.param_groups[0]["lr"] = self.rates[k]

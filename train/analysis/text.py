@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from train.analysis.statistics import Interval
 
@@ -19,7 +20,7 @@ def spread(mean: float, interval: Interval | None, form: str, without: str = "")
     return f"{mean:{form}}" + (without if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]")
 
 
-def plus_minus(values: Sequence[float], form: str) -> str:
+def plus_minus(values: Sequence[float] | NDArray, form: str) -> str:
     """Return the mean of `values`, one a seed, with its standard error: "94.12 ± 0.21"; of one seed the value alone."""
     error = "" if len(values) < 2 else f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"
     return f"{np.mean(values):{form}}{error}"
