@@ -150,6 +150,15 @@ def test_peers_train_on_as_many(agent):
 # ---------------------------------------------------------------- scale, and the programs
 
 
+def test_many_students_train_on_both_sides_and_their_operations_are_counted():
+    many = peers.time_many(2, 1, **SMALL)
+    assert min(many.batched, many.looped, many.ratio) > 0
+    forward = 2 * (64 * 4 + 4 * 10)  # operations a sample: a product and a sum for each weight
+    backward = forward + 2 * 4 * 10  # by the weights, and by the hidden layer
+    val = len(started().val_data)
+    assert many.flops / many.batched == pytest.approx(48 * (forward + backward) + val * forward)
+
+
 def test_observations_of_any_size_look_like_the_environments():
     seen = scale.observation(100, np.random.default_rng(0))
     env = digits(budget=100.0)
@@ -180,7 +189,7 @@ def test_every_section_prints_its_tables(capsys, monkeypatch):
     assert re.search(r"digits, mlp +│( +[\d.,]+ │){3}$", out, re.M)
     assert re.search(r"digits, mlp +│ +full │ +1\.00 │( +[\d.,]+ │){2} +0 │ +[\d.,]+ │$", out, re.M)
     assert re.search(r"digits, mlp +│ +infobatch │ +0\.\d\d │( +[\d.,]+ │){2} +0 │ +[\d.,]+ │$", out, re.M)
-    assert re.search(r"│ mlp +│ +2 │( +[\d.,]+ │){3}$", out, re.M)
+    assert re.search(r"│ mlp +│ +2 │( +[\d.,]+ │){4}$", out, re.M)
     assert len(re.findall(r"^│ [\w' ]+ │(?: +[\d.]+ │){3} +\d+ │$", out, re.M)) == 7
     assert len(re.findall(r"^│ [36]00 +│(?: +[\d.]+ │){5}$", out, re.M)) == 2
     assert sorted(re.findall(r"^│ (\w+) +│(?: +[\d.]+ │){3}$", out, re.M)) == sorted(agents.AGENTS)

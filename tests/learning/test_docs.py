@@ -10,6 +10,7 @@ from train.evaluate import main
 DOCS = Path(__file__).parents[2] / "docs" / "learning.md"
 
 
+# over 2 s: the scripts of the docs train PPO as they stand
 @pytest.mark.parametrize(
     ("zipped", "changes"),
     [

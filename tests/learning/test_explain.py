@@ -156,6 +156,7 @@ def recorded(spent: list[float], chosen: NDArray) -> Recorder:
     return recorder
 
 
+# over 2 s: matplotlib draws eight panels
 def test_choices_draws_every_number_of_the_rule(monkeypatch):
     drawn: list[Figure] = []
 

@@ -140,6 +140,7 @@ def test_the_same_seed_learns_the_same_and_another_something_else(planted, tmp_p
     assert a == b != c
 
 
+# over 2 s: it searches for a rule and trains until one is better
 def test_the_best_policy_is_kept(planted, tmp_path):
     assert run(tmp_path, "--steps", "140") == 0
     lines = evaluations(tmp_path / "tiny-ppo-0")
@@ -149,6 +150,7 @@ def test_the_best_policy_is_kept(planted, tmp_path):
     assert card["validation"]["points_over_fixed_rule"] == pytest.approx(10)
 
 
+# over 2 s: it trains twice
 def test_it_ends_with_its_time_or_its_steps(planted, tmp_path):
     """If the search took all the time, there still is a policy: the best fixed rule."""
     Planted.planted = [0.5] * 10_000

@@ -83,6 +83,7 @@ def test_both_checkers_pass(stack):
             sb3.check_env(env, warn=True, skip_render_check=False)
 
 
+# over 2 s: the checkers play many episodes, of changing tasks
 @pytest.mark.parametrize(("given", "within"), [(TASK, "budget"), ({"tasks": "digits"}, "tasks")], ids=["one", "tasks"])
 def test_what_the_ids_make_passes_both_checkers_without_a_warning(given, within):
     """As they ask for it: what is within the wrappers that `gym.make` adds."""
