@@ -467,9 +467,9 @@ def tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     right = (logits.argmax(dim=-1) == labels) & finite
     loss = -logits.log_softmax(dim=-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     loss = loss.nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS) * real
-    is_class = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)  # (…, B, C)
-    counts = [finite.sum(dim=-1, keepdim=True), is_class.sum(dim=-2), (is_class & right[..., None]).sum(dim=-2)]
-    return loss.sum(dim=-1), torch.cat(counts, dim=-1)
+    none = labels.new_zeros(*labels.shape[:-1], logits.shape[-1])  # (…, C)
+    of_class = [none.scatter_add(-1, labels.clamp(min=0), rows.long()) for rows in (real, right)]
+    return loss.sum(dim=-1), torch.cat([finite.sum(dim=-1, keepdim=True), *of_class], dim=-1)
 
 
 def copied(state: Any) -> Any:

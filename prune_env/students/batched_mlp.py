@@ -6,7 +6,6 @@ have zero gradients and stay zero, so padding changes no number but by rounding,
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
@@ -25,7 +24,7 @@ from prune_env.threads import one_thread
 from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, bits, number, tally
 
 FETCHED = 2**24  # bytes of images that are gathered at a time: 16 MiB
-ENTERED = 2**17  # logits whose statistics are entered at a time: 512 KiB, which a core's cache holds
+ENTERED = 2**18  # logits whose statistics are entered at a time: 1 MiB, which a cache holds
 
 
 def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> list[EpochResult]:
@@ -91,14 +90,14 @@ class Students:
     def __init__(self, trainers: list[Trainer]):
         self.trainers = trainers
         self.device = trainers[0].device
-        # weights and biases of each layer in turn, a view (outputs, inputs) or (1, outputs) a student
-        self.views = [[torch.atleast_2d(p.detach()) for p in t.parameters] for t in trainers]
-        self.buffers = [[torch.atleast_2d(buffer) for buffer in t.optimizer.momenta()] for t in trainers]
+        # weights and biases of each layer in turn, a view (outputs, inputs) or (outputs, 1) a student
+        self.views = [[_matrix(p.detach()) for p in t.parameters] for t in trainers]
+        self.buffers = [[_matrix(buffer) for buffer in t.optimizer.momenta()] for t in trainers]
         self.weights, self.momenta = (
             [_stacked(column) for column in zip(*each, strict=True)] for each in (self.views, self.buffers)
-        )  # (K, outputs, inputs) and (K, 1, outputs)
+        )  # (K, outputs, inputs) and (K, outputs, 1)
         self.gradients = [torch.empty_like(weight) for weight in self.weights]
-        self.features, self.classes = self.weights[0].shape[2], self.weights[-1].shape[2]
+        self.features, self.classes = self.weights[0].shape[2], self.weights[-1].shape[1]
         self.samples = [len(trainer.stats.table) for trainer in trainers]
         self.table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
         self.batches = [trainer.batches for trainer in trainers]
@@ -109,11 +108,11 @@ class Students:
             return torch.tensor(values, device=self.device)[:, None, None]  # (K, 1, 1)
 
         self.momentum, self.decay, self.smoothing = map(column, ("momentum", "weight_decay", "label_smoothing"))
-        self.mean, self.scale = torch.zeros(2, len(trainers), 1, self.features, device=self.device)
-        for k, trainer in enumerate(trainers):
-            shape = trainer.train_data.images.shape[1:]
-            self.mean[k, 0, : math.prod(shape)] = trainer.mean.expand(shape).flatten()
-            self.scale[k, 0, : math.prod(shape)] = trainer.scale.expand(shape).flatten()
+        shapes = [trainer.train_data.images.shape[1:] for trainer in trainers]
+        self.mean, self.scale = (  # (K, 1, features) each, 0 where images are padded
+            _stacked([x.expand(shape).reshape(1, -1) for x, shape in zip(moments, shapes, strict=True)])
+            for moments in zip(*((trainer.mean, trainer.scale) for trainer in trainers), strict=True)
+        )
 
     @torch.no_grad()
     def hand_back(self) -> None:
@@ -232,21 +231,22 @@ class Students:
             [stacked[:count] for stacked in each] for each in (self.weights, self.momenta, self.gradients)
         )
         momentum, decay = self.momentum[:count], self.decay[:count]
-        inputs = forward(weights, x)
+        inputs = forward(weights, x.transpose(1, 2))
         logits = inputs.pop()
-        error = logits.softmax(dim=-1).sub_(target).mul_(weight[..., None])  # gradient of sum(w_i l_i) by the logits
+        # the gradient of sum(w_i l_i) by the logits, then by the inputs of each layer
+        error = logits.softmax(dim=1).sub_(target.transpose(1, 2)).mul_(weight[:, None])
         for layer in reversed(range(len(inputs))):
             h = inputs[layer]
-            torch.bmm(error.transpose(1, 2), h, out=gradients[2 * layer])
-            torch.sum(error, dim=1, keepdim=True, out=gradients[2 * layer + 1])
+            torch.bmm(error, h.transpose(1, 2), out=gradients[2 * layer])
+            torch.sum(error, dim=2, keepdim=True, out=gradients[2 * layer + 1])
             if layer:
-                error = torch.bmm(error, weights[2 * layer])
+                error = torch.bmm(weights[2 * layer].transpose(1, 2), error)
                 error = torch.ops.aten.threshold_backward(error, h, 0.0)  # ReLU's, in one pass
         for p, v, g in zip(weights, momenta, gradients, strict=True):
             g.addcmul_(p, decay)
             torch.addcmul(g, v, momentum, out=v)
             p.addcmul_(g.addcmul_(v, momentum), rate, value=-1.0)  # Nesterov
-        return logits
+        return logits.transpose(1, 2)
 
     @torch.no_grad()
     def validate(self) -> tuple[Tensor, Tensor]:
@@ -257,23 +257,26 @@ class Students:
             batches = [t.val_data.batch(rows.clamp(max=len(t.val_data) - 1)) for t in self.trainers]
             labels = [y.where(rows < len(t.val_data), -1) for t, (_, y) in zip(self.trainers, batches, strict=True)]
             images = self._normalize(_stacked([images.flatten(1) for images, _ in batches]))
-            sums.append(tally(forward(self.weights, images)[-1], torch.stack(labels)))
+            logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2)
+            sums.append(tally(logits, torch.stack(labels)))
         loss, counts = zip(*sums, strict=True)
         return torch.stack(loss).sum(dim=0), torch.stack(counts).sum(dim=0)
 
 
 def forward(layers: list[Tensor], x: Tensor) -> list[Tensor]:
-    """Inputs (A, B, …) of each layer of A students, and the logits (A, B, C).
+    """Inputs (A, …, B) of each layer of A students, and the logits (A, C, B).
+
+    The batch comes last: products with few outputs are then twice as fast on a CPU.
 
     Args:
-        layers: weights (A, outputs, inputs) and biases (A, 1, outputs) of each layer in turn.
-        x: (A, B, features) float32.
+        layers: weights (A, outputs, inputs) and biases (A, outputs, 1) of each layer in turn.
+        x: (A, features, B) float32.
     """
     passed = [x]
     for weight, bias in zip(layers[::2], layers[1::2], strict=True):
         if len(passed) > 1:
             x = x.relu_()
-        x = torch.baddbmm(bias, x, weight.transpose(1, 2))
+        x = torch.baddbmm(bias, weight, x)
         passed.append(x)
     return passed
 
@@ -284,3 +287,8 @@ def _stacked(matrices: Sequence[Tensor]) -> Tensor:
     if any(matrix.shape != (rows, columns) for matrix in matrices):
         matrices = [F.pad(each, (0, columns - each.shape[1], 0, rows - each.shape[0])) for each in matrices]
     return torch.stack(list(matrices))
+
+
+def _matrix(parameter: Tensor) -> Tensor:
+    """Return a weight (outputs, inputs) as it is, and a bias as a view (outputs, 1)."""
+    return parameter if parameter.dim() == 2 else parameter[:, None]
