@@ -5,14 +5,9 @@ agent with state has `reset()`, called at the start of each episode. A line, its
 
     [same_amounts:]name[:option=value,...][+mixup=p][+anneal=s]
 
-| name | agent |
-|---|---|
-| `ucb` | a key of AGENTS |
-| `my_module:MyAgent` | a class, or a function that is the agent itself and takes no options |
-| `learned:PATH` | a trained policy; `,trust=True` and `,agents=full/ucb:keep=0.3,c=2/random` may follow the path |
-
-Values are Python literals. A slash ends an agent that a policy chooses among, so commas may stand in its options.
-Switches at the end of a spec are the whole agent's.
+The name is a key of AGENTS; or `module:Class`, or `module:function`, which is the agent itself and takes no options; or
+`learned:PATH[,trust=True][,agents=full/ucb:keep=0.3,c=2/random]`, a trained policy, which may choose among agents.
+Values are Python literals. Switches at the end of a spec are the whole agent's.
 """
 
 from __future__ import annotations
@@ -87,48 +82,38 @@ class Spec:
     within: tuple[str, ...]  # specs of the agent that this one copies amounts of, or chooses among
     switches: dict[str, Any]
 
-    @property
-    def ours(self) -> bool:
-        """Whether the name, agents within apart, belongs to this package."""
-        return self.name in (SAME_AMOUNTS, *AGENTS)
 
-
-def make(spec: str, *, yours: bool = True) -> Agent:
+def make(spec: str) -> Agent:
     """Build the agent that `spec` describes, see the module.
-
-    Args:
-        spec: of the agent.
-        yours: False builds no agent of a user's own. Its module is imported and its options are compared with its
-            signature, and `Full` stands in for it.
 
     Raises:
         ValueError: an unknown name, option or switch, a value that is no literal or out of range, a module that
             cannot be imported or has no such attribute.
     """
-    parsed = parse(spec)
-    within = [make(other, yours=yours) for other in parsed.within]
-    found = SameAmounts if parsed.name == SAME_AMOUNTS else _bound(spec, parsed)
-    around = {SAME_AMOUNTS: {"agent": within[0]}, "learned": {"agents": within}}[parsed.name] if within else {}
-    if not (yours or parsed.ours):
-        agent = Full()
-    else:  # an instance may keep state, which must not pass from run to run
-        agent = found(**parsed.options, **around) if isinstance(found, type) else copy.deepcopy(found)
-    return Switched(agent=agent, **parsed.switches) if parsed.switches else agent
+    return _build(spec, True)
 
 
 def check(spec: str) -> None:
-    """Check a spec as far as that needs no code of a user's own agent but its module. Raises as `make`."""
-    make(spec, yours=False)
+    """Check a spec; of a user's own agent this runs the module, and no more. Raises as `make`."""
+    _build(spec, False)
 
 
-def is_ours(spec: str) -> bool:
-    """Return whether the agent of `spec`, and any agent within, is one of AGENTS; others are code of a user's own.
-
-    Raises:
-        ValueError: it is neither, or its options or switches are wrong.
-    """
+def _build(spec: str, yours: bool) -> Agent:
+    """As `make`; without `yours`, `Full` stands in for any agent of a user's own."""
     parsed = parse(spec)
-    return parsed.ours and all(map(is_ours, parsed.within))
+    options, within = dict(parsed.options), [_build(other, yours) for other in parsed.within]
+    if parsed.name == SAME_AMOUNTS:
+        agent = SameAmounts(agent=within[0])
+    else:
+        if within:
+            options["agents"] = within
+        found = _find(spec, parsed.name)
+        _check_options(spec, parsed.name, found, options)
+        if not yours and parsed.name not in AGENTS:
+            agent = Full()
+        else:  # an instance may keep state, which must not pass from run to run
+            agent = found(**options) if isinstance(found, type) else copy.deepcopy(found)
+    return Switched(agent=agent, **parsed.switches) if parsed.switches else agent
 
 
 def spec_with_keep(spec: str, keep: float) -> str:
@@ -150,30 +135,25 @@ def spec_with_keep(spec: str, keep: float) -> str:
 
 
 def own_files(spec: str) -> list[Path]:
-    """Return the files of a user's own that `spec` names: modules with agents, and policies.
-
-    Raises:
-        ValueError: as for `make`.
-    """
-    parsed = parse(spec)
-    found = [file for other in parsed.within for file in own_files(other)]
-    if "path" in parsed.options and parsed.name == "learned":
-        return [Path(parsed.options["path"]), *found]
-    if parsed.ours:
-        return found
-    _find(spec, parsed.name)
-    file = getattr(sys.modules[parsed.name.partition(":")[0]], "__file__", None)
-    return [Path(file), *found] if file else found
+    """Return the user's own files that `spec` names: modules with agents, and policies. Raises as `make`."""
+    parsed, file = parse(spec), None
+    if parsed.name == "learned":
+        file = parsed.options.get("path")
+    elif parsed.name not in (SAME_AMOUNTS, *AGENTS):
+        _find(spec, parsed.name)
+        file = getattr(sys.modules[parsed.name.partition(":")[0]], "__file__", None)
+    within = [path for other in parsed.within for path in own_files(other)]
+    return [Path(file), *within] if file else within
 
 
 def split_switches(spec: str) -> tuple[str, list[str]]:
     """Split a spec from its switches: "ucb:c=2+mixup=0.5" -> "ucb:c=2", ["mixup=0.5"]."""
-    start = cast(re.Match, re.match(f"({SAME_AMOUNTS}:)*learned:|", spec)).end()
-    if start:
-        switches = cast(re.Match, LEARNED.fullmatch(spec, start))["switches"]
-        return spec[: len(spec) - len(switches)], switches.split("+")[1:]
-    base, *found = re.split(SWITCH, spec)
-    return base, found
+    policy = re.match(f"({SAME_AMOUNTS}:)*learned:", spec)
+    if policy is None:
+        base, *found = re.split(SWITCH, spec)
+        return base, found
+    switches = cast(re.Match, LEARNED.fullmatch(spec, policy.end()))["switches"]
+    return spec[: len(spec) - len(switches)], switches.split("+")[1:]
 
 
 def parse(spec: str) -> Spec:
@@ -207,25 +187,8 @@ def parse(spec: str) -> Spec:
     )
 
 
-def _bound(spec: str, parsed: Spec) -> Any:
-    """The class or function that a spec names. Raises ValueError unless it takes the options."""
-    found = _find(spec, parsed.name)
-    if not isinstance(found, type):
-        if parsed.options:
-            raise ValueError(f"agent {spec!r}: {parsed.name} is not a class, so it takes no options")
-        return found
-    signature = inspect.signature(found)
-    try:
-        signature.bind(**parsed.options)
-    except TypeError as error:
-        plain = [str(option.replace(annotation=option.empty)) for option in signature.parameters.values()]
-        known = ", ".join(plain) or "none"
-        raise ValueError(f"agent {spec!r}: {error}; the options of {parsed.name} are: {known}") from None
-    return found
-
-
 def _find(spec: str, name: str) -> Any:
-    """The class or function of a name."""
+    """Return the class or function of a name."""
     if name in AGENTS:
         return AGENTS[name]
     module, _, attribute = name.partition(":")
@@ -243,8 +206,23 @@ def _find(spec: str, name: str) -> Any:
     return found
 
 
+def _check_options(spec: str, name: str, found: Any, options: dict[str, Any]) -> None:
+    """Raise ValueError unless the class or function takes the options; a function takes none."""
+    if not isinstance(found, type):
+        if options:
+            raise ValueError(f"agent {spec!r}: {name} is not a class, so it takes no options")
+        return
+    signature = inspect.signature(found)
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = [str(option.replace(annotation=option.empty)) for option in signature.parameters.values()]
+        takes = f"the options of {name} are: {', '.join(known) or 'none'}"
+        raise ValueError(f"agent {spec!r}: {error}; {takes}") from None
+
+
 def _literals(spec: str, options: str) -> dict[str, Any]:
-    """Options as keyword arguments: "keep=0.3,c=2" -> {"keep": 0.3, "c": 2}."""
+    """Return options as keyword arguments: "keep=0.3,c=2" -> {"keep": 0.3, "c": 2}."""
     wrong = f"agent {spec!r}: {options!r} is not of the form option=value,option=value with Python literals as values"
     try:
         call = cast(ast.Call, ast.parse(f"agent({options})", mode="eval").body)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,13 +66,9 @@ class Network:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        from prune_env.io import write_atomic
-
-        write_atomic(path, self.content())
-
-    def content(self) -> bytes:
-        """Return the file that `save` writes."""
         from safetensors.numpy import save
+
+        from prune_env.io import write_atomic
 
         tensors = {}
         for i, (weight, bias) in enumerate(self.layers):
@@ -80,7 +77,7 @@ class Network:
         tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}
         metadata = {"format": FORMAT, "hidden": self.hidden, "output": self.output, "card": json.dumps(self.card)}
         metadata |= {"inputs": json.dumps(FEATURES), "outputs": json.dumps(RULE_PARAMETERS)}
-        return save(tensors, metadata)
+        write_atomic(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Network:
@@ -98,38 +95,15 @@ class Network:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:  # not all are of types that numpy has
+        except (SafetensorError, TypeError) as error:  # not all are of types that numpy has
             raise ValueError(f"policy {path} is damaged, or no safetensors file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"policy {path} has the format {metadata.get('format')!r}; it must be {FORMAT!r}")
-        try:
-            card, *names = (json.loads(metadata[name]) for name in ("card", "inputs", "outputs"))
-            layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
-            network = cls(layers, metadata["hidden"], metadata["output"], card)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"policy {path} is damaged: {type(error).__name__}: {error}") from error
-        for name, its, own in zip(("inputs", "outputs"), names, (FEATURES, RULE_PARAMETERS), strict=True):
-            if tuple(its) != own:
+        for name, own in (("inputs", FEATURES), ("outputs", RULE_PARAMETERS)):
+            if tuple(json.loads(metadata[name])) != own:
                 raise ValueError(f"policy {path} has other {name} than this version of prune_env; train it anew")
-        if wrong := network.wrong():
-            raise ValueError(f"policy {path}: {wrong}")
-        return network
-
-    def wrong(self) -> str | None:
-        """Say in words what keeps this from being a policy; None if nothing does."""
-        for name, known in (("hidden", HIDDEN), ("output", OUTPUT)):
-            if getattr(self, name) not in known:
-                return f"{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}"
-        inputs = len(FEATURES)
-        for i, (weight, bias) in enumerate(self.layers):
-            if weight.ndim != 2 or weight.shape[1] != inputs or bias.shape != weight.shape[:1]:
-                return f"layer {i} has weights {weight.shape} and biases {bias.shape}; its inputs are {inputs}"
-            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-                return f"layer {i} has weights that are not finite"
-            inputs = len(bias)
-        if not self.layers or inputs != len(RULE_PARAMETERS):
-            return f"{len(self.layers)} layers end in {inputs} numbers; they must end in {len(RULE_PARAMETERS)}"
-        return None
+        layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
+        return cls(layers, metadata["hidden"], metadata["output"], json.loads(metadata["card"]))
 
 
 @dataclass(kw_only=True)
@@ -179,7 +153,9 @@ class Learned:
                 f"policy {self.path} is a zip of Stable-Baselines3, and loading one runs code that it holds: say "
                 f"learned:{self.path},trust=True if you know where it is from, or use the safetensors file beside it"
             )
-        return _sb3(self.path)
+        model, normalize = _sb3(self.path)
+        choices = int(getattr(model.action_space, "n", 0))  # of Discrete; Box has none
+        return lambda: SB3Policy(model, normalize), choices
 
     def reset(self) -> None:
         self._policy = self._start()
@@ -226,12 +202,12 @@ class SB3Policy:
         return chosen
 
 
-def _sb3(path: str) -> tuple[Callable[[], Policy], int]:
-    """Load a zip of Stable-Baselines3 as `Learned._load` does. Raises ValueError for one that would not play alike."""
-    import importlib
+def _sb3(path: str) -> tuple[Any, Policy | None]:
+    """Load a zip of Stable-Baselines3: a model, and what normalizes its features, if it was trained on such.
 
-    from gymnasium.spaces import Box, Discrete
-
+    Raises:
+        ValueError: it is damaged, or would not act as it did in training.
+    """
     try:
         with ZipFile(path) as file:
             module = str(json.loads(file.read("data"))["policy_class"]["__module__"])
@@ -248,42 +224,41 @@ def _sb3(path: str) -> tuple[Callable[[], Policy], int]:
         model = algorithm.load(path, device="cpu")
     except Exception as error:  # unpickling a damaged file can raise anything
         raise ValueError(f"policy {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    actions = model.action_space
-    choices = int(actions.n) if isinstance(actions, Discrete) and actions.start == 0 else 0
-    sees = isinstance(model.observation_space, Box) and model.observation_space.shape == (len(FEATURES),)
-    if not sees or not (choices or (isinstance(actions, Box) and actions.shape == (len(RULE_PARAMETERS),))):
+    _check_spaces(path, model)
+    return model, _normalizer(path) if _behind_vec_normalize(model) else None
+
+
+def _behind_vec_normalize(model: Any) -> bool:
+    """Say whether the last observations (K, D) that a zip holds were normalized."""
+    last = model._last_obs
+    # features are in [-1, 1]; of normalized ones some are not. Where only rewards are normalized, all are
+    return model._last_original_obs is not None and bool(np.abs(last).max() > 1.0)
+
+
+def _check_spaces(path: str, model: Any) -> None:
+    """Raise ValueError for a policy of other spaces than summaries and rules, or agents."""
+    from gymnasium.spaces import Box, Discrete
+
+    seen, acts = model.observation_space, model.action_space
+    rules = isinstance(acts, Box) and acts.shape == (len(RULE_PARAMETERS),)
+    choices = isinstance(acts, Discrete) and acts.start == 0
+    if not (isinstance(seen, Box) and seen.shape == (len(FEATURES),) and (rules or choices)):
         raise ValueError(
             f"policy {path} was not trained on summaries and rules, or agents: use prune_env/DigitsSummary-v0, or "
             "SummaryObservation(AgentChoice(env, agents))"
         )
-    for space, what in ((model.observation_space, "observed"), (actions, "acted")):
+    for space, what in ((seen, "observed"), (acts, "acted")):
         if isinstance(space, Box) and not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):
             raise ValueError(
                 f"policy {path} {what} within [{space.low.min():g}, {space.high.max():g}] in training, and here it is "
                 "[-1, 1]: a wrapper such as RescaleAction or NormalizeObservation changed the numbers. Train it without"
             )
-    raw = model._last_obs if model._last_original_obs is None else model._last_original_obs
+    raw = model._last_obs if model._last_original_obs is None else model._last_original_obs  # before VecNormalize
     if raw is not None and np.abs(raw).max() > 1.0:
         raise ValueError(
             f"policy {path} observed {np.abs(raw).max():.3g} in training, and here it is in [-1, 1]: a wrapper such "
             "as TransformObservation changed the numbers. Train it without"
         )
-    normalize = _normalizer(path) if _behind_vec_normalize(model) else None
-    return lambda: SB3Policy(model, normalize), choices
-
-
-def _behind_vec_normalize(model: Any) -> bool:
-    """Say whether the last observations (K, D) that a zip holds were normalized."""
-    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-
-    last, original = model._last_obs, model._last_original_obs
-    if original is None or not isinstance(model, OffPolicyAlgorithm):
-        return original is not None
-    # without VecNormalize an off-policy algorithm keeps the observations before the last ones there
-    constant = [FEATURES.index(name) for name in ("log_budget", "log_classes", "balance")]  # within an episode
-    running = last[:, FEATURES.index("spent")] > -1.0
-    changed = last[running][:, constant] != original[running][:, constant]
-    return bool(changed.any() or np.abs(last).max() > 1.0)
 
 
 def _normalizer(path: str) -> Policy:

@@ -19,11 +19,9 @@ def cpu_quota() -> float:
     """Return the cores that this process' control groups allow, the smallest quota on the way up; inf without one."""
     quota = float("inf")
     for folder, version in _groups("cpu"):
-        with suppress(OSError, ValueError, ZeroDivisionError):  # no such file, or "max": no limit
-            if version == 2:
-                limit, period = map(int, (folder / "cpu.max").read_text().split())
-            else:
-                limit, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        files = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        with suppress(OSError, ValueError):  # no such file, or "max": no limit
+            limit, period = map(int, " ".join((folder / file).read_text() for file in files).split())
             if limit > 0:  # version 1 has -1 for no limit
                 quota = min(quota, limit / period)
     return quota
@@ -43,11 +41,9 @@ def group_memory() -> int:
     """Return the bytes that this process' control groups leave. What the system caches of files counts as free."""
     left = sys.maxsize
     for folder, version in _groups("memory"):
-        limit, used, cached = (
-            ("max", "current", "inactive_file")
-            if version == 2
-            else ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")
-        )
+        limit, used, cached = "max", "current", "inactive_file"
+        if version == 1:
+            limit, used, cached = "limit_in_bytes", "usage_in_bytes", "total_inactive_file"
         with suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
             most, now = (int((folder / f"memory.{name}").read_text()) for name in (limit, used))
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

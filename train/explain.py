@@ -29,7 +29,9 @@ from prune_env.policy.features import FEATURES, LOSS_QUANTILES
 from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import statistics, table
 from train.analysis.figures import COLOURS, png
-from train.learning.rollouts import Pair, Players, distribution, play
+from train.analysis.text import spread
+from train.learning.rollouts import Pair, distribution, play
+from train.learning.workers import Workers
 
 BINS = 10  # of the budget, in the figure
 GROUPS = {  # of features that are nearly redundant; each feature is in one group
@@ -99,21 +101,22 @@ class Recorder:
         return numbers
 
 
-def inputs(network: Network, pairs: Sequence[Pair], players: Players, means: NDArray) -> tuple[Table, Table]:
+def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDArray) -> tuple[Table, Table]:
     """Measure the points of accuracy lost when groups of features, and single ones, are held at `means` (D,)."""
-    whole, mean_of = players.play(pairs, network), dict(zip(FEATURES, means.tolist(), strict=True))
+    whole, mean_of = workers.play(pairs, network), dict(zip(FEATURES, means.tolist(), strict=True))
 
     def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
         lost = []
         for part, names in parts.items():
             without = Without(network, {name: mean_of[name] for name in names})
-            points = 100.0 * (whole - players.play(pairs, without))
-            lost.append((float(points.mean()), statistics.mean_interval(points), part))
+            points = 100.0 * (whole - workers.play(pairs, without))
+            found = statistics.mean_of(points)
+            lost.append((found.mean, found.interval, part))
         table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")
         table.add_column(f"{kind} held at its mean")
         table.add_column("points", justify="right")
-        for mean, (low, high), part in sorted(lost, reverse=True):
-            table.add_row(part, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+        for mean, interval, part in sorted(lost, reverse=True):
+            table.add_row(part, spread(mean, interval, "+.2f"))
         return table
 
     return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in FEATURES})
@@ -176,8 +179,8 @@ def main(args: list[str] | None = None) -> int:
         play([pair for pair in pairs if pair[0].label_noise == noise], recorder, tasks)
     io.write_atomic(folder / "choices.png", choices(recorders))
     means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
-    with closing(Players(tasks, given.processes)) as players:
-        tables = inputs(network, pairs, players, means)
+    with closing(Workers(tasks, given.processes)) as workers:
+        tables = inputs(network, pairs, workers, means)
     table.show(folder / "inputs.txt", Group(*tables))
     return 0
 

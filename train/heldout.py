@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
@@ -33,6 +33,7 @@ from train.execution import results
 from train.execution.plan import TASK
 from train.learning.rollouts import distribution
 
+Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
 ID = {
     "digits": "Digits",
     "cifar10": "CIFAR10",
@@ -75,6 +76,12 @@ class Sweep:
         tasks_of = distribution(self.name)
         if not self.agents:
             raise ValueError("agents needs at least one value")
+        held_out = without_budgets(tasks_of.held_out)
+        for name, times in Counter(map(title, held_out)).items():
+            if times > 1:
+                raise ValueError(
+                    f"{times} held-out tasks would be called {name!r}: they differ in root or val_rest only"
+                )
         lines = [
             f"# The held-out tasks of {self.name!r}; made by `python -m train.heldout sweep {self.name}`.",
             f"seeds = {self.seeds}",
@@ -82,23 +89,13 @@ class Sweep:
             "keep = [0.5]",
             f"agents = {json.dumps(list(self.agents), indent=2)}",
         ]
-        held_out = without_budgets(tasks_of.held_out)
-        for name, times in Counter(map(title, held_out)).items():
-            if times > 1:
-                raise ValueError(
-                    f"{times} held-out tasks would be called {name!r}: they differ in root or val_rest only"
-                )
         for task in held_out:
-            rates = {
-                json.dumps(f"{budget:g}"): replace(task, budget=budget).settings()["lr"]
-                for budget in tasks_of.held_out_budgets
-            }
-            values = {
-                name: value for name, value in asdict(task).items() if name in (*TASK, "model") and value is not None
-            }
             lines += ["", f"[tasks.{json.dumps(title(task))}]", f'env = "prune_env/{ID[task.dataset]}-v0"']
-            lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
-            lines.append(f"lr = {{ {', '.join(f'{budget} = {rate:g}' for budget, rate in rates.items())} }}")
+            for name, value in asdict(task).items():
+                if name in (*TASK, "model") and value is not None:
+                    lines.append(f"{name} = {json.dumps(value)}")
+            rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in tasks_of.held_out_budgets]
+            lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
         print("\n".join(lines))
 
 
@@ -121,23 +118,7 @@ class Compare:
     """Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run."""
 
     def run(self) -> None:
-        every: list[Record] = []
-        if not self.folders:
-            raise ValueError("compare needs at least one folder of results")
-        for folder in self.folders:
-            found, damaged = results.read(folder / "results.jsonl")
-            if not found and not damaged:
-                raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
-            if damaged:
-                print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
-            every += found.values()
-        exact = any(record["task"] == self.where for record in every)
-        records = [
-            record
-            for record in summary.latest(every)
-            if (record["task"] == self.where if exact else self.where in record["task"])
-            and (not self.budgets or record["budget"] in self.budgets)
-        ]
+        records = self._records()
         if self.agent not in {record["agent"] for record in records}:
             folders = ", ".join(map(str, self.folders))
             raise ValueError(f"{folders} have no runs of {self.agent!r} on such tasks at such budgets")
@@ -154,16 +135,37 @@ class Compare:
             lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
         io.write_atomic(self.out / "accuracy.csv", text.getvalue().encode())
 
+    def _records(self) -> list[Record]:
+        """Return the latest run of each kind in all folders, of the tasks and budgets asked for."""
+        if not self.folders:
+            raise ValueError("compare needs at least one folder of results")
+        found: list[Record] = []
+        for folder in self.folders:
+            records, damaged = results.read(folder / "results.jsonl")
+            if not records and not damaged:
+                raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
+            if damaged:
+                print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
+            found += records.values()
+        tasks = {record["task"] for record in found}
+        wanted = {self.where} if self.where in tasks else {task for task in tasks if self.where in task}
+        return [
+            record
+            for record in summary.latest(found)
+            if record["task"] in wanted and (not self.budgets or record["budget"] in self.budgets)
+        ]
+
 
 def title(task: Task) -> str:
-    """A task in words, its budget apart."""
+    """Return a task in words, without its budget."""
     plain = asdict(Task())
-    said = [f"{name} {value}" for name, value in asdict(task).items() if name != "budget" and value != plain[name]]
-    return ", ".join([task.dataset, *(part for part in said if not part.startswith(("dataset", "root", "val_rest")))])
+    silent = ("dataset", "root", "val_rest", "budget")
+    changed = {name: value for name, value in asdict(task).items() if name not in silent and value != plain[name]}
+    return ", ".join([task.dataset, *(f"{name} {value}" for name, value in changed.items())])
 
 
 def without_budgets(tasks: Sequence[Task]) -> list[Task]:
-    """Each task once, at its first budget."""
+    """Return each task once, at its first budget."""
     first: dict[Task, Task] = {}
     for task in tasks:
         first.setdefault(replace(task, budget=1.0), task)
@@ -171,57 +173,92 @@ def without_budgets(tasks: Sequence[Task]) -> list[Task]:
 
 
 def comparison(records: Sequence[Record], agent: str) -> Table:
-    """Accuracy, area and differences of `agent` to every agent that ran everything that it ran.
+    """Return accuracy, area and differences of `agent` to every agent that ran everything that it ran.
 
-    Below it stands who ran a part of that only, and what full training needs for the same accuracy.
+    The caption names agents that ran only a part, and says what full training needs for the same accuracy.
     """
-    accuracy: dict[str, dict[tuple[str, float, int], float]] = defaultdict(dict)
-    for record in records:
-        cell = record["task"], record["budget"], record["seed"]
-        accuracy[record["agent"]][cell] = 100.0 * record["results"]["test_accuracy"]
+    accuracy = _accuracies(records)
     own = accuracy[agent]
-    strata: dict[tuple[str, float], list[tuple[str, float, int]]] = defaultdict(list)
-    for cell in sorted(own):
-        strata[cell[:2]].append(cell)
-    tasks = {cell[0] for cell in own}
+    tasks = {task for task, _ in own}
     table = Table(title=Text(f"{agent}: points of test accuracy over others, on {len(tasks)} tasks"))
     table.add_column("agent", overflow="fold")
     for name in ("accuracy %", "difference", "area's difference", "better,\ntasks x budgets"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows, lacking = [], []
-    for other, theirs in accuracy.items():
-        if not set(theirs) >= set(own):
-            lacking += [other] if set(theirs) & set(own) else []
+    rows, incomplete = [], []
+    for other, its in accuracy.items():
+        common = _restricted(its, own)
+        if common.keys() != own.keys() or any(len(common[cell]) < len(own[cell]) for cell in own):
+            incomplete += [other] if any(common.values()) else []
             continue
-        differences = [{cell[2]: own[cell] - theirs[cell] for cell in cells} for cells in strata.values()]
-        mean = float(np.mean([np.mean([theirs[cell] for cell in cells]) for cells in strata.values()]))
-        better = sum(float(np.mean([*values.values()])) > statistics.ROUNDING for values in differences)
-        told = _spread(differences), _spread(_areas(own, theirs)), f"{better} of {len(differences)}"
-        rows.append((mean, other, told if other != agent else ()))
-    for mean, other, told in sorted(rows, reverse=True):
-        table.add_row(Text(other), f"{mean:.2f}", *told)  # square brackets in a spec are not rich's markup
-    below = [f"left out, since some of these runs are missing: {', '.join(lacking)}"] if lacking else []
+        mean = float(np.mean([np.mean(list(seeds.values())) for seeds in common.values()]))
+        rows.append((mean, other, _differences(own, common) if other != agent else ()))
+    for mean, other, differences in sorted(rows, reverse=True):
+        table.add_row(Text(other), f"{mean:.2f}", *differences)  # square brackets in a spec are not rich's markup
+    below = [f"left out, since some of these runs are missing: {', '.join(incomplete)}"] if incomplete else []
     if agent != summary.FULL and summary.FULL in accuracy:
-        below += _saved(own, accuracy[summary.FULL], agent, len(tasks))
+        below += _saved(own, _restricted(accuracy[summary.FULL], own), agent)
     table.caption = Text("\n".join(below)) if below else None
     return table
 
 
-def _saved(
-    own: Mapping[tuple[str, float, int], float], full: Mapping[tuple[str, float, int], float], agent: str, tasks: int
-) -> list[str]:
-    """How much longer full training needs for the accuracy of `agent`, both as means over that many tasks."""
+def _accuracies(records: Sequence[Record]) -> dict[str, Cells]:
+    """Return the accuracies of each agent, in the order of the records; cells and seeds ascend."""
+    accuracy: dict[str, dict[tuple[str, float], dict[int, float]]] = {record["agent"]: {} for record in records}
+    for record in sorted(records, key=lambda record: (record["task"], record["budget"], record["seed"])):
+        cell = accuracy[record["agent"]].setdefault((record["task"], record["budget"]), {})
+        cell[record["seed"]] = 100.0 * record["results"]["test_accuracy"]
+    return dict(accuracy)
+
+
+def _restricted(cells: Cells, own: Cells) -> Cells:
+    """Return the runs that `own` has too."""
+    return {
+        cell: {seed: cells[cell][seed] for seed in seeds if seed in cells[cell]}
+        for cell, seeds in own.items()
+        if cell in cells
+    }
+
+
+def _differences(own: Cells, its: Cells) -> tuple[str, str, str]:
+    """Return difference, difference of areas, and in how many cells `own` is better. Both have the same runs."""
+    gaps = {cell: {seed: own[cell][seed] - its[cell][seed] for seed in own[cell]} for cell in own}
+    better = sum(float(np.mean(list(gap.values()))) > statistics.ROUNDING for gap in gaps.values())
+    return _spread(list(gaps.values())), _spread(_areas(gaps)), f"{better} of {len(gaps)}"
+
+
+def _spread(cells: Sequence[Mapping[int, float]]) -> str:
+    """Return mean and interval over cells of values by seed; nothing without a seed that all cells have."""
+    if not cells or not set.intersection(*map(set, cells)):
+        return ""
+    found = statistics.mean_of(statistics.seed_means(cells))
+    return spread(found.mean, found.interval, "+.2f")
+
+
+def _areas(cells: Cells) -> list[dict[int, float]]:
+    """Return for each task the area over log budget of values by seed. Seeds that lack a budget are left out.
+
+    A task with only one budget has no area, and is left out.
+    """
+    areas = []
+    for name in dict.fromkeys(task for task, _ in cells):
+        curve = {budget: seeds for (task, budget), seeds in cells.items() if task == name}
+        whole = sorted(set.intersection(*map(set, curve.values())))
+        if len(curve) > 1 and whole:
+            values = [[seeds[seed] for seeds in curve.values()] for seed in whole]  # (S, B)
+            area = np.asarray(statistics.log_budget_area(list(curve), values))
+            areas.append(dict(zip(whole, area.tolist(), strict=True)))
+    return areas
+
+
+def _saved(own: Cells, full: Cells, agent: str) -> list[str]:
+    """Say how much longer full training needs for the accuracy of `agent`, both as means over all tasks."""
     means: list[Record] = []
-    for name, accuracy in ((agent, own), (summary.FULL, full)):
-        of_tasks: dict[tuple[float, int], list[float]] = defaultdict(list)
-        for cell, value in accuracy.items():
-            if cell in own:
-                of_tasks[cell[1:]].append(value / 100.0)
-        means += [
-            {"agent": name, "budget": budget, "seed": seed, "results": {"test_accuracy": float(np.mean(values))}}
-            for (budget, seed), values in of_tasks.items()
-            if len(values) == tasks
-        ]
+    for name, cells in ((agent, own), (summary.FULL, full)):
+        for budget in dict.fromkeys(budget for _, budget in own):
+            of_tasks = [cells.get((task, budget), {}) for task in dict.fromkeys(task for task, _ in own)]
+            for seed in sorted(set.intersection(*map(set, of_tasks))):
+                mean = float(np.mean([seeds[seed] / 100.0 for seeds in of_tasks]))
+                means.append({"agent": name, "budget": budget, "seed": seed, "results": {"test_accuracy": mean}})
     needs = {"at_least": ("more than ", "at least "), "at_most": ("less than ", "at most "), None: ("", "")}
     lines = []
     for saving in summary.savings(means):
@@ -233,35 +270,6 @@ def _saved(
             f"{share}{100 * saving.saved:+.0f} %{between}"
         )
     return lines
-
-
-def _spread(cells: Sequence[Mapping[int, float]]) -> str:
-    """Mean over cells of values by seed, and its interval with the seeds as units; nothing without a common seed."""
-    if not cells or not set.intersection(*map(set, cells)):
-        return ""
-    values = statistics.seed_means(cells)
-    return spread(float(np.mean(values)), statistics.mean_interval(values) if len(values) > 1 else None, "+.2f")
-
-
-def _areas(
-    own: dict[tuple[str, float, int], float], theirs: dict[tuple[str, float, int], float]
-) -> list[dict[int, float]]:
-    """Differences of the area under accuracy over log budget by task, and in each by seed that has all budgets.
-
-    A task with one budget only has no area, and is left out.
-    """
-    differences: dict[str, dict[int, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
-    for task, budget, seed in sorted(own):
-        cell = task, budget, seed
-        differences[task][seed][budget] = own[cell] - theirs[cell]
-    areas = []
-    for seeds in differences.values():
-        budgets = sorted({budget for by in seeds.values() for budget in by})
-        whole = {seed: [by[b] for b in budgets] for seed, by in seeds.items() if len(by) == len(budgets)}
-        if len(budgets) > 1 and whole:
-            of_seeds = np.asarray(statistics.log_budget_area(budgets, list(whole.values())))
-            areas.append(dict(zip(whole, of_seeds.tolist(), strict=True)))
-    return areas
 
 
 def main(args: list[str] | None = None) -> int:

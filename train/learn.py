@@ -11,9 +11,8 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,29 +21,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from gymnasium import spaces
 from numpy.typing import NDArray
 from rich.console import Console
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
-from torch import nn
+from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.learned import Network
 from prune_env import PruneEnv, io
 from prune_env.machine import cores
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
+from train.analysis.text import plus_minus
 from train.execution import provenance
 from train.execution.process import Taken, locked
-from train.learning import search
-from train.learning.rollouts import FULL, Pair, Players, Rollouts, distribution, draw_pairs, make_env, play
-from train.learning.sb3_env import SB3VecEnv
-from train.learning.subproc_env import Died, ProcessVecEnv
+from train.learning import ppo, search
+from train.learning.rollouts import FULL, distribution, draw_pairs, play, training_env
+from train.learning.subproc_env import ProcessVecEnv
+from train.learning.workers import Died, Workers
 
-CLIP = 10.0  # points, see Rollouts
 VALIDATION_SEEDS = range(10_000, 10_006)  # of each validation task
 GENERATIONS = 12  # of the search for the best fixed rule
 SEARCH_SHARE = 0.4  # of the time, after which that search ends at the latest
@@ -52,17 +47,11 @@ BASELINE_SHARE = 0.15  # of the time, after which the pool gets no more pairs
 PAIRS = 128  # that full training is run on between two looks at the clock
 PROBES = 64  # runs in which the scale of features is measured
 SMALLEST_SCALE = 0.02  # features that deviate less are not read
-LARGEST_START = 0.95  # of a rule parameter that a policy starts at: at 1 the policy could not move
 # arguments that decide what is drawn, and so cannot change when a run goes on
 FIXED = ("tasks", "seed", "pool", "members", "processes", "evaluate_every")
+ELSEWHERE = ("out", "name", "engine", "address")  # arguments on which no number depends
 # fields of a task that decide whether it is too small
 SIZING = ("dataset", "root", "image_size", "train_size", "imbalance", "duplicates", "budget")
-
-# gamma and lambda are 1 since an episode is judged as a whole, at its end. Noise stays through a rollout (gSDE, arXiv
-# 2005.05719): noise that is drawn anew in each of a dozen steps cancels out. Found on the training tasks.
-SETTINGS: dict[str, Any] = {"n_steps": 32, "gamma": 1.0, "gae_lambda": 1.0, "learning_rate": 1e-3}
-SETTINGS |= {"batch_size": 512, "n_epochs": 6, "use_sde": True}
-LOG_STD = -3.0  # 1 is the whole range of a parameter; gSDE's noise is a sum over the 64 units of the last layer
 
 
 @dataclass
@@ -89,7 +78,7 @@ class Arguments:
     engine: Literal["local", "ray"] = "local"
     """Where these processes are: on this machine, or on a Ray cluster; see docs/scale.md."""
     address: str | None = None
-    """With ray: of the cluster, `auto` or HOST:PORT; by default one is started on this machine, and ended."""
+    """With ray: address of the cluster, `auto` or HOST:PORT; by default one is started on this machine, and ended."""
     pool: int = 512
     """Pairs of training task and seed that episodes are drawn from; fewer where full training on them takes long."""
     evaluate_every: int = 49_152
@@ -115,46 +104,14 @@ class Start:
     fixed: list[float]  # (V,) the fixed rule on the validation pairs
 
 
-class Scaled(BaseFeaturesExtractor):
-    """Scales features to mean 0 and deviation 1."""
+@dataclass
+class Progress:
+    """How far a run is."""
 
-    def __init__(self, observation_space: spaces.Box, shift: list[float], scale: list[float]):
-        super().__init__(observation_space, len(shift))
-        self.shift, self.scale = (nn.Parameter(torch.tensor(x), requires_grad=False) for x in (shift, scale))
-
-    def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        return (observations - self.shift) / self.scale
-
-
-def build(env: VecEnv, start: Start, seed: int) -> PPO:
-    """Return a PPO model whose policy is the best fixed rule."""
-    policy = {
-        "net_arch": [64, 64],
-        "features_extractor_class": Scaled,
-        "features_extractor_kwargs": {"shift": start.shift, "scale": start.scale},
-        "log_std_init": LOG_STD,
-    }
-    model = PPO("MlpPolicy", env, policy_kwargs=policy, device="cpu", seed=seed, **SETTINGS)
-    last: Any = model.policy.action_net
-    with torch.no_grad():
-        last.weight.mul_(0.01)
-        last.bias.copy_(torch.tensor(np.clip(start.rule, -LARGEST_START, LARGEST_START)))
-    return model
-
-
-def network_of(model: PPO, card: dict[str, Any]) -> Network:
-    """Return the policy of a model as a plain network of unscaled features."""
-    policy: Any = model.policy
-    modules = [*policy.mlp_extractor.policy_net, policy.action_net]
-    layers = [
-        tuple(parameter.detach().numpy().copy() for parameter in (module.weight, module.bias))
-        for module in modules
-        if isinstance(module, nn.Linear)
-    ]
-    weight, bias = layers[0]
-    weight = weight / policy.features_extractor.scale.numpy()
-    layers[0] = weight, bias - weight @ policy.features_extractor.shift.numpy()
-    return Network(layers, "tanh", "clip", card)
+    seconds: float = 0.0
+    steps: int = 0
+    episodes: int = 0
+    best: float = -math.inf  # points over full training in validation
 
 
 class Another(Exception):
@@ -172,35 +129,25 @@ class Clock(BaseCallback):
         return time.perf_counter() < self._end
 
 
-def rollouts(tasks: TaskDistribution, members: int, pairs: list[Pair], baseline: list[float]) -> VecEnv:
-    """Return the training environment of one process; PPO seeds it."""
-    env = make_env(members, tasks)
-    return SB3VecEnv(Rollouts(env, pairs, np.array(baseline), np.random.default_rng(), CLIP))
-
-
 class Learning:
     """One policy's training: the search before it, evaluations in between, and the files that it leaves."""
 
-    def __init__(
-        self, given: Arguments, tasks: TaskDistribution, folder: Path, console: Console, players: Any, vec_env: Any
-    ):
-        self._given, self._tasks, self._folder, self._console = given, tasks, folder, console
-        self._players, self._vec_env = players, vec_env
+    def __init__(self, given: Arguments, tasks: TaskDistribution, folder: Path, workers: Workers):
+        self._given, self._tasks, self._folder, self._workers = given, tasks, folder, workers
+        self._console = Console()
         self._pairs = draw_pairs(tasks.training, given.pool, np.random.default_rng([given.seed, 0]))
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         self._limit = 60.0 * (given.minutes or math.inf)  # seconds
-        self._former = 0.0  # seconds of former sittings, up to their last checkpoint
         self._begun = time.perf_counter()
-        self._steps = self._episodes = 0
-        self._best = -math.inf
+        self._progress = Progress()
         self._evaluations: list[dict[str, float]] = []
         self._parameters: dict[str, Any] | None = None  # of the model
         self._start: Any = None
 
     @property
     def _seconds(self) -> float:
-        """Seconds at work so far, over all sittings."""
-        return self._former + time.perf_counter() - self._begun
+        """Seconds at work so far, with earlier runs of the command up to their last checkpoint."""
+        return time.perf_counter() - self._begun
 
     def run(self) -> None:
         """Train until the time or the steps are over. Raises Another if a run with other arguments is there."""
@@ -210,86 +157,94 @@ class Learning:
             self._start = self._prepare()
             self._save()
         self._pairs = self._pairs[: len(self._start.baseline)]
+        make = partial(training_env, self._tasks, pairs=self._pairs, baseline=self._start.baseline)
         sizes = [len(part) for part in np.array_split(np.arange(self._given.members), self._given.processes)]
-        make = partial(rollouts, self._tasks, pairs=self._pairs, baseline=self._start.baseline)
-        with closing(self._vec_env([partial(make, size) for size in sizes])) as env:
-            logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
-            while self._steps < (self._given.steps or math.inf) and self._seconds < self._limit:
-                self._train(env, logger)
-            if not self._evaluations:  # the search took all the time
-                self._evaluate(self._model(env), env, logger)
-        if not self._steps:
+        env = ProcessVecEnv(self._workers, [partial(make, size) for size in sizes])
+        logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
+        while self._progress.steps < (self._given.steps or math.inf) and self._seconds < self._limit:
+            self._train(env, logger)
+        if not self._evaluations:  # the search took all the time
+            self._evaluate(self._model(env), env, logger)
+        if not self._progress.steps:
             self._console.print("no time was left to train: this is the best fixed rule; give more --minutes")
 
-    def _model(self, env: VecEnv) -> PPO:
+    def _model(self, env: ProcessVecEnv) -> PPO:
         """Return the model as it stands, with generators that are seeded for the steps that follow."""
-        seed = int(np.random.default_rng([self._given.seed, 3, self._steps]).integers(2**31))
-        model = build(VecMonitor(env), self._start, seed)  # its mean returns go to TensorBoard
+        start, steps = self._start, self._progress.steps
+        seed = int(np.random.default_rng([self._given.seed, 3, steps]).integers(2**31))
+        monitored = VecMonitor(env)  # its mean returns go to TensorBoard
+        model = ppo.build(monitored, start.rule, start.shift, start.scale, seed)
         if self._parameters is not None:
             model.set_parameters(self._parameters, device="cpu")
-        model.num_timesteps = self._steps
+        model.num_timesteps = steps
         return model
 
-    def _train(self, env: VecEnv, logger: Logger) -> None:
+    def _train(self, env: ProcessVecEnv, logger: Logger) -> None:
         """Train up to the next evaluation.
 
         Every segment starts from the saved state, with new episodes, so that interrupted and uninterrupted runs agree.
         """
         model = self._model(env)
         model.set_logger(logger)
-        ahead = min(self._given.evaluate_every, (self._given.steps or math.inf) - self._steps)
-        clock = Clock(time.perf_counter() + self._limit - self._seconds)
+        ahead = min(self._given.evaluate_every, (self._given.steps or math.inf) - self._progress.steps)
+        clock = Clock(self._begun + self._limit)
         model.learn(int(ahead), callback=clock, reset_num_timesteps=False)  # in whole rollouts
-        self._steps = model.num_timesteps
+        self._progress.steps = model.num_timesteps
         self._evaluate(model, env, logger)
 
     def _prepare(self) -> Start:
         """Measure the baseline, search the best fixed rule, and measure the scale of the features."""
-        given, players = self._given, self._players
+        given, workers = self._given, self._workers
         self._console.print(f"full training on up to {given.pool} pairs of task and seed, for comparison")
-        played: list[NDArray] = []
-        while sum(map(len, played)) < given.pool and (not played or self._seconds < BASELINE_SHARE * self._limit):
-            at = len(played) * PAIRS
-            played.append(players.play(self._pairs[at : at + PAIRS], FULL))
-        baseline = np.concatenate(played)
+        baseline = np.zeros(0)
+        while not len(baseline) or (len(baseline) < given.pool and self._seconds < BASELINE_SHARE * self._limit):
+            at = len(baseline)
+            baseline = np.append(baseline, workers.play(self._pairs[at : at + PAIRS], FULL))
         until = self._seconds + SEARCH_SHARE * self._limit
 
         def go_on(generations: int) -> bool:
             return generations < GENERATIONS and self._seconds < until
 
         rng = np.random.default_rng([given.seed, 2])
-        rule, searched = search.fixed_rule(players, self._tasks, rng, go_on)
-        baseline = (baseline + players.play(self._pairs[: len(baseline)], rule)) / 2
-        full, fixed = (players.play(self._validation, rules) for rules in (FULL, rule))
+        rule, searched = search.fixed_rule(workers, self._tasks, rng, go_on)
+        baseline = (baseline + workers.play(self._pairs[: len(baseline)], rule)) / 2
+        full, fixed = (workers.play(self._validation, rules) for rules in (FULL, rule))
         words = ", ".join(f"{name} {value:+.2f}" for name, value in zip(RULE_PARAMETERS, rule, strict=True))
         self._console.print(f"best fixed rule after {searched} episodes: {words}; {_over_full(fixed, full)}")
         shift, scale = _moments(self._tasks, rule, rng)
-        arrays = (rule, shift, scale, baseline, full, fixed)
-        rule, shift, scale, baseline, full, fixed = (array.tolist() for array in arrays)
-        return Start(rule, searched, shift, scale, baseline, full, fixed)
+        return Start(
+            rule=rule.tolist(),
+            searched=searched,
+            shift=shift.tolist(),
+            scale=scale.tolist(),
+            baseline=baseline.tolist(),
+            full=full.tolist(),
+            fixed=fixed.tolist(),
+        )
 
-    def _evaluate(self, model: PPO, env: Any, logger: Logger) -> None:
+    def _evaluate(self, model: PPO, env: ProcessVecEnv, logger: Logger) -> None:
         """Play the validation tasks, keep the policy if it is the best so far, and save a checkpoint."""
-        accuracy = self._players.play(self._validation, network_of(model, {}))
+        accuracy = self._workers.play(self._validation, ppo.network_of(model, {}))
         points = 100.0 * float(np.mean(accuracy - np.array(self._start.full)))
-        self._episodes += env.episodes
+        progress, former = self._progress, self._progress.best
+        progress.episodes += env.episodes
         env.episodes = 0
+        progress.best = max(former, points)
+        progress.seconds = self._seconds
         self._parameters = model.get_parameters()
-        best, self._best = self._best, max(self._best, points)
-        progress = {"seconds": self._seconds, "steps": self._steps, "episodes": self._episodes, "best": self._best}
-        self._evaluations.append({**progress, "points": points})
-        if points > best:
+        self._evaluations.append({**asdict(progress), "points": points})
+        if points > former:
             zipped = BytesIO()
             model.save(zipped)
             io.write_atomic(self._folder / "model.zip", zipped.getvalue())
-            network_of(model, self._card(accuracy, progress)).save(self._folder / "policy.safetensors")
+            ppo.network_of(model, self._card(accuracy)).save(self._folder / "policy.safetensors")
         self._save()
         logger.record("validation/points_over_full", points)
-        logger.dump(self._steps)
+        logger.dump(progress.steps)
         left = "" if math.isinf(self._limit) else f"; {max(0.0, self._limit - self._seconds) / 60:.1f} left"
         self._console.print(
-            f"{self._seconds / 60:5.1f} minutes, {self._steps:,} steps, {self._episodes:,} episodes: validation "
-            f"{_over_full(accuracy, self._start.full)}, best {self._best:+.2f}{left}"
+            f"{self._seconds / 60:5.1f} minutes, {progress.steps:,} steps, {progress.episodes:,} episodes: validation "
+            f"{_over_full(accuracy, self._start.full)}, best {progress.best:+.2f}{left}"
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -299,10 +254,11 @@ class Learning:
 
     def _save(self) -> None:
         """Write the checkpoint, and the evaluations for people to read."""
+        self._progress.seconds = self._seconds
         state = {
             "identity": self._identity(),
             "start": asdict(self._start),
-            "progress": (self._seconds, self._steps, self._episodes, self._best),
+            "progress": astuple(self._progress),
             "evaluations": self._evaluations,
             "parameters": self._parameters,
         }
@@ -329,20 +285,20 @@ class Learning:
             words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in kept["arguments"].items())
             raise Another(f"{self._folder} holds a run with {words}; go on with these, or choose another --name")
         self._start, self._evaluations = Start(**state["start"]), state["evaluations"]
-        self._former, self._steps, self._episodes, self._best = state["progress"]
+        self._progress = Progress(*state["progress"])
+        self._begun -= self._progress.seconds
         self._parameters = state["parameters"]
         return True
 
-    def _card(self, accuracy: NDArray, progress: dict[str, float]) -> dict[str, Any]:
+    def _card(self, accuracy: NDArray) -> dict[str, Any]:
         """Return where the policy comes from, and what it does on the validation tasks."""
-        elsewhere = ("out", "name", "engine", "address")  # on which no number depends
         over = {"full": self._start.full, "fixed_rule": self._start.fixed}
+        points = {f"points_over_{name}": 100.0 * float(np.mean(accuracy - np.array(its))) for name, its in over.items()}
         return {
-            "arguments": {name: value for name, value in asdict(self._given).items() if name not in elsewhere},
-            "training": {**progress, "searched": self._start.searched, "pool": len(self._pairs)},
+            "arguments": {name: value for name, value in asdict(self._given).items() if name not in ELSEWHERE},
+            "training": {**asdict(self._progress), "searched": self._start.searched, "pool": len(self._pairs)},
             "tasks": asdict(self._tasks),
-            "validation": {"pairs": len(self._validation)}
-            | {f"points_over_{name}": 100.0 * float(np.mean(accuracy - np.array(its))) for name, its in over.items()},
+            "validation": {"pairs": len(self._validation), **points},
             "fixed_rule": dict(zip(RULE_PARAMETERS, self._start.rule, strict=True)),
             "code": provenance.of_code(),
             "machine": provenance.of_machine(),
@@ -398,7 +354,7 @@ def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -
 
 def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:
     points = 100.0 * (accuracy - np.array(full))
-    return f"{points.mean():+.2f} ± {points.std(ddof=1) / len(points) ** 0.5:.2f} points over full training"
+    return f"{plus_minus(points, '+.2f')} points over full training"
 
 
 def main(args: list[str] | None = None) -> int:
@@ -406,13 +362,13 @@ def main(args: list[str] | None = None) -> int:
     given = tyro.cli(Arguments, args=args)
     if given.minutes is None and given.steps is None:
         given = replace(given, minutes=10.0)
-    cluster, players, vec_env = nullcontext(), Players, ProcessVecEnv
+    cluster, make_workers = nullcontext(), Workers
     try:
         tasks = check(given)
         if given.engine == "ray":
             from train.learning import ray_env
 
-            cluster, players, vec_env = ray_env.cluster(given), ray_env.RayPlayers, ray_env.RayVecEnv
+            cluster, make_workers = ray_env.cluster(given), ray_env.RayWorkers
     except ModuleNotFoundError as error:
         print(f"error: --engine ray needs {error.name}: pip install -e '.[ray]'", file=sys.stderr)
         return 2
@@ -422,9 +378,9 @@ def main(args: list[str] | None = None) -> int:
     folder = given.out / (given.name or f"{Path(given.tasks).stem}-ppo-{given.seed}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder), cluster, closing(players(tasks, given.processes)) as playing:
-            Learning(given, tasks, folder, Console(), playing, vec_env).run()
-    except (Died, BrokenProcessPool) as error:
+        with locked(folder), cluster, closing(make_workers(tasks, given.processes)) as workers:
+            Learning(given, tasks, folder, workers).run()
+    except Died as error:
         print(f"error: {error}; the same command goes on from the last evaluation", file=sys.stderr)
         return 1
     except (Another, ConnectionError) as error:

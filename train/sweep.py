@@ -24,7 +24,7 @@ from train.execution.results import Record
 class Arguments(Running):
     """Run the cells of a sweep file: tasks x agents x budgets x seeds.
 
-    Results go to OUT/NAME, NAME being that of the file: results.jsonl (one line a cell, written once, with its
+    Results go to OUT/NAME, by default named after the file: results.jsonl (one line a cell, written once, with its
     provenance), table.txt, a copy of the file, and failures.jsonl if an agent failed. Cells that results.jsonl has
     are not run again, so a sweep that was stopped goes on where it was. `python -m train.report OUT/NAME` makes
     the report.
@@ -41,7 +41,7 @@ LISTS = {"tasks": str, "agents": str, "budgets": float, "keep": float}
 
 
 def read(path: Path, more_agents: tuple[str, ...] = ()) -> tuple[list[Block], str]:
-    """The blocks of a sweep file, and its text as it is.
+    """Return the blocks of a sweep file, and its text.
 
     Args:
         path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that (`lr` may be a
@@ -55,52 +55,53 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> tuple[list[Block], st
         OSError: it cannot be read.
     """
     document, text = toml.read(path)
-    tasks = document.pop("tasks", {})
-    blocks = document.pop("blocks", [{}])
+    tasks, blocks = document.pop("tasks", {}), document.pop("blocks", [{}])
     if not isinstance(tasks, dict) or not tasks or not all(isinstance(task, dict) for task in tasks.values()):
         raise ValueError(f"{path} has no tasks: it needs a table [tasks.NAME] with an env for each")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
         raise ValueError(f"{path}: blocks must be tables, [[blocks]]")
     for name, task in tasks.items():
-        _known(f"{path}: task {name!r}", task, ("env", *SETTINGS))
+        where = f"{path}: task {name!r}"
+        _check_known(where, task, ("env", *SETTINGS))
         if not isinstance(task.get("env"), str):
-            raise ValueError(f"{path}: task {name!r} needs an env, the id of an environment")
+            raise ValueError(f"{where} needs an env, the id of an environment")
         same = [other for other in tasks if tasks[other] == task]
         if len(same) > 1:  # their cells would be one and the same
             raise ValueError(f"{path}: tasks {' and '.join(map(repr, same))} are the same task")
-    _known(str(path), document, (*LISTS, "seeds"))
+    settings = {name: _settings(f"{path}: task {name!r}", task) for name, task in tasks.items()}
+    _check_known(str(path), document, (*LISTS, "seeds"))
     found: list[Block] = []
     for number, block in enumerate(blocks, start=1):
         where = f"{path}: block {number}"
-        _known(where, block, (*LISTS, "seeds"))
+        _check_known(where, block, (*LISTS, "seeds"))
         entries = {**DEFAULTS, "tasks": list(tasks), **document, **block}
         values = {name: _list(where, name, kind, entries) for name, kind in LISTS.items()}
-        seeds = entries["seeds"]
-        if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        specs, seeds = (*values["agents"], *more_agents), entries["seeds"]
+        if type(seeds) is not int or seeds < 1:
             raise ValueError(f"{where}: seeds is {seeds!r}; it must be a whole number of at least 1")
         for name in values["tasks"]:
             if name not in tasks:
                 raise ValueError(f"{where}: task {name!r} is not known; there are {', '.join(tasks)}")
-            settings = {setting: value for setting, value in tasks[name].items() if setting != "env"}
-            if isinstance(settings.get("lr"), dict):
-                settings["lr"] = _rates(f"{path}: task {name!r}", settings["lr"])
-            specs = (*values["agents"], *more_agents)
-            found.append(Block(name, tasks[name]["env"], settings, specs, values["keep"], values["budgets"], seeds))
+            env = tasks[name]["env"]
+            found.append(Block(name, env, settings[name], specs, values["keep"], values["budgets"], seeds))
     return found, text
 
 
-def _rates(where: str, table: dict[str, Any]) -> dict[float, float]:
-    """Learning rates by budget: {"3": 0.1, "12": 0.05} -> {3.0: 0.1, 12.0: 0.05}."""
+def _settings(where: str, task: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a task; learning rates by budget as numbers: {"3": 0.1} -> {3.0: 0.1}."""
+    settings = {name: value for name, value in task.items() if name != "env"}
+    if not isinstance(table := settings.get("lr"), dict):
+        return settings
     try:
         rates = {float(budget): float(rate) for budget, rate in table.items()}
     except (TypeError, ValueError):
         rates = {}
     if not rates or not all(0.0 < x < math.inf for pair in rates.items() for x in pair):
         raise ValueError(f"{where}: lr is {table!r}; it must be a positive number, or such numbers by budget")
-    return rates
+    return settings | {"lr": rates}
 
 
-def _known(where: str, entries: dict[str, Any], known: Sequence[str]) -> None:
+def _check_known(where: str, entries: dict[str, Any], known: Sequence[str]) -> None:
     unknown = sorted(set(entries) - set(known))
     if unknown:
         raise ValueError(f"{where}: {unknown[0]!r} is not known; there are {', '.join(known)}")

@@ -29,6 +29,7 @@ from prune_env import io
 from prune_env.data import sources
 from prune_env.machine import cores
 from prune_env.students.recipes import Recipe, Training, tuned
+from train.analysis.text import plus_minus
 from train.execution import process
 from train.execution.plan import Options, dataset_of
 
@@ -161,21 +162,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     accuracy = tune(args, fixed)
-
-    title = f"{args.env}, {recipe.model}, full training: validation accuracy %, mean ± standard error"
-    table = Table(title=title, min_width=60)
+    best = {budget: max(args.lr, key=lambda lr, budget=budget: np.mean(accuracy[budget, lr])) for budget in args.budget}
+    error = ", mean ± standard error" if args.seeds > 1 else ""
+    table = Table(title=f"{args.env}, {recipe.model}, full training: validation accuracy %{error}", min_width=60)
     table.add_column("lr", justify="right")
-    best: dict[float, float] = {}
     for budget in args.budget:
         table.add_column(f"budget {budget:g}", justify="right")
-        best[budget] = max(args.lr, key=lambda lr, budget=budget: np.mean(accuracy[budget, lr]))
     for lr in args.lr:
-        row = [accuracy[budget, lr] for budget in args.budget]
-        marks = ["*" if best[budget] == lr else " " for budget in args.budget]
-        error = [np.std(cell, ddof=1) / len(cell) ** 0.5 if len(cell) > 1 else float("nan") for cell in row]
-        shown = zip(row, error, marks, strict=True)
-        table.add_row(f"{lr:g}", *(f"{np.mean(cell):.2f} ± {e:.2f}{mark}" for cell, e, mark in shown))
-    Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {args.seeds} paired seeds")
+        marks = ("*" if best[budget] == lr else " " for budget in args.budget)
+        cells = (
+            plus_minus(accuracy[budget, lr], ".2f") + mark for budget, mark in zip(args.budget, marks, strict=True)
+        )
+        table.add_row(f"{lr:g}", *cells)
+    over = f"{args.seeds} paired seeds" if args.seeds > 1 else "1 seed"
+    Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {over}")
     if args.save is not None:
         store(RECIPES, args.save, recipe, best, command, args.variant.label_noise)
     return 0

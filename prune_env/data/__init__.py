@@ -1,6 +1,5 @@
 """A task: uint8 images of a training part and a validation part, for one device."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,10 @@ import torch
 from torch import Tensor
 
 from prune_env.data import sources
-from prune_env.data.storage import Mapped, channel_sums, check_kind, digest_of, keep
+from prune_env.data.storage import Mapped, channel_sums, check_kind, chosen, digest_of, keep
 from prune_env.data.task import VARIANT, Variant
 
 __all__ = ["VARIANT", "Data", "Variant", "load", "load_test", "sources"]
-
-_TENSORS = ("images", "labels", "source", "wrong")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,7 @@ class Data:
         if isinstance(self.images, Mapped):
             images = self.images.batches(parts, self.device)
         else:
-            images = (self.images.index_select(0, part) for part in parts)
+            images = map(functools.partial(self.images.index_select, 0), parts)
         return zip(images, (self.labels.index_select(0, part) for part in parts), strict=True)
 
     @property
@@ -71,13 +68,9 @@ class Data:
 
     @functools.cached_property
     def _facts(self) -> tuple[str, Tensor]:
+        """Digest and channel sums of images in a file, from one pass."""
         assert isinstance(self.images, Mapped)
-        return self.images.facts(self.labels.cpu().numpy())
-
-    def to(self, device: torch.device | str) -> "Data":
-        """Return the same samples for `device`; images in a file stay there."""
-        names = _TENSORS[1:] if isinstance(self.images, Mapped) else _TENSORS
-        return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return self.images.facts(self.labels)
 
 
 def load(
@@ -117,18 +110,15 @@ def load(
         val_rest=val_rest,
     )
     check_kind(images)
-    samples, origin = sources.read(dataset, "train", root, download, image_size), sources.get(dataset)
+    samples, source = sources.read(dataset, "train", root, download, image_size), sources.get(dataset)
     if len(samples.classes) < 2:
         raise ValueError(f"data set {dataset!r} has the classes {samples.classes}; there is nothing to learn below two")
-    parts = variant.parts(samples.labels, samples.classes, origin.validation_share)
-    held = len(parts.train) + len(parts.validation)
-
-    def part(rows: np.ndarray, labels: np.ndarray, wrong: np.ndarray, augment: bool) -> Data:
-        return _part(samples, rows, labels, wrong, augment, images, torch.device(device), held)
-
+    parts = variant.parts(samples.labels, samples.classes, source.validation_share)
+    device = torch.device(device)
+    kind = chosen(images, samples, len(parts.train) + len(parts.validation), device)
+    train = _data(samples, parts.train, parts.labels, parts.wrong, source.augment, kind, device)
     clean = np.zeros(len(parts.validation), bool)
-    validation = part(parts.validation, samples.labels[parts.validation], clean, False)
-    return part(parts.train, parts.labels, parts.wrong, origin.augment), validation
+    return train, _data(samples, parts.validation, samples.labels[parts.validation], clean, False, kind, device)
 
 
 def load_test(
@@ -146,23 +136,23 @@ def load_test(
     """
     check_kind(images)
     samples = sources.read(dataset, "test", root, download, image_size)
-    rows, clean = np.arange(len(samples.labels)), np.zeros(len(samples.labels), bool)
-    return _part(samples, rows, samples.labels, clean, False, images, torch.device(device), len(rows))
+    n, device = len(samples.labels), torch.device(device)
+    kind = chosen(images, samples, n, device)
+    return _data(samples, np.arange(n), samples.labels, np.zeros(n, bool), False, kind, device)
 
 
-def _part(
+def _data(
     samples: sources.Samples,
     rows: np.ndarray,
     labels: np.ndarray,
     wrong: np.ndarray,
     augment: bool,
-    images: str,
+    kind: str,
     device: torch.device,
-    held: int,
 ) -> Data:
-    """The samples `rows`; nothing else of the split can be reached through their images."""
+    """Return the samples `rows`; nothing else of the split can be reached through their images."""
     return Data(
-        images=keep(images, samples, rows, device, held),
+        images=keep(kind, samples, rows, device),
         labels=torch.tensor(labels, device=device),
         classes=samples.classes,
         source=torch.tensor(rows, device=device),

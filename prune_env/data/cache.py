@@ -1,75 +1,73 @@
 """Keep decoded image files in one `.npy` file a split, which is memory-mapped."""
 
 import hashlib
+import json
 import os
-import stat
-import time
-import warnings
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
 from prune_env.data.decode import decode
-from prune_env.data.source import Listing, Split, printable
-from prune_env.io import UNFINISHED, open_atomic
-from prune_env.machine import free_memory
+from prune_env.data.source import Listing, Samples, printable
+from prune_env.io import open_atomic, write_atomic
 
 VERSION = 2  # raise it when the same files would decode to other pixels
-MEMORY_SHARE = 0.4  # of the free memory, for images that could not be cached
-DAY = 24 * 60 * 60  # seconds
 
 
-def decoded(split: Split, state: str, root: Path, name: str) -> np.ndarray:
-    """Return the images (n, 3, size, size) uint8 of a split of image files, memory-mapped and decoded once.
+def decoded(listing: Listing, size: int, root: Path, name: str) -> Samples:
+    """Return the samples of a split of image files, decoded once to squares of `size` pixels and memory-mapped.
 
-    Other processes wait for the one that decodes. If the cache cannot be written, a warning says so, and the images
-    are decoded into memory. Raises OSError if they do not fit there, ValueError for an image that cannot be decoded.
+    The cache file is called after `root` and `name`. Other processes wait for the one that decodes.
 
-    Args:
-        split: the split, with a listing.
-        state: of its files, as from `state_of`.
-        root, name: what the cache file is called after.
+    Raises OSError if the cache cannot be written, ValueError for an image that cannot be decoded.
     """
-    listing = split.listing
-    assert listing is not None
+    state = state_of([*listing.index, *listing.paths])  # before reading: what changes meanwhile is noticed next time
     path = place(root, name, state, "npy")
-    images = _open(path, listing)
-    if images is not None:
-        return images
     try:
-        with ExitStack() as stack:
+        if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(NotImplementedError):  # a file system without locks: processes decode side by side
-                stack.enter_context(FileLock(path.with_name(f"{_stem(root, name)}.lock")))
-            images = _open(path, listing)  # the process that we waited for may have made it
-            if images is None:
-                _clean(path.parent, _stem(root, name))
-                _write(path, listing)
-                images = _open(path, listing)
+            lock = FileLock(path.with_name(f"{_stem(root, name)}.lock"))
+            with ExitStack() as stack:
+                with suppress(NotImplementedError):  # a file system without locks: processes decode side by side
+                    stack.enter_context(lock)
+                if not path.exists():  # the process that we waited for may have made it
+                    _remove_former(path.parent, _stem(root, name), unfinished=lock.is_locked)
+                    _write(path, listing.paths, size)
     except OSError as error:
-        needed = len(listing.paths) * 3 * listing.size**2
-        if needed > MEMORY_SHARE * free_memory():
-            raise OSError(
-                error.errno,
-                f"cannot write {printable(path)} ({error.strerror or error}), and the {needed / 2**30:.1f} GiB of "
-                "decoded images do not fit into memory: make room there, or set PRUNE_ENV_CACHE to another folder",
-            ) from error
-        warnings.warn(
-            f"no cache, images are decoded again next time: cannot write {printable(path)}: {error}", stacklevel=4
-        )
-    if images is None:
-        images = np.concatenate(list(decode(listing.paths, listing.size)))
-    return images
+        raise OSError(
+            error.errno,
+            f"cannot write the decoded images to {printable(path)} ({error.strerror or error}): make room there, or "
+            "set PRUNE_ENV_CACHE to another folder",
+        ) from error
+    return Samples(np.load(path, mmap_mode="r"), listing.labels, listing.classes, state)
 
 
-def _write(path: Path, listing: Listing) -> None:
+def _write(path: Path, paths: list[Path], size: int) -> None:
     with open_atomic(path) as file:
-        shape = len(listing.paths), 3, listing.size, listing.size
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for block in decode(listing.paths, listing.size):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(paths), 3, size, size)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in decode(paths, size):
             file.write(block.data)
+
+
+def _remove_former(folder: Path, stem: str, unfinished: bool) -> None:
+    """Remove decoded images of former states and versions, and files that killed writers left `unfinished`."""
+    for path in [*folder.glob(f"{stem}-*"), *(folder.glob(f".{stem}-*") if unfinished else ())]:
+        path.unlink(missing_ok=True)
+
+
+def remembered(path: Path, compute: Callable[[], Any]) -> Any:
+    """Return the value in a JSON file of the cache. Where there is no such file, compute the value and write it."""
+    with suppress(OSError, ValueError):
+        return json.loads(path.read_bytes())
+    value = compute()
+    with suppress(OSError):
+        write_atomic(path, json.dumps(value).encode())
+    return value
 
 
 def place(root: Path, name: str, state: str, kind: str) -> Path:
@@ -91,33 +89,10 @@ def folder() -> Path:
 def state_of(files: list[Path]) -> str:
     """Return a digest of absolute path, size and time of modification of each file.
 
-    Raises OSError for one that cannot be found, ValueError for one that is no file: a pipe would never end.
+    Raises OSError for a file that cannot be found.
     """
     digest = hashlib.sha256()
     for path in sorted(files):
         found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise ValueError(f"{path} is neither a file nor a folder")
         digest.update(os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
     return digest.hexdigest()
-
-
-def _open(path: Path, listing: Listing) -> np.ndarray | None:
-    try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-        if images.shape == (len(listing.paths), 3, listing.size, listing.size) and images.dtype == np.uint8:
-            return images
-        raise ValueError(f"it holds {images.dtype} of shape {images.shape}")
-    except OSError:
-        return None  # absent, or unreadable: if it cannot be written either, that is what the warning is for
-    except (ValueError, EOFError) as error:
-        warnings.warn(f"the cache {printable(path)} is built anew: {error}", stacklevel=5)
-        return None
-
-
-def _clean(folder: Path, stem: str) -> None:
-    """Remove decoded images of former states and versions, and what writers left when they were killed a day ago."""
-    for path in [*folder.glob(f"{stem}-*"), *folder.glob(f".{stem}-*")]:
-        with suppress(OSError):  # another process cleans too
-            if not UNFINISHED.fullmatch(path.name) or path.stat().st_mtime < time.time() - DAY:
-                path.unlink()

@@ -7,60 +7,49 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from prune_env.data.fetch import alone, download
-from prune_env.data.source import Samples, Source, Split, missing
+from prune_env.data import fetch
+from prune_env.data.source import Samples, Source, missing
 from prune_env.io import DamagedFile
 
 
-def find(dataset: type[CIFAR10], root: Path, split: str, size: int) -> Split:
-    """`size` plays no part: the images have one size."""
-    files = [path for path, _ in _files(dataset, root)]
-    for path in files:
-        if not path.exists():
-            layout = f"{dataset.base_folder}/, as in {dataset.filename} (the 'python version')"
-            raise missing(dataset.__name__.lower(), path, layout, downloadable=True)
-    return Split(files, partial(read, dataset, root, split))
+def find(dataset: type[CIFAR10], root: Path, split: str, size: int) -> Samples:
+    """Return a split; `size` plays no part, as the images have one size.
 
-
-def read(dataset: type[CIFAR10], root: Path, split: str) -> Samples:
-    """Raises DamagedFile unless the files of both splits are the official ones, byte for byte."""
+    Raises FileNotFoundError if nothing is there, DamagedFile unless all files are the official ones, byte for byte.
+    """
+    folder = root / dataset.base_folder
+    if not folder.exists():
+        layout = f"{dataset.base_folder}/, as in {dataset.filename} (the 'python version')"
+        raise missing(dataset.__name__.lower(), folder, layout, downloadable=True)
     try:
-        held = dataset(root, train=split == "train")
+        official = dataset(root, train=split == "train")
     except RuntimeError as error:
-        damaged = next((path for path, md5 in _files(dataset, root) if not check_integrity(path, md5)), root)
         raise DamagedFile(
-            f"{damaged} is not the official file, its checksum is another: remove {root / dataset.base_folder} and "
-            "fetch it anew"
+            f"{folder} does not hold the official files, byte for byte: pass download=True to fetch them anew"
         ) from error
-    images = np.ascontiguousarray(held.data.transpose(0, 3, 1, 2))
-    return Samples(images, np.array(held.targets, np.int64), tuple(held.classes))
+    images = np.ascontiguousarray(official.data.transpose(0, 3, 1, 2))
+    return Samples(images, np.array(official.targets, np.int64), tuple(official.classes))
 
 
-def fetch(dataset: type[CIFAR10], root: Path) -> None:
-    """Download what is missing or damaged."""
-    if _whole(dataset, root):
-        return
-    with alone(root, dataset.base_folder):
-        if not _whole(dataset, root):  # the process that we waited for may have done it
-            archive = root / dataset.filename
-            download(dataset.url, archive, dataset.tgz_md5)
-            extract_archive(archive, root)
-
-
-def _whole(dataset: type[CIFAR10], root: Path) -> bool:
-    return all(check_integrity(path, md5) for path, md5 in _files(dataset, root))
-
-
-def _files(dataset: type[CIFAR10], root: Path) -> list[tuple[Path, str]]:
-    """Path and md5 of every file that is read."""
+def download(dataset: type[CIFAR10], root: Path) -> None:
+    """Download the official archive if a file is missing or damaged."""
     files = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
-    return [(root / dataset.base_folder / name, md5) for name, md5 in files]
+
+    def whole() -> bool:
+        return all(check_integrity(root / dataset.base_folder / name, md5) for name, md5 in files)
+
+    def unpacked() -> None:
+        archive = root / dataset.filename
+        fetch.download(dataset.url, archive, dataset.tgz_md5)
+        extract_archive(archive, root)
+
+    fetch.once(root, dataset.base_folder, whole, unpacked)
 
 
 def _source(dataset: type[CIFAR10]) -> Source:
     return Source(
         partial(find, dataset),
-        partial(fetch, dataset),
+        partial(download, dataset),
         image_size=32,
         resizable=False,
         validation_share=0.1,

@@ -4,16 +4,17 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.ImageFile import StubImageFile
+from PIL import Image, ImageOps
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision
-FOREIGN = {".heic", ".heif", ".avif", ".jxl"}  # images that some releases of Pillow do not know
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+UNREAD = (  # images of other formats
+    *(".jfif", ".jpe", ".jp2", ".j2k", ".jpf", ".jpx", ".jxl", ".mpo", ".gif", ".apng", ".avif", ".heic", ".heif"),
+    *(".pbm", ".pnm", ".tga", ".dds", ".dib", ".ico", ".icns", ".pcx", ".psd", ".sgi", ".rgb", ".rgba", ".xbm", ".xpm"),
+)
 UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp")  # what programs add to a name as they write it
 # What systems and programs leave among the user's files, in lower case. Names that begin with a dot are left out too.
 LITTER = {
@@ -21,16 +22,6 @@ LITTER = {
     *("$recycle.bin", "system volume information", "recycler", "thumbs.db", "ehthumbs.db", "desktop.ini"),  # Windows
     *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
     *("lost+found", "__pycache__", "_gsdata_", "~tmp"),
-}
-ORIENTATION = 0x0112  # the tag of EXIF
-UPRIGHT = {  # what turns an image of each orientation as people see it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 EXTREME = 4  # the longer side over the shorter one, from which on the centre is cut out before it is resized
 BLOCK = 1024  # images decoded at a time: 147 MiB of 224 pixels
@@ -49,15 +40,29 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in shown if path.is_dir())
 
 
+def has_images(folder: Path) -> bool:
+    """Say whether an image lies below `folder`, read or not."""
+    return any(_is_read(path) or _is_unread(path) for path in _files_below(folder))
+
+
 def image_files(folder: Path) -> list[Path]:
     """Return the sorted image files below `folder`: those with one of ENDINGS. Litter is left out.
 
-    Raises ValueError if there are none, for images of other formats that Pillow knows (.gif, .jfif, ...) and for those
-    that somebody has not finished writing (.png.part, ...), OSError for a folder that cannot be entered and a link that
-    leads nowhere: all these would be missing without a word. Any other file may lie there.
+    Raises ValueError for images of other formats (.gif, .jfif, ...) and for images that are not written to their end
+    (.png.part, ...), OSError for a folder that cannot be entered and a link that leads nowhere: all these would be
+    missing without a word. Any other file may lie there.
     """
-    found: list[Path] = []
-    unread: list[Path] = []
+    files = list(_files_below(folder))
+    found = sorted(filter(_is_read, files))
+    if unread := sorted(filter(_is_unread, files)):
+        raise ValueError(
+            f"{len(unread)} image(s) in {folder} end in none of {', '.join(ENDINGS)}, the first is {unread[0]}: "
+            "convert, rename (a .jfif is a .jpg) or finish them, or take them away"
+        )
+    return found
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
     # A link to a folder above would lead round in circles, to other classes or to the test images.
     entered = set(map(str, folder.resolve().parents))
     for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
@@ -65,45 +70,26 @@ def image_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         entered.add(real)
-        if not folders and not files and place.lower().endswith(ENDINGS):
-            raise ValueError(f"{place} is an empty folder that is named like an image: take it away, or rename it")
         folders[:] = [name for name in folders if not is_litter(name)]
         for path in (Path(place, name) for name in files if not is_litter(name)):
-            if path.name.lower().endswith(ENDINGS):
-                found.append(path)
-                continue
-            _check_link(path)
-            if _is_unread(path):
-                unread.append(path)
-    if unread:
-        raise ValueError(
-            f"{len(unread)} image(s) in {folder} end in none of {', '.join(ENDINGS)}, the first is "
-            f"{min(unread)}: convert, rename (a .jfif is a .jpg) or finish them, or take them away"
-        )
-    if not found:
-        raise ValueError(f"no images in {folder}: it needs at least one file that ends in {', '.join(ENDINGS)}")
-    return sorted(found)
+            if not _is_read(path):  # a broken link to an image is met when the image is read
+                _check_link(path)
+            yield path
 
 
 def images_beside(folder: Path) -> list[Path]:
     """Return the sorted images in `folder` itself, read or not."""
     files = [path for path in folder.iterdir() if not is_litter(path.name) and not path.is_dir()]
-    return sorted(path for path in files if path.name.lower().endswith(ENDINGS) or _is_unread(path))
+    return sorted(path for path in files if _is_read(path) or _is_unread(path))
+
+
+def _is_read(path: Path) -> bool:
+    return path.suffix.lower() in ENDINGS
 
 
 def _is_unread(path: Path) -> bool:
     half_written = path.suffix.lower() in UNFINISHED and path.stem.lower().endswith(ENDINGS)
-    return half_written or path.suffix.lower() in _unread_endings()
-
-
-@cache
-def _unread_endings() -> frozenset[str]:
-    """Endings of images that `image_files` does not list: those that Pillow opens, and FOREIGN."""
-    endings = Image.registered_extensions()  # has all of Pillow's formats imported
-    stubs = {kind for kind, (opens, _) in Image.OPEN.items() if getattr(opens, "__base__", None) is StubImageFile}
-    opened = {*Image.OPEN, "MPO"} - stubs  # MPO is opened as JPEG; stubs (HDF5, ...) are known and not decoded
-    known = {ending for ending, kind in endings.items() if kind in opened}
-    return frozenset(known | FOREIGN) - {*ENDINGS}
+    return half_written or path.suffix.lower() in UNREAD
 
 
 def _raise(error: OSError) -> None:
@@ -143,31 +129,23 @@ def square(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as stored:
-            mode = stored.mode
-            image = _on_white(stored)
-            orientation = _orientation(stored)
+            mode, image = stored.mode, _as_seen(stored)
     except Exception as error:  # decoders of damaged files raise anything from SyntaxError to struct.error
         raise ValueError(f"cannot decode the image {path}: {error}") from error
     if mode[0] in "IF":  # Pillow cuts 16 bits off at 255, which leaves an image white
         raise ValueError(f"the image {path} has more than 8 bits a channel (mode {mode!r}): convert it to 8 bits")
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
     return np.asarray(_centre(image, size)).transpose(2, 0, 1)
 
 
-def _on_white(image: Any) -> Image.Image:
+def _as_seen(image: Image.Image) -> Image.Image:
+    """Return an RGB image that is upright, and white where `image` is transparent."""
+    image.load()
+    with suppress(Exception):  # cameras write tags that nobody can read
+        ImageOps.exif_transpose(image, in_place=True)
     if not image.has_transparency_data:
         return image.convert("RGB")
     drawing = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", drawing.size, "white"), drawing).convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the orientation of a decoded image, 1 if it tells none. Cameras write tags that nobody can read."""
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:
-        return 1
 
 
 def _centre(image: Image.Image, size: int) -> Image.Image:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from prune_env.data.source import Samples, Source, Split
+from prune_env.data.source import Samples, Source
 from prune_env.io import DamagedFile
 
 SIZE = 8  # pixels a side, as they were published
@@ -17,15 +17,10 @@ SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"  # o
 TRAIN = 1300  # neighbours seem to share their writer, so the last 497 are mostly by other hands
 
 
-def find(root: Path, split: str, size: int) -> Split:
-    """`root` plays no part: the images lie in the package."""
-    return Split([], lambda: read(split, size))
+def find(root: Path, split: str, size: int) -> Samples:
+    """Return digits of `size` pixels a side, means over what lies in each; `root` plays no part.
 
-
-def read(split: str, size: int = SIZE) -> Samples:
-    """The digits with `size` pixels a side, means over what lies in each: 3 or 4 make of them a hard task.
-
-    Raises DamagedFile unless the file is as it was published, byte for byte.
+    Digits of 3 or 4 pixels are a hard task. Raises DamagedFile unless the file is as published, byte for byte.
     """
     path = resources.files("prune_env.data").joinpath("digits.npz")
     content = path.read_bytes()

@@ -1,8 +1,7 @@
 """Download with torchvision, one process at a time, with errors that say what to do."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
@@ -13,18 +12,20 @@ from torchvision.datasets.utils import download_url
 from prune_env.io import DamagedFile
 
 
-@contextmanager
-def alone(root: Path, name: str) -> Iterator[None]:
-    """Let other processes that fetch `name` into `root` wait until the block ends.
+def once(root: Path, name: str, there: Callable[[], bool], fetch: Callable[[], None]) -> None:
+    """Let one process `fetch` what is called `name` into `root`, unless it is `there`; others wait.
 
     Raises OSError, saying where and what to do, when `root` cannot be written: read-only, disk full.
     """
+    if there():
+        return
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{name}.lock"):
             for left in root.glob(f".{name}.unpacking-*"):  # of a process that was killed
                 shutil.rmtree(left)
-            yield
+            if not there():  # the process that we waited for may have done it
+                fetch()
     except (ConnectionError, FileExistsError):
         raise
     except OSError as error:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prune_env.data.decode import ENDINGS, folders_in, image_files, images_beside
-from prune_env.data.source import Listing, Source, Split, missing, printable, tell
+from prune_env.data.decode import ENDINGS, folders_in, has_images, image_files, images_beside
+from prune_env.data.source import Listing, Source, missing, printable, tell
 from prune_env.data.task import apportion, draw_per_class
 
 LAYOUT = (
@@ -19,31 +19,39 @@ TEST_SHARE = 0.2  # of a folder of classes without splits
 TEST_SEED = 0  # fixed: the same images are held out always
 
 
-def find(root: Path, split: str, size: int) -> Split:
-    """Labels are positions among the sorted names of the class folders in train, compared after Unicode normalisation.
+def find(root: Path, split: str, size: int) -> Listing:
+    """Find the images of a split; labels are positions among the sorted class names of train, Unicode normalised.
 
-    A folder of test images without labels gives way to the next one that has them. Where there are no splits, a fixed
+    A class is a folder with images. A folder without any, such as logs/, is left out, and one line says so; but where
+    the same folder of another split has images, its own are missing, which is an error. The first test folder that
+    has images of a class counts: one that is empty or has no labels gives way to the next. Without splits, a fixed
     fifth of each class is the test split.
 
-    Raises ValueError for a tree without classes, images beside them, a class without images or with some that are
-    not read, or a test class that train lacks.
+    Raises ValueError for a tree without classes, images beside them, a class whose images are missing or of formats
+    that are not read, a test class that train lacks, or a class with too few images to be split.
     """
     root = _unwrapped(root)
-    train = _named(root, TRAIN)
-    if not train:
-        if root.is_dir() and not _named(root, TEST) and sum(map(_has_images, folders_in(root))) > 1:
-            return _divided(root, split, size)
+    trains, tests = _named(root, TRAIN), _named(root, TEST)
+    if not trains:
+        if root.is_dir() and not tests and len(_with_images(root)) > 1:
+            return _divided(root, split)
         raise missing("imagefolder", root / "train", LAYOUT, downloadable=False)
-    present = _classes(train[0])
-    if not present:
-        raise ValueError(f"{train[0]} holds no class folders; expected below root: {LAYOUT}")
-    names = tuple(sorted(present))
-    folder = train[0]
+    folder = train = trains[0]
+    classes = _classes(train, tests)
+    names = tuple(sorted(classes))
     if split == "test":
-        folder, present = _test(root, names)
-    paths, labels = _images(folder, present, names)
+        if not tests:
+            raise FileNotFoundError(
+                f"{root} has no test split: test/<class>/ or val/<class>/ beside {train.name}/. Make one, or pass "
+                f"root={train}, of which a fixed part of each class is then the test split"
+            )
+        folder = next((test for test in tests if set(_with_images(test)) & set(names)), tests[0])
+        classes = _classes(folder, [train])
+        if unknown := sorted(set(classes) - set(names)):
+            raise ValueError(f"{folder} holds classes that {train} lacks: {', '.join(map(printable, unknown))}")
+    paths, labels = _images(folder, classes, names)
     # The train folder itself is listed because test labels depend on its classes: its time changes with them.
-    return Split([train[0], *paths], listing=Listing(paths, labels, tuple(map(printable, names)), size))
+    return Listing(paths, labels, tuple(map(printable, names)), [train])
 
 
 def _unwrapped(root: Path) -> Path:
@@ -54,10 +62,6 @@ def _unwrapped(root: Path) -> Path:
     return inner[0] if len(inner) == 1 else root
 
 
-def _has_images(folder: Path) -> bool:
-    return any(path.name.lower().endswith(ENDINGS) for path in folder.rglob("*"))
-
-
 def _named(root: Path, names: tuple[str, ...]) -> list[Path]:
     """Folders of these names in `root`, whatever the case of their letters: in this order, then as they are written."""
     if not root.is_dir():
@@ -66,27 +70,37 @@ def _named(root: Path, names: tuple[str, ...]) -> list[Path]:
     return sorted(there, key=lambda path: (names.index(path.name.lower()), path.name not in names, path.name))
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
-    """Folders of each class. Systems write an accent in two ways: what differs only in that is one class."""
+def _folders(folder: Path) -> dict[str, list[Path]]:
+    """Return the folders in `folder` by name. Systems write an accent in two ways: such folders have one name."""
     found: dict[str, list[Path]] = {}
     for path in folders_in(folder):
         found.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
     return found
 
 
-def _test(root: Path, names: tuple[str, ...]) -> tuple[Path, dict[str, list[Path]]]:
-    there = _named(root, TEST)
-    if not there:
-        raise missing("imagefolder", root / "test", LAYOUT, downloadable=False)
-    # A folder that shares no class with train, as test/unknown/, has no labels.
-    labelled = [folder for folder in there if set(_classes(folder)) & set(names)]
-    folder = (labelled or there)[0]
-    present = _classes(folder)
-    if unknown := sorted(set(present) - set(names)):
-        raise ValueError(f"{folder} holds classes that {_named(root, TRAIN)[0]} lacks: {', '.join(unknown)}")
-    if not present:
-        raise ValueError(f"{folder} holds no class folders; expected below root: {LAYOUT}")
-    return folder, present
+def _with_images(folder: Path) -> dict[str, list[Path]]:
+    return {name: paths for name, paths in _folders(folder).items() if any(map(has_images, paths))}
+
+
+def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
+    """Return the folders of each class in `folder`, and say which folders have no images and are left out.
+
+    Raises ValueError if no folder is left, or if a folder that is left out has images in one of the `others`.
+    """
+    classes = _with_images(folder)
+    if not classes:
+        raise ValueError(f"{folder} holds no class folders with images; expected below root: {LAYOUT}")
+    empty = sorted(set(_folders(folder)) - set(classes))
+    for other in others:
+        for name in set(empty) & set(_with_images(other)):
+            raise ValueError(
+                f"no images in {folder / name}: it needs at least one file that ends in {', '.join(ENDINGS)}, as "
+                f"{other} has images of this class"
+            )
+    if empty:
+        names = ", ".join(map(printable, empty))
+        tell(f"{printable(folder)}: folders without images are no classes and are left out: {names}")
+    return classes
 
 
 def _images(folder: Path, present: dict[str, list[Path]], names: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
@@ -100,19 +114,25 @@ def _images(folder: Path, present: dict[str, list[Path]], names: tuple[str, ...]
     return [path for files in per_class.values() for path in files], labels
 
 
-def _divided(root: Path, split: str, size: int) -> Split:
-    classes = _classes(root)
+def _divided(root: Path, split: str) -> Listing:
+    classes = _classes(root, others=[])
     names = tuple(sorted(classes))
     paths, labels = _images(root, classes, names)
-    sizes = apportion(max(1, round(TEST_SHARE * len(paths))), np.bincount(labels))
+    counts = np.bincount(labels)
+    sizes = apportion(max(1, round(TEST_SHARE * len(paths))), counts)
+    if (counts - sizes).min() < 2:  # training and validation need one each
+        few = ", ".join(f"{printable(names[label])} has {counts[label]}" for label in np.flatnonzero(counts < 3))
+        raise ValueError(
+            f"{printable(root)} has no train and test folders, and the automatic split into training, validation and "
+            f"test images needs at least 3 images a class: {few}. Add images, or take these classes away"
+        )
     held_out = draw_per_class(labels, sizes, np.random.default_rng(TEST_SEED))
     rows = held_out if split == "test" else np.setdiff1d(np.arange(len(paths)), held_out)
     tell(
         f"{printable(root)} has no train and test folders: a fixed {TEST_SHARE:.0%} of each class, {len(held_out)} of "
         f"{len(paths)} images, is the test split"
     )
-    chosen = [paths[row] for row in rows]
-    return Split([root, *chosen], listing=Listing(chosen, labels[rows], tuple(map(printable, names)), size))
+    return Listing([paths[row] for row in rows], labels[rows], tuple(map(printable, names)), [root])
 
 
 IMAGEFOLDER = Source(find, fetch=None, image_size=32, resizable=True, validation_share=0.1, augment=True)

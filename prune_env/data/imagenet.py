@@ -6,8 +6,8 @@ from pathlib import Path
 from torchvision.datasets import imagenet as official
 
 from prune_env.data import imagefolder
-from prune_env.data.fetch import alone
-from prune_env.data.source import Source, Split, missing
+from prune_env.data.fetch import once
+from prune_env.data.source import Listing, Source, missing
 from prune_env.io import DamagedFile
 
 ARCHIVES = {name: archive for name, (archive, _) in official.ARCHIVE_META.items()}  # of "train", "val" and "devkit"
@@ -15,7 +15,7 @@ FOLDERS = ("train", "val")
 LAYOUT = f"train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, or the official archives {', '.join(ARCHIVES.values())}"
 
 
-def find(root: Path, split: str, size: int) -> Split:
+def find(root: Path, split: str, size: int) -> Listing:
     """The official validation images are the test split, as the official test images have no labels.
 
     A label is the position of its WordNet id among the sorted ones, as with torchvision. `meta.bin`, which torchvision
@@ -31,23 +31,24 @@ def find(root: Path, split: str, size: int) -> Split:
     return imagefolder.find(root, split, size)
 
 
-def fetch(root: Path) -> None:
+def unpack(root: Path) -> None:
     """Unpack the official archives that are there; each folder appears whole or not at all.
 
     They cannot be downloaded without an account at image-net.org. Needs scipy, for the labels of the validation images.
 
-    Raises:
-        DamagedFile: an archive has not the official md5, or one of the three is missing.
+    Raises DamagedFile if an archive has not the official md5, or one of the three is missing.
     """
-    packed = [name for name in FOLDERS if not (root / name).exists() and (root / ARCHIVES[name]).exists()]
-    if not packed:
-        return
-    with alone(root, "imagenet"):
-        for name in packed:
-            if not (root / name).exists():  # the process that we waited for may have made it
-                with tempfile.TemporaryDirectory(prefix=".imagenet.unpacking-", dir=root) as beside:
-                    _unpack(name, root, Path(beside))
-                    (Path(beside) / name).rename(root / name)
+
+    def packed() -> list[str]:
+        return [name for name in FOLDERS if not (root / name).exists() and (root / ARCHIVES[name]).exists()]
+
+    def unpack_all() -> None:
+        for name in packed():
+            with tempfile.TemporaryDirectory(prefix=".imagenet.unpacking-", dir=root) as beside:
+                _unpack(name, root, Path(beside))
+                (Path(beside) / name).rename(root / name)
+
+    once(root, "imagenet", lambda: not packed(), unpack_all)
 
 
 def _unpack(name: str, root: Path, beside: Path) -> None:
@@ -63,4 +64,4 @@ def _unpack(name: str, root: Path, beside: Path) -> None:
 
 
 # 2 % are 26 images a class: an accuracy of 75 % is known to 0.3 points, for 1 % more compute in an epoch
-IMAGENET = Source(find, fetch, image_size=224, resizable=True, validation_share=0.02, augment=True)
+IMAGENET = Source(find, unpack, image_size=224, resizable=True, validation_share=0.02, augment=True)

@@ -1,4 +1,4 @@
-"""What a data set must provide (`Source`) and what it hands over (`Split`, `Samples`)."""
+"""What a data set must provide (`Source`) and what it hands over (`Samples`, or a `Listing` of image files)."""
 
 import functools
 import logging
@@ -25,29 +25,20 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Split:
-    """One official split, found but not yet decoded."""
-
-    files: list[Path]  # all that decides what is in it; none if it comes with the package
-    read: Callable[[], Samples] | None = None  # where samples are no files
-    listing: "Listing | None" = None  # where every sample is a file of its own
-
-
-@dataclass(frozen=True)
 class Listing:
-    """What is known of a split of image files before one is opened, in the official order."""
+    """One official split of image files, in the official order, before any is opened."""
 
     paths: list[Path]  # n, one a sample
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]
-    size: int  # pixels a side, once decoded
+    index: list[Path] = field(default_factory=list)  # other files and folders that decide what is in the split
 
 
 @dataclass(frozen=True)
 class Source:
     """One data set: where it is found, how it is fetched, and what suits its images."""
 
-    find: Callable[[Path, str, int], Split]  # (root, "train" or "test", image size)
+    find: Callable[[Path, str, int], Samples | Listing]  # (root, "train" or "test", image size)
     fetch: Callable[[Path], None] | None  # downloads what root lacks; None: there is no download
     image_size: int  # pixels a side, unless another size is asked for
     resizable: bool

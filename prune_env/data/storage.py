@@ -1,13 +1,10 @@
 """Keep the images of a task on the device if they fit, else in the memory-mapped file that they were decoded to."""
 
 import hashlib
-import json
 import math
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -15,7 +12,6 @@ from torch import Tensor
 
 from prune_env.checks import text
 from prune_env.data.source import Samples
-from prune_env.io import write_atomic
 from prune_env.machine import free_memory
 
 KINDS = ("device", "mapped")
@@ -53,15 +49,21 @@ class Mapped:
 
     def _read(self, parts: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
         pending: deque[tuple[Tensor, Future[None]]] = deque()
+
+        def next_batch() -> Tensor:
+            images, filled = pending.popleft()
+            filled.result()
+            return images.to(device, non_blocking=True)
+
         with ThreadPoolExecutor(1) as reader:
             try:
                 for rows in parts:
                     images, view = buffer((len(rows), *self.shape[1:]), device)
                     pending.append((images, reader.submit(self._gather, rows, view)))
                     if len(pending) > AHEAD:
-                        yield _arrived(*pending.popleft(), device)
+                        yield next_batch()
                 while pending:
-                    yield _arrived(*pending.popleft(), device)
+                    yield next_batch()
             finally:
                 reader.shutdown(cancel_futures=True)
 
@@ -70,40 +72,35 @@ class Mapped:
         for at in np.argsort(rows).tolist():
             into[at] = self._samples.images[rows[at]]
 
-    def facts(self, labels: np.ndarray) -> tuple[str, Tensor]:
+    def facts(self, labels: Tensor) -> tuple[str, Tensor]:
         """Return `digest_of` and `channel_sums` of these images. They take a pass, which the cache remembers."""
         from prune_env.data import cache
 
-        of = hashlib.sha256(self._samples.state.encode() + self._rows.tobytes() + labels.tobytes()).hexdigest()
-        known = cache.folder() / f"facts-{of[:32]}.json" if self._samples.state else None
-        if known is not None:
-            with suppress(OSError, ValueError, KeyError):
-                facts = json.loads(known.read_bytes())
-                return facts["digest"], torch.tensor(facts["sums"])
-        digest, sums = hashlib.sha256(), torch.zeros(2, self.shape[1], dtype=torch.int64)
-        parts = torch.arange(len(self._rows)).split(max(1, PASS // math.prod(self.shape[1:])))
-        for block in self.batches(parts, torch.device("cpu")):
-            digest.update(block.numpy().data)
-            sums += channel_sums(block)
-        digest.update(labels.data)
-        if known is not None:
-            try:
-                write_atomic(known, json.dumps({"digest": digest.hexdigest(), "sums": sums.tolist()}).encode())
-            except OSError as error:
-                warnings.warn(
-                    f"the images are read through again next time: cannot write {known}: {error}", stacklevel=5
-                )
-        return digest.hexdigest(), sums
+        of = hashlib.sha256(self._samples.state.encode() + self._rows.tobytes() + labels.cpu().numpy().tobytes())
+        known = cache.folder() / f"facts-{of.hexdigest()[:32]}.json"
+
+        def compute() -> dict:
+            digest, sums = hashlib.sha256(), torch.zeros(2, self.shape[1], dtype=torch.int64)
+            parts = torch.arange(len(self._rows)).split(max(1, PASS // math.prod(self.shape[1:])))
+            for block in self.batches(parts, torch.device("cpu")):
+                digest.update(block.numpy().data)
+                sums += channel_sums(block)
+            digest.update(labels.cpu().numpy().data)
+            return {"digest": digest.hexdigest(), "sums": sums.tolist()}
+
+        facts = cache.remembered(known, compute) if self._samples.state else compute()
+        return facts["digest"], torch.tensor(facts["sums"])
 
 
-def keep(kind: str, samples: Samples, rows: np.ndarray, device: torch.device, held: int) -> Tensor | Mapped:
-    """Return the images of `rows` (n,) of a split, kept as `kind` says: one of KINDS, or `auto`.
-
-    Parts with the same images share their memory. `held` is how many images the whole task has.
-    """
+def chosen(kind: str, samples: Samples, n: int, device: torch.device) -> str:
+    """Return `kind`, one of KINDS; for `auto`, "device" if `n` images fit there and else "mapped"."""
     if kind == "auto":
-        fits = held * math.prod(samples.images.shape[1:]) <= room(device)
-        kind = "device" if fits else "mapped"
+        return "device" if n * math.prod(samples.images.shape[1:]) <= room(device) else "mapped"
+    return kind
+
+
+def keep(kind: str, samples: Samples, rows: np.ndarray, device: torch.device) -> Tensor | Mapped:
+    """Return the images of `rows` (n,) of a split, kept as `kind` says. Parts with the same images share memory."""
     if kind == "mapped":
         return Mapped(samples, rows)
     key = hashlib.sha256(rows.tobytes()).hexdigest(), str(device)
@@ -136,11 +133,6 @@ def buffer(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, np.nda
     """Return memory for images that go to `device`, and a view of it. CUDA copies from pinned memory without a wait."""
     images = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
     return images, images.numpy()
-
-
-def _arrived(images: Tensor, filled: Future[None], device: torch.device) -> Tensor:
-    filled.result()
-    return images.to(device, non_blocking=True)
 
 
 def channel_sums(images: Tensor) -> Tensor:

@@ -83,7 +83,10 @@ def validation_rows(labels: np.ndarray, classes: tuple[str, ...], share: float) 
     counts = np.bincount(labels, minlength=len(classes))
     if counts.min() < 2:
         name = classes[counts.argmin()]
-        raise ValueError(f"class {name!r} has {counts.min()} training images: two or more are needed")
+        raise ValueError(
+            f"class {name!r} has {counts.min()} image(s) in the training split: two or more are needed, since "
+            "validation images are taken from there"
+        )
     sizes = apportion(max(1, round(share * len(labels))), counts)
     return draw_per_class(labels, sizes, np.random.default_rng(VALIDATION_SEED))
 
@@ -132,16 +135,11 @@ def with_duplicates(rows: np.ndarray, share: float, rng: np.random.Generator) ->
 def with_label_noise(
     labels: np.ndarray, classes: int, share: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`labels` (n,) with round(share · n) replaced by a uniformly drawn other class, and which (n,) bool.
-
-    Raises ValueError if there is no other class.
-    """
-    if share > 0 and classes < 2:
-        raise ValueError(f"label_noise={share} needs another class: the data set has {classes}")
+    """`labels` (n,) with round(share · n) replaced by a uniformly drawn other class, and which (n,) bool."""
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
     wrong = np.zeros(len(labels), bool)
     wrong[chosen] = True
-    shift = rng.integers(1, max(classes, 2), len(labels))
+    shift = rng.integers(1, classes, len(labels))
     return np.where(wrong, (labels + shift) % classes, labels), wrong
 
 

@@ -18,6 +18,13 @@ Floats = NDArray[np.floating]
 
 HISTORY = ("spent", "val_accuracy", "train_accuracy", "visits")  # the first three are running means
 LOSS_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.97)
+QUANTILES = (0.5, 0.9)  # of volatility and age
+
+
+def _names(prefix: str, shares: tuple[float, ...]) -> tuple[str, ...]:
+    return tuple(f"{prefix}{round(100 * share)}" for share in shares)
+
+
 FEATURES = (
     "spent",
     "log_budget",
@@ -29,8 +36,8 @@ FEATURES = (
     "val_slope",
     "train_slope",
     "loss",  # mean running loss against log C
-    *(f"loss_q{round(100 * q)}" for q in LOSS_QUANTILES),  # against the mean
-    *(f"loss_c{round(100 * q)}" for q in LOSS_QUANTILES),  # against log C
+    *_names("loss_q", LOSS_QUANTILES),  # against the mean
+    *_names("loss_c", LOSS_QUANTILES),  # against log C
     "loss_top_tenth",  # share of all loss that the largest tenth carries
     "loss_spread_of_classes",
     "right",
@@ -43,10 +50,8 @@ FEATURES = (
     "confidence",
     "entropy",
     "el2n",
-    "volatility_q50",
-    "volatility_q90",
-    "age_q50",
-    "age_q90",
+    *_names("volatility_q", QUANTILES),  # deviation of the loss against its mean
+    *_names("age_q", QUANTILES),
     "visits_gini",
     "last_kept",
     "last_mixed",
@@ -99,14 +104,9 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
     mean = np.maximum(masked_mean(loss, valid), 1e-6)
     ordered = _sorted(loss, valid)
     quantiles = _quantiles(ordered, valid, LOSS_QUANTILES)  # (…, 6)
-    n = valid.sum(axis=-1)
-    position = np.arange(label.shape[-1])
-    tenth = (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
-    finite = np.where(np.isfinite(ordered), ordered, 0.0)
-    total = finite.sum(axis=-1, dtype=np.float64)
-    top = (finite * tenth).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
-    by_class = _class_sums(label, loss) / np.maximum(counts, 1.0)
-    spread = np.sqrt(masked_mean((by_class - masked_mean(by_class, counts > 0)[..., None]) ** 2, counts > 0)) / mean
+    of_class = _class_sums(label, loss) / np.maximum(counts, 1.0)  # (…, C)
+    deviation = of_class - masked_mean(of_class, counts > 0)[..., None]
+    spread = np.sqrt(masked_mean(deviation**2, counts > 0)) / mean
 
     seen = valid & (obs["visits"] > 0)
     right, forgets, margin = obs["correct"] > 0, obs["forgets"], obs["margin"]
@@ -114,6 +114,7 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
     visits = masked_mean(obs["visits"], valid)
     just = seen & (obs["age"] == 0.0)  # measured in the last step; what was mixed is not
     others = seen & ~just
+    measured = just.any(axis=-1)
     kept = np.where(history[..., 0] < 0.0, 0.0, np.clip(visits - history[..., 3], 0.0, 1.0))
     mixed = np.where(kept > 0.0, 1.0 - masked_mean(just, valid) / np.maximum(kept, 1e-6), 0.0)
 
@@ -125,43 +126,50 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
         """Map the mean of values in [0, 1] over the samples to [-1, 1]."""
         return 2.0 * masked_mean(values, valid) - 1.0
 
-    columns = [
-        2.0 * spent - 1.0,
-        np.log10(np.maximum(_scalar(obs, "budget"), 1e-6)) - 1.0,
-        np.log10(classes) - 1.0,
-        2.0 * balance - 1.0,
-        over_chance(val),
-        over_chance(train),
-        train - val,
-        slope(val, history[..., 1]),
-        slope(train, history[..., 2]),
-        _squash(mean / log_c),
-        *np.moveaxis(_squash(quantiles / mean[..., None]), -1, 0),
-        *np.moveaxis(_squash(quantiles / log_c[..., None]), -1, 0),
-        2.0 * top - 1.0,
-        _squash(spread),
-        mean_of(right),
-        mean_of(~seen),
-        mean_of(seen & ~right & (forgets == 0)),
-        mean_of(seen & ~right & (forgets > 0)),
-        mean_of(forgets > 0),
-        mean_of(margin < -0.5),
-        mean_of(margin > 0.5),
-        mean_of(obs["confidence"]),
-        mean_of(obs["entropy"]),
-        np.sqrt(2.0) * masked_mean(obs["el2n"], valid) - 1.0,
-        *np.moveaxis(_squash(_quantiles(_sorted(volatility, valid), valid, (0.5, 0.9))), -1, 0),
-        *np.moveaxis(_squash(_quantiles(_sorted(obs["age"], valid), valid, (0.5, 0.9))), -1, 0),
-        2.0 * _gini(obs["visits"], valid) - 1.0,
-        2.0 * kept - 1.0,
-        2.0 * mixed - 1.0,
-        np.where(just.any(axis=-1), 2.0 * masked_mean(ranks(loss, valid), just) - 1.0, 0.0),
-        np.where(just.any(axis=-1) & others.any(axis=-1), masked_mean(right, just) - masked_mean(right, others), 0.0),
-    ]
+    named = {
+        "spent": 2.0 * spent - 1.0,
+        "log_budget": np.log10(np.maximum(_scalar(obs, "budget"), 1e-6)) - 1.0,
+        "log_classes": np.log10(classes) - 1.0,
+        "balance": 2.0 * balance - 1.0,
+        "val_accuracy": over_chance(val),
+        "train_accuracy": over_chance(train),
+        "gap": train - val,
+        "val_slope": slope(val, history[..., 1]),
+        "train_slope": slope(train, history[..., 2]),
+        "loss": _squash(mean / log_c),
+        "loss_top_tenth": 2.0 * _share_of_top_tenth(ordered, valid) - 1.0,
+        "loss_spread_of_classes": _squash(spread),
+        "right": mean_of(right),
+        "never_seen": mean_of(~seen),
+        "never_right": mean_of(seen & ~right & (forgets == 0)),
+        "forgotten": mean_of(seen & ~right & (forgets > 0)),
+        "ever_forgotten": mean_of(forgets > 0),
+        "surely_wrong": mean_of(margin < -0.5),
+        "surely_right": mean_of(margin > 0.5),
+        "confidence": mean_of(obs["confidence"]),
+        "entropy": mean_of(obs["entropy"]),
+        "el2n": np.sqrt(2.0) * masked_mean(obs["el2n"], valid) - 1.0,
+        "visits_gini": 2.0 * _gini(obs["visits"], valid) - 1.0,
+        "last_kept": 2.0 * kept - 1.0,
+        "last_mixed": 2.0 * mixed - 1.0,
+        "last_loss_rank": np.where(measured, 2.0 * masked_mean(ranks(loss, valid), just) - 1.0, 0.0),
+        "last_right": np.where(
+            measured & others.any(axis=-1), masked_mean(right, just) - masked_mean(right, others), 0.0
+        ),
+    }
+    for name, values, shares in (
+        ("loss_q", quantiles / mean[..., None], LOSS_QUANTILES),
+        ("loss_c", quantiles / log_c[..., None], LOSS_QUANTILES),
+        ("volatility_q", _quantiles(_sorted(volatility, valid), valid, QUANTILES), QUANTILES),
+        ("age_q", _quantiles(_sorted(obs["age"], valid), valid, QUANTILES), QUANTILES),
+    ):
+        named |= zip(_names(name, shares), np.moveaxis(_squash(values), -1, 0), strict=True)
+    columns = [named[name] for name in FEATURES]
     return np.clip(np.stack(columns, axis=-1), -1.0, 1.0).astype(np.float32)
 
 
 def _scalar(obs: Observation, name: str) -> Floats:
+    """Return an entry (…, 1) of the observation as (…) float64."""
     return np.asarray(obs[name], np.float64)[..., 0]
 
 
@@ -183,6 +191,16 @@ def _quantiles(ordered: Floats, valid: NDArray[np.bool_], shares: tuple[float, .
     below = np.take_along_axis(ordered, low, axis=-1).astype(np.float64)
     above = np.take_along_axis(ordered, np.ceil(at).astype(np.int64), axis=-1)
     return below + (at - low) * (above - below)
+
+
+def _share_of_top_tenth(ordered: Floats, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the share of the sum of `_sorted` values that the largest tenth of them carries."""
+    n = valid.sum(axis=-1)
+    position = np.arange(ordered.shape[-1])
+    tenth = (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
+    finite = np.where(np.isfinite(ordered), ordered, 0.0)
+    total = finite.sum(axis=-1, dtype=np.float64)
+    return (finite * tenth).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
 
 
 def _class_sums(label: NDArray[np.integer], values: Floats) -> NDArray[np.float64]:

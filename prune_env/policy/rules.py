@@ -82,18 +82,20 @@ def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None
     keys = np.where(valid, (1.0 - r) * preference + r * gumbel, -np.inf)  # (…, N)
 
     n = valid.sum(axis=-1, keepdims=True)
-    share = np.round(SMALLEST_KEEP ** ((1.0 - keep) / 2.0), SHARE_DIGITS)  # a half of an odd n is one, as for agents
-    k = np.maximum(1, np.rint(share * n)).astype(np.int64)  # (…, 1)
+    keep_share = np.round(SMALLEST_KEEP ** ((1.0 - keep) / 2.0), SHARE_DIGITS)  # half of an odd n is as for agents
+    k = np.maximum(1, np.rint(keep_share * n)).astype(np.int64)  # (…, 1)
     kept, border = _top_k(keys, k)
     kept &= valid
-    border = np.where(k < n, border, -np.inf)
+
+    border = np.where(k < n, border, -np.inf)  # t; where all are kept, π is 1
     reach = np.clip(((1.0 - r) * np.where(valid, preference, 0.0) - border) / r, -30.0, 30.0)
-    weight = np.exp(-weighting * np.log(-np.expm1(-np.exp(reach))))
+    log_probability = np.log(-np.expm1(-np.exp(reach)))  # log π
+    weight = np.exp(-weighting * log_probability)
     weight = np.clip(weight / masked_mean(weight, kept)[..., None], 1.0 / MAX_RATIO, MAX_RATIO)
 
-    q = (mixup + 1.0) / 2.0
-    blended = kept & (draws[..., 1] < q) & (obs["visits"] > 0)
-    share = 0.5 * (draws[..., 1] / np.maximum(q, 1e-12)) ** 2
+    blend = (mixup + 1.0) / 2.0  # probability
+    blended = kept & (draws[..., 1] < blend) & (obs["visits"] > 0)
+    share = 0.5 * (draws[..., 1] / np.maximum(blend, 1e-12)) ** 2  # given that it is blended: half a uniform's square
     return {
         "weight": np.where(kept, weight, 0.0).astype(np.float32),
         "mixup": np.where(blended, share, 0.0).astype(np.float32),
@@ -149,4 +151,5 @@ def _top_k(keys: NDArray[np.float64], k: NDArray[np.int64]) -> tuple[NDArray[np.
 
 
 def _logit(share: Floats) -> Floats:
+    """Map (0, 1) to the real line, and ½ to 0."""
     return np.log(share / (1.0 - share))

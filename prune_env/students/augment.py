@@ -21,15 +21,12 @@ def hash32(x: Tensor) -> Tensor:
 
 
 def draw(seed: int, indices: Tensor, visits: Tensor) -> tuple[Tensor, Tensor]:
-    """A hash for each sample, and one for each of its visits.
+    """Return two hashes (B,) int64 in [0, 2^32): of each sample, and of its visit.
 
     Args:
         seed: 32 bits.
         indices: (B,) int64.
         visits: (B,) int64, how often each was trained on before.
-
-    Returns:
-        two (B,) int64 in [0, 2^32).
     """
     sample = hash32((indices ^ seed) & _MASK)
     return sample, hash32((sample + visits * 0x9E3779B9) & _MASK)
@@ -42,13 +39,8 @@ def crop_flip(images: Tensor, seed: int, indices: Tensor, visits: Tensor) -> Ten
     (alternating flip, arXiv 2404.00498, keyed on epochs there, which a subset epoch would break).
 
     Args:
-        images: (B, C, H, W) float32.
-        seed: 32 bits.
-        indices: (B,) int64.
-        visits: (B,) int64, how often each was trained on before.
-
-    Returns:
-        (B, C, H, W) of the same dtype.
+        images: (B, C, H, W) float32; the result has the same shape.
+        seed, indices, visits: see `draw`.
     """
     sample, visit = draw(seed, indices, visits)
     height, width = images.shape[2:]
@@ -68,7 +60,7 @@ def crop_flip(images: Tensor, seed: int, indices: Tensor, visits: Tensor) -> Ten
 
 
 def blend(images: Tensor, partners: Tensor, shares: Tensor) -> Tensor:
-    """(1 - m) x + m x', the mixup of each image with its partner (arXiv 1710.09412).
+    """Return (1 - m) x + m x', the mixup of each image with its partner (arXiv 1710.09412).
 
     Args:
         images: (B, C, H, W) float32.

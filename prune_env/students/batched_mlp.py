@@ -6,9 +6,8 @@ have zero gradients and stay zero, so padding changes no number but by rounding,
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -22,9 +21,10 @@ from prune_env.budget import Epoch, Stopwatch
 from prune_env.selection import Selection
 from prune_env.students import augment, models
 from prune_env.threads import one_thread
-from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, tally
+from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, bits, number, tally
 
-FETCHED = 2**20  # numbers of images that are gathered at a time: 4 MiB
+FETCHED = 2**24  # bytes of images that are gathered at a time: 16 MiB
+ENTERED = 2**18  # logits whose statistics are entered at a time: 1 MiB, which a cache holds
 
 
 def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> list[EpochResult]:
@@ -75,11 +75,11 @@ def run_alike(trainers: list[Trainer], epochs: list[Epoch]) -> list[Work]:
         students.hand_back()
         scored = torch.cat([trainers[k].score(epochs[k]) for k in order])[:, None]
         watch.mark()
-        counts = torch.cat([trained, scored, validated], dim=1).tolist()  # the host waits here
+        counts = torch.cat([trained, scored, validated, bits(loss)[:, None]], dim=1).tolist()  # the host waits here
     train, evaluate, score = (passed / len(trainers) for passed in watch.stretches())
     works = {
-        k: Work(epochs[k], of_one, one_loss, (train, score, evaluate))
-        for k, of_one, one_loss in zip(order, counts, loss.tolist(), strict=True)
+        k: Work(epochs[k], own, number(loss_bits), (train, score, evaluate))
+        for k, (*own, loss_bits) in zip(order, counts, strict=True)
     }
     return [works[k] for k in range(len(trainers))]
 
@@ -90,17 +90,14 @@ class Students:
     def __init__(self, trainers: list[Trainer]):
         self.trainers = trainers
         self.device = trainers[0].device
-        columns = zip(*(map(torch.atleast_2d, trainer.parameters) for trainer in trainers), strict=True)
-        shapes = [tuple(max(p.shape[d] for p in column) for d in range(2)) for column in columns]
-        # of each layer in turn: weights (K, outputs, inputs) and biases (K, 1, outputs)
-        self.weights = [torch.zeros(len(trainers), *shape, device=self.device) for shape in shapes]
-        self.momenta = [torch.zeros_like(weight) for weight in self.weights]
-        for trainer, *corners in self._corners():
-            for p, weight, momentum in zip(trainer.parameters, *corners, strict=True):
-                weight.copy_(torch.atleast_2d(p.detach()))
-                if (buffer := trainer.optimizer.state.get(p, {}).get("momentum_buffer")) is not None:
-                    momentum.copy_(torch.atleast_2d(buffer))
-        self.features, self.classes = shapes[0][1], shapes[-1][1]
+        # weights and biases of each layer in turn, a view (outputs, inputs) or (outputs, 1) a student
+        self.views = [[_matrix(p.detach()) for p in t.parameters] for t in trainers]
+        self.buffers = [[_matrix(buffer) for buffer in t.optimizer.momenta()] for t in trainers]
+        self.weights, self.momenta = (
+            [_stacked(column) for column in zip(*each, strict=True)] for each in (self.views, self.buffers)
+        )  # (K, outputs, inputs) and (K, outputs, 1)
+        self.gradients = [torch.empty_like(weight) for weight in self.weights]
+        self.features, self.classes = self.weights[0].shape[2], self.weights[-1].shape[1]
         self.samples = [len(trainer.stats.table) for trainer in trainers]
         self.table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
         self.batches = [trainer.batches for trainer in trainers]
@@ -111,31 +108,20 @@ class Students:
             return torch.tensor(values, device=self.device)[:, None, None]  # (K, 1, 1)
 
         self.momentum, self.decay, self.smoothing = map(column, ("momentum", "weight_decay", "label_smoothing"))
-        self.mean, self.scale = torch.zeros(2, len(trainers), 1, self.features, device=self.device)
-        for k, trainer in enumerate(trainers):
-            shape = trainer.train_data.images.shape[1:]
-            self.mean[k, 0, : math.prod(shape)] = trainer.mean.expand(shape).flatten()
-            self.scale[k, 0, : math.prod(shape)] = trainer.scale.expand(shape).flatten()
-
-    def _corners(self) -> Iterator[tuple[Trainer, list[Tensor], list[Tensor]]]:
-        """Each trainer with the parts of the stacked weights and momenta that are its own: the rest is padding."""
-        for k, trainer in enumerate(self.trainers):
-            places = [(k, *map(slice, torch.atleast_2d(p).shape)) for p in trainer.parameters]
-            weights, momenta = (
-                [stacked[place] for stacked, place in zip(each, places, strict=True)]
-                for each in (self.weights, self.momenta)
-            )
-            yield trainer, weights, momenta
+        shapes = [trainer.train_data.images.shape[1:] for trainer in trainers]
+        self.mean, self.scale = (  # (K, 1, features) each, 0 where images are padded
+            _stacked([x.expand(shape).reshape(1, -1) for x, shape in zip(moments, shapes, strict=True)])
+            for moments in zip(*((trainer.mean, trainer.scale) for trainer in trainers), strict=True)
+        )
 
     @torch.no_grad()
     def hand_back(self) -> None:
         """Give every trainer what its copies have become."""
         tables = self.table.split(self.samples)
-        for k, (trainer, weights, momenta) in enumerate(self._corners()):
-            for p, weight, momentum in zip(trainer.parameters, weights, momenta, strict=True):
-                p.copy_(weight.reshape(p.shape))
-                if trainer.recipe.momentum:
-                    trainer.optimizer.state[p]["momentum_buffer"] = momentum.reshape(p.shape).clone()
+        for k, trainer in enumerate(self.trainers):
+            for mine, stacked in ((self.views[k], self.weights), (self.buffers[k], self.momenta)):
+                corners = [all_of[k, : own.shape[0], : own.shape[1]] for own, all_of in zip(mine, stacked, strict=True)]
+                torch._foreach_copy_(mine, corners)  # pyright: ignore[reportPrivateImportUsage]
             trainer.stats.table.copy_(tables[k])
             trainer.batches = self.batches[k]
             trainer.optimizer.param_groups[0]["lr"] = self.rates[k]
@@ -158,21 +144,25 @@ class Students:
                 self.rates[k] = float(rates[k, len(sizes[k]) - 1])
         places = np.concatenate(places)
 
-        def placed(*rows: NDArray) -> Tensor:
-            """(K, T, B) on the device, 0 where there is no row."""
+        def placed(rows: list[NDArray]) -> NDArray:
+            """(K, T, B), 0 where there is no row."""
             values = np.zeros(count * ticks * most, rows[0].dtype)
             values[places] = np.concatenate(rows)
-            return torch.from_numpy(values).to(device).view(count, ticks, most)
+            return values.reshape(count, ticks, most)
 
-        index = placed(*(epoch.rows.indices for epoch in epochs))
-        weight = placed(*(epoch.rows.weights / t.batch_size for t, epoch in zip(trainers, epochs, strict=True)))
-        share = placed(*(epoch.rows.shares for epoch in epochs))
-        partner = placed(*(epoch.rows.partners for epoch in epochs))
-        real = placed(np.ones(len(places), np.bool_))
+        weights = [epoch.rows.weights / trainer.batch_size for trainer, epoch in zip(trainers, epochs, strict=True)]
+        index, partner, weight, share = (
+            torch.from_numpy(placed(rows)).to(device)
+            for rows in (
+                [epoch.rows.indices for epoch in epochs],
+                [epoch.rows.partners for epoch in epochs],
+                weights,
+                [epoch.rows.shares for epoch in epochs],
+            )
+        )
+        real = placed([np.ones(len(places), np.bool_)])
         mixed = any(epoch.rows.mixed for epoch in epochs)
-        rate = (
-            torch.from_numpy(rates).to(device).float()[..., None]
-        )  # on the host they stay as exact as a single student's
+        rate = torch.from_numpy(rates).to(device).float()[..., None]  # (K, T, 1)
         active = [sum(len(own) > tick for own in sizes) for tick in range(ticks)]
         first = torch.tensor([0, *np.cumsum(self.samples)[:-1]], device=device)  # (K,) row of each one's first sample
         spent = torch.tensor([epoch.spent for epoch in epochs], device=device)  # (K,)
@@ -181,50 +171,41 @@ class Students:
         for start in range(0, ticks, several):
             part = slice(active[start]), slice(start, start + several)
             images, labels = self._fetch(index[part])
-            target = self._target(labels)
-            if mixed:
-                others, other_labels = self._fetch(partner[part])
-                blend = share[part][..., None]
-                images = torch.lerp(images, others, blend)
-                target = torch.lerp(target, self._target(other_labels), blend)
+            target, (others, other_labels) = self._target(labels), self._fetch(partner[part]) if mixed else (None, None)
+            if other_labels is not None:
+                target = torch.lerp(target, self._target(other_labels), share[part][..., None])
             logits = torch.zeros_like(target)
             for tick in range(start, min(start + several, ticks)):
                 a, t = active[tick], tick - start
-                logits[:a, t] = self._step(images[:a, t], target[:a, t], weight[:a, tick], rate[:a, tick, None])
-            own = real[part]
-            member = torch.arange(len(own), device=device)[:, None, None].expand_as(own)[own]  # (R,) of the real rows
-            flags = stats.enter(
-                self.table,
-                first[member] + index[part][own],
-                logits[own],
-                labels[own],
-                (share[part] == 0.0)[own],
-                spent[member],
-                ema[member],
-            )
+                x = self._normalize(images[:a, t])
+                if others is not None:
+                    x = torch.lerp(x, self._normalize(others[:a, t]), share[:a, tick, :, None])
+                logits[:a, t] = self._step(x, target[:a, t], weight[:a, tick], rate[:a, tick, None])
+            # places of real rows among these A * T * B, found on the host, lest it waits for the device
+            found = torch.from_numpy(np.flatnonzero(real[part])).to(device)
+            member = found // (labels.shape[1] * most)
+            samples = first[member] + index[part].flatten()[found]
+            clean = share[part].flatten()[found] == 0.0
+            columns = logits.flatten(0, 2)[found], labels.flatten()[found], clean, spent[member], ema[member]
+            pieces = zip(*(column.split(ENTERED // self.classes) for column in (samples, *columns)), strict=True)
+            flags = torch.cat([stats.enter(self.table, *piece) for piece in pieces], dim=1)  # (3, R)
             counts.index_add_(0, member, flags.long().t())
         return counts
 
     def _fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (A, T, B, features) float32, normalised, augmented and padded, and labels (A, T, B) of `index`."""
-        trainers, rows = self.trainers[: len(index)], index.flatten(1)
-        batches = [t.train_data.batch(own) for t, own in zip(trainers, rows, strict=True)]
-        images = self._normalize([images for images, _ in batches])
-        for k, trainer in enumerate(trainers):
+        """Images (A, T, B, features) uint8, augmented and padded, and labels (A, T, B) int64 of `index`."""
+        batches = []
+        for trainer, rows in zip(self.trainers, index.flatten(1), strict=False):
+            images, labels = trainer.train_data.batch(rows)
             if trainer.train_data.augment:
-                own = images[k, :, : batches[k][0][0].numel()]
-                visits = trainer.stats.visits(rows[k])
-                whole = augment.crop_flip(own.view_as(batches[k][0]), trainer.augmentation, rows[k], visits)
-                own.copy_(whole.flatten(1))
-        labels = torch.stack([labels for _, labels in batches])
-        return images.unflatten(1, index.shape[1:]), labels.view_as(index)
+                images = augment.crop_flip(images, trainer.augmentation, rows, trainer.stats.visits(rows))
+            batches.append((images.flatten(1), labels))
+        images, labels = zip(*batches, strict=True)
+        return _stacked(images).unflatten(1, index.shape[1:]), torch.stack(labels).view_as(index)
 
-    def _normalize(self, images: list[Tensor]) -> Tensor:
-        """(R, C, H, W) uint8 images of each of A students to (A, R, features) float32, padded with zeros."""
-        flat = [each.flatten(1) for each in images]
-        if any(each.shape[1] < self.features for each in flat):
-            flat = [F.pad(each, (0, self.features - each.shape[1])) for each in flat]
-        return torch.stack(flat).float().sub_(self.mean[: len(flat)]).mul_(self.scale[: len(flat)])
+    def _normalize(self, images: Tensor) -> Tensor:
+        """(A, B, features) uint8 to float32; what is padded becomes 0."""
+        return images.float().sub_(self.mean[: len(images)]).mul_(self.scale[: len(images)])
 
     def _target(self, labels: Tensor) -> Tensor:
         """(A, T, B, classes) float32: the smoothed one-hot labels of (A, T, B)."""
@@ -246,23 +227,26 @@ class Students:
             (A, B, C) float32 logits before the step.
         """
         count = len(x)
-        weights, momenta = ([stacked[:count] for stacked in each] for each in (self.weights, self.momenta))
+        weights, momenta, gradients = (
+            [stacked[:count] for stacked in each] for each in (self.weights, self.momenta, self.gradients)
+        )
         momentum, decay = self.momentum[:count], self.decay[:count]
-        inputs = forward(weights, x)
+        inputs = forward(weights, x.transpose(1, 2))
         logits = inputs.pop()
-        error = logits.softmax(dim=-1).sub_(target).mul_(weight[..., None])  # gradient of sum(w_i l_i) by the logits
-        gradients: list[Tensor] = []  # of biases and weights, the last layer's first
+        # the gradient of sum(w_i l_i) by the logits, then by the inputs of each layer
+        error = logits.softmax(dim=1).sub_(target.transpose(1, 2)).mul_(weight[:, None])
         for layer in reversed(range(len(inputs))):
             h = inputs[layer]
-            gradients += [error.sum(dim=1, keepdim=True), torch.bmm(error.transpose(1, 2), h)]
+            torch.bmm(error, h.transpose(1, 2), out=gradients[2 * layer])
+            torch.sum(error, dim=2, keepdim=True, out=gradients[2 * layer + 1])
             if layer:
-                error = torch.bmm(error, weights[2 * layer])
+                error = torch.bmm(weights[2 * layer].transpose(1, 2), error)
                 error = torch.ops.aten.threshold_backward(error, h, 0.0)  # ReLU's, in one pass
-        for p, v, g in zip(weights, momenta, reversed(gradients), strict=True):
+        for p, v, g in zip(weights, momenta, gradients, strict=True):
             g.addcmul_(p, decay)
             torch.addcmul(g, v, momentum, out=v)
             p.addcmul_(g.addcmul_(v, momentum), rate, value=-1.0)  # Nesterov
-        return logits
+        return logits.transpose(1, 2)
 
     @torch.no_grad()
     def validate(self) -> tuple[Tensor, Tensor]:
@@ -272,23 +256,39 @@ class Students:
         for rows in torch.arange(longest, device=self.device).split(EVALUATION_BATCH):
             batches = [t.val_data.batch(rows.clamp(max=len(t.val_data) - 1)) for t in self.trainers]
             labels = [y.where(rows < len(t.val_data), -1) for t, (_, y) in zip(self.trainers, batches, strict=True)]
-            images = self._normalize([images for images, _ in batches])
-            sums.append(tally(forward(self.weights, images)[-1], torch.stack(labels)))
+            images = self._normalize(_stacked([images.flatten(1) for images, _ in batches]))
+            logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2)
+            sums.append(tally(logits, torch.stack(labels)))
         loss, counts = zip(*sums, strict=True)
         return torch.stack(loss).sum(dim=0), torch.stack(counts).sum(dim=0)
 
 
 def forward(layers: list[Tensor], x: Tensor) -> list[Tensor]:
-    """Inputs (A, B, …) of each layer of A students, and the logits (A, B, C).
+    """Inputs (A, …, B) of each layer of A students, and the logits (A, C, B).
+
+    The batch comes last: products with few outputs are then twice as fast on a CPU.
 
     Args:
-        layers: weights (A, outputs, inputs) and biases (A, 1, outputs) of each layer in turn.
-        x: (A, B, features) float32.
+        layers: weights (A, outputs, inputs) and biases (A, outputs, 1) of each layer in turn.
+        x: (A, features, B) float32.
     """
     passed = [x]
     for weight, bias in zip(layers[::2], layers[1::2], strict=True):
         if len(passed) > 1:
             x = x.relu_()
-        x = torch.baddbmm(bias, x, weight.transpose(1, 2))
+        x = torch.baddbmm(bias, weight, x)
         passed.append(x)
     return passed
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Stack K matrices to (K, rows, columns), padded with zeros."""
+    rows, columns = (max(matrix.shape[d] for matrix in matrices) for d in range(2))
+    if any(matrix.shape != (rows, columns) for matrix in matrices):
+        matrices = [F.pad(each, (0, columns - each.shape[1], 0, rows - each.shape[0])) for each in matrices]
+    return torch.stack(list(matrices))
+
+
+def _matrix(parameter: Tensor) -> Tensor:
+    """Return a weight (outputs, inputs) as it is, and a bias as a view (outputs, 1)."""
+    return parameter if parameter.dim() == 2 else parameter[:, None]

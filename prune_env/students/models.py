@@ -42,22 +42,17 @@ class Seeded(TorchDispatchMode):
 
 
 def build(name: str, channels: int, size: int, classes: int, seed: int) -> nn.Module:
-    """A freshly initialised network on the CPU, in float32.
+    """Return a new network from (B, channels, size, size) to (B, classes), on the CPU, in float32.
 
     Args:
         name: `mlp`, `convnet`, `resnet9` or `resnet18` (CIFAR stem); the first three take their widths after
             a colon, as in `mlp:128-64` or `convnet:64-256-256`. `torchvision:NAME` is any classifier of
             torchvision without its pretrained weights.
-        channels: of the images.
-        size: height and width of the images.
-        classes: number of outputs C.
+        channels, size: of the images.
+        classes: number of outputs.
         seed: of the weights.
 
-    Returns:
-        a module from (B, channels, size, size) to (B, C).
-
-    Raises:
-        ValueError: an unknown name, or widths that do not fit it.
+    Raises ValueError for an unknown name, or widths that do not fit it.
     """
     family, _, rest = name.partition(":")
     with Seeded(torch.Generator().manual_seed(seed)):
@@ -74,9 +69,9 @@ def build(name: str, channels: int, size: int, classes: int, seed: int) -> nn.Mo
     raise ValueError(f"model {name!r} is not known; there are {', '.join(NAMES)}")
 
 
-@functools.lru_cache(maxsize=256)  # one that is made for each task of a distribution
+@functools.lru_cache(maxsize=256)  # the environment asks for each task of a distribution
 def check(name: str, channels: int, size: int, classes: int) -> bool:
-    """Whether such a network, see `build`, draws random numbers. Raises ValueError unless it takes such images."""
+    """Say whether training such a network draws random numbers. Raises ValueError unless it takes such images."""
     model = build(name, channels, size, classes, seed=0).eval()
     try:
         with torch.no_grad():
@@ -97,7 +92,7 @@ def _widths(name: str, text: str, default: tuple[int, ...], count: int | None = 
 
 
 def mlp(features: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
-    """Fully connected, ReLU, no normalisation."""
+    """Build a fully connected network with ReLU and without normalisation."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:
         layers += [nn.Linear(features, width), nn.ReLU()]
@@ -106,16 +101,14 @@ def mlp(features: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
 
 
 def convnet(channels: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
-    """Three blocks of two convolutions, shaped like airbench's (arXiv 2404.00498), 64-256-256 being its size."""
+    """Build three blocks of two convolutions, shaped like airbench's (arXiv 2404.00498), whose size is 64-256-256."""
     layers: list[nn.Module] = []
-    before = channels
     for width in widths:
-        layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2)]
         layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        layers += [nn.Conv2d(width, width, 3, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        before = width
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+        layers += [*_conv(width, width), nn.ReLU(inplace=True)]
+        channels = width
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
@@ -124,7 +117,7 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Seq
 
 
 class Residual(nn.Module):
-    """relu(short(x) + long(x))."""
+    """Compute relu(short(x) + long(x))."""
 
     def __init__(self, long: nn.Module, short: nn.Module):
         super().__init__()
@@ -142,7 +135,7 @@ def _block(inputs: int, outputs: int, stride: int) -> Residual:
 
 
 def resnet9(channels: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
-    """The DAWNBench network: a stem, three pooled stages, the first and last with a residual block."""
+    """Build the DAWNBench network: a stem, three pooled stages, the first and last with a residual block."""
     stem, first, second, third = widths
 
     def stage(inputs: int, outputs: int) -> list[nn.Module]:
@@ -163,13 +156,12 @@ def resnet9(channels: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
 
 
 def resnet18(channels: int, classes: int) -> nn.Module:
-    """ResNet-18 (arXiv 1512.03385) with the 3x3 stem for 32-pixel images that the pruning papers use."""
+    """Build ResNet-18 (arXiv 1512.03385) with the 3x3 stem for 32-pixel images that the pruning papers use."""
     blocks: list[nn.Module] = []
-    before = 64
-    for width in (64, 128, 256, 512):
-        blocks += [_block(before, width, stride=1 if width == before else 2), _block(width, width, 1)]
-        before = width
+    for inputs, width in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        blocks += [_block(inputs, width, stride=1 if width == inputs else 2), _block(width, width, stride=1)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, classes)]
+    # The stem is made last: the order decides which weights come of a seed.
     return nn.Sequential(*_conv(channels, 64), nn.ReLU(inplace=True), *blocks, *head)
 
 
@@ -186,7 +178,7 @@ def _torchvision(name: str, rest: str, channels: int, classes: int) -> nn.Module
 
 
 def is_random(model: nn.Module) -> bool:
-    """Whether a training pass draws random numbers (dropout, stochastic depth)."""
+    """Say whether a training pass draws random numbers (dropout, stochastic depth)."""
     # by name: importing torchvision, whose the last one is, takes longer than a run on the digits
     kinds = {"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "StochasticDepth"}
     random = [module for module in model.modules() if kinds & {kind.__name__ for kind in type(module).__mro__}]
@@ -194,7 +186,7 @@ def is_random(model: nn.Module) -> bool:
 
 
 def is_fully_connected(model: nn.Module) -> bool:
-    """Whether this is what `mlp` builds."""
+    """Say whether the network is one that `mlp` builds."""
     return all(isinstance(module, nn.Sequential | nn.Flatten | nn.Linear | nn.ReLU) for module in model.modules())
 
 
@@ -202,7 +194,7 @@ SMALL = 2**25  # multiplications of a forward pass: below, threads wait for each
 
 
 def is_small(model: nn.Module, rows: int) -> bool:
-    """Whether a fully connected network trains as fast on one thread, in batches of so many rows.
+    """Say whether a fully connected network trains as fast on one thread, in batches of so many rows.
 
     On a busy machine with two cores, two threads take 400 times as long as one for 64-64-10 in batches of 64
     (2**18 multiplications), 40 times for 256-256-10 (2**22), and twice for 1024-1024-10 in batches of 128 (2**27).
@@ -211,5 +203,5 @@ def is_small(model: nn.Module, rows: int) -> bool:
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether channels-last images and bfloat16 are worth it."""
+    """Say whether channels-last images and bfloat16 are worth it."""
     return any(isinstance(module, nn.Conv2d) for module in model.modules())

@@ -50,8 +50,7 @@ class Training:
 class Recipe(Training):
     """All of training but the data, the budget and the seed: a `Training` in which nothing is open.
 
-    Raises:
-        TypeError, ValueError: a value is missing, has another type, or is out of its range.
+    Raises TypeError or ValueError if a value is missing, has another type, or is out of its range.
     """
 
     # without a value these are None, as in `Training`, and refused below
@@ -113,9 +112,8 @@ def tuned(
         label_noise: share of wrong labels. An environment passes none: its recipe would tell agents the share.
         image_size: side of the images in pixels.
 
-    Raises:
-        TypeError: a value of another type.
-        ValueError: no entry knows the network, or the budget is not a positive number.
+    Raises TypeError for a value of another type, ValueError if no entry knows the network, or for a budget that is not
+    a positive number.
     """
     if not 0.0 < real("budget", budget) < math.inf:
         raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
@@ -124,10 +122,10 @@ def tuned(
     family = model.partition(":")[0]
     table = _table(resources.files("prune_env.students").joinpath("recipes.json").read_text())
     order = [(of, name) for of in (f"{dataset}:{image_size}", dataset, "*") for name in (model, family)]
-    found = next(((of, name) for of, name in order if name in table.get(of, {})), None)
-    if found is None:
+    known = [(of, name) for of, name in order if name in table.get(of, {})]
+    if not known:
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
-    of, name = found
+    of, name = known[0]
     entry = table[of][name]
     by_share = {0.0: entry, **{float(share): noisy for share, noisy in entry.get("noisy", {}).items()}}
     share = min(by_share, key=lambda share: abs(share - wrong))

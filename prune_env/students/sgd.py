@@ -35,13 +35,7 @@ class SGD:
         """Descend along the gradients of the parameters that have one."""
         (group,) = self.param_groups
         parameters = [p for p in self.parameters if p.grad is not None]
-        momenta = []
-        if group["momentum"]:
-            for p in parameters:
-                momentum = self.state[p].get("momentum_buffer")
-                if momentum is None:  # a first step from 0 is torch's first step
-                    momentum = self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                momenta.append(momentum)
+        momenta = self.momenta(parameters) if group["momentum"] else []
         torch._fused_sgd_(  # pyright: ignore[reportPrivateImportUsage]
             parameters,
             [p.grad for p in parameters if p.grad is not None],
@@ -54,6 +48,14 @@ class SGD:
             maximize=False,
             is_first_step=False,
         )
+
+    def momenta(self, parameters: Iterable[Tensor] | None = None) -> list[Tensor]:
+        """Return the live momentum of each parameter: zeros before its first step, from which that is torch's."""
+        parameters = self.parameters if parameters is None else parameters
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return [self.state[p]["momentum_buffer"] for p in parameters]
 
     def state_dict(self) -> dict[str, Any]:
         """The live buffers, by the place of their parameter, and the settings."""

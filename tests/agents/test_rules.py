@@ -126,15 +126,6 @@ def test_infobatch_written_out(n, r, seed):
     np.testing.assert_array_equal(np.sort(weight), np.sort(expected))
 
 
-def test_infobatch_keeps_the_expected_gradient():
-    o, draws = observe(41, "mixed"), 3000
-    agent, rng = make("infobatch:r=0.3"), rng_of()
-    steps = np.array([agent(o, rng)["weight"] for _ in range(draws)]) @ rng_of(1).normal(size=(41, 3))
-    error = steps.std(axis=0) / math.sqrt(draws)
-    whole = rng_of(1).normal(size=(41, 3)).sum(axis=0)
-    np.testing.assert_array_less(np.abs(steps.mean(axis=0) - whole), 5 * error + 1e-4)
-
-
 @pytest.mark.parametrize(
     ("spec", "whole", "part"),
     [
@@ -195,7 +186,7 @@ def test_swdpp_probabilities_sum_to_the_number_kept(n, keep, tau, state):
 
 def test_swdpp_draws_with_its_probabilities_and_its_hard_cut_takes_the_largest():
     o = observe(40, "mixed")
-    assert_frequencies(frequencies(make("swdpp:keep=0.3"), [o], 1200), 1200, inclusion(o, 0.3))
+    assert_frequencies(frequencies(make("swdpp:keep=0.3"), [o], 500), 500, inclusion(o, 0.3))
     o = observe(50)
     assert set(chosen("swdpp:tau=0,keep=0.3", o)) == slow_top(slow_difficulty(o, True), 15)
     assert set(chosen("swdpp:tau=0,keep=0.3,dynamics=False", o)) == slow_top(o["loss"].tolist(), 15)
@@ -238,8 +229,8 @@ def test_orderdp_takes_the_hardest_of_a_pool():
     ]
     expected = np.empty(n)
     expected[np.argsort(-o["loss"])] = by_rank
-    assert_frequencies(frequencies(make("orderdp:keep=0.25,pool=0.5"), [o], 3000), 3000, expected)
-    assert_frequencies(frequencies(make("orderdp:keep=0.25"), [o], 3000), 3000, expected)  # sqrt(0.25)
+    assert_frequencies(frequencies(make("orderdp:keep=0.25,pool=0.5"), [o], 1500), 1500, expected)
+    assert_frequencies(frequencies(make("orderdp:keep=0.25"), [o], 1500), 1500, expected)  # sqrt(0.25)
 
 
 def test_middle_draws_without_replacement_by_weight():
@@ -249,7 +240,7 @@ def test_middle_draws_without_replacement_by_weight():
     expected = np.zeros(6)
     for i, j in itertools.permutations(range(6), 2):  # first i, then j of the others
         expected[[i, j]] += w[i] / sum(w) * w[j] / (sum(w) - w[i])
-    assert_frequencies(frequencies(make("middle:keep=0.333"), [o], 4000), 4000, expected)
+    assert_frequencies(frequencies(make("middle:keep=0.333"), [o], 2000), 2000, expected)
 
 
 # SeTa
@@ -336,16 +327,6 @@ def test_kakurenbo_is_its_rule(n, hide, moment, confidence, nominal):
     np.testing.assert_allclose(action["weight"], [0 if i in hidden else weight for i in range(n)], rtol=1e-6)
 
 
-def test_kakurenbo_counted_by_hand():
-    correct = [1, 1, 0, 1, 1, 1, 1, 1, 1, 1]
-    confidence = [0.9, 0.7, 0.9, 0.69, 0.95, 0.9, 0.9, 0.9, 0.9, 0.9]
-    o = show(loss=[0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0], correct=correct, confidence=confidence, visits=1)
-    action = Kakurenbo(hide=0.4)(o, rng_of())
-    # of 1, 2, 3, 4 the second is wrong and the third unsure: both are moved back, and nothing replaces them
-    assert action["score"].tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 0, 0]
-    assert action["weight"].tolist() == [1.25, 0, 1.25, 1.25, 0, 1.25, 1.25, 1.25, 1.25, 1.25]
-
-
 # RePB
 
 
@@ -372,13 +353,6 @@ def test_repb_is_its_rule():
     assert min(easy, outside) > 1000
     assert_frequencies(np.array(easy_in), easy, 1 - rho)
     assert_frequencies(np.array(outside_in), outside, 1 - rho)
-
-
-@pytest.mark.parametrize(("rho", "losses"), [(0, np.arange(10)), (0.9, [0.7] * 10), (0.9, [3.0])])
-def test_repb_drops_nothing_without_rho_or_a_difference(rho, losses):
-    agent, rng = RePB(rho=rho), rng_of()
-    for _ in range(20):
-        assert agent(show(loss=losses), rng)["weight"].tolist() == [1] * len(losses)
 
 
 # Statics: what is shown is an observation before the first step and one after each

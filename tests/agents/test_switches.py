@@ -42,10 +42,10 @@ class Fixed:
 def test_annealing_begins_exactly_with_its_share(share):
     """The observation's share is float32: 0.9 arrives as 0.89999998."""
     inner = Fixed(2.5 * (np.arange(10) % 2), 0.4, np.ones(10))
-    agent = Switched(agent=inner, anneal=share, mixup=1.0)
+    agent, observation = Switched(agent=inner, anneal=share, mixup=1.0), observe(10)
     for step in range(200):
         annealed, calls = step >= round((1 - share) * 200), inner.calls
-        action = agent(observe(10, spent=step / 200), generator())
+        action = agent({**observation, "spent": np.array([step / 200], np.float32)}, generator())
         assert inner.calls == calls + (not annealed)
         if annealed:
             assert [action[name].tolist() for name in ("weight", "mixup", "score")] == [[1] * 10, [0] * 10, [0] * 10]

@@ -1,6 +1,7 @@
 """`train.bench`: its loops train as they say, its restatements follow the formulas, its tables are complete."""
 
 import copy
+import functools
 import re
 
 import numpy as np
@@ -149,6 +150,15 @@ def test_peers_train_on_as_many(agent):
 # ---------------------------------------------------------------- scale, and the programs
 
 
+def test_many_students_train_on_both_sides_and_their_operations_are_counted():
+    many = peers.time_many(2, 1, **SMALL)
+    assert min(many.batched, many.looped, many.ratio) > 0
+    forward = 2 * (64 * 4 + 4 * 10)  # operations a sample: a product and a sum for each weight
+    backward = forward + 2 * 4 * 10  # by the weights, and by the hidden layer
+    val = len(started().val_data)
+    assert many.flops / many.batched == pytest.approx(48 * (forward + backward) + val * forward)
+
+
 def test_observations_of_any_size_look_like_the_environments():
     seen = scale.observation(100, np.random.default_rng(0))
     env = digits(budget=100.0)
@@ -164,7 +174,14 @@ def test_parts_of_an_epoch_are_timed_and_their_memory_is_counted():
     assert parts["check of an action"].host == pytest.approx(12, rel=0.2)
 
 
-def test_every_section_prints_its_tables(capsys, monkeypatch):  # several seconds: epochs of all digits
+def test_every_section_prints_its_tables(capsys, monkeypatch):
+    # epochs of all digits take many seconds
+    monkeypatch.setattr(bench, "time_step", functools.partial(peers.time_step, **SMALL))
+
+    def duel(env_id, agent, rounds, workers, epochs, **task):
+        return peers.time_peers(env_id, agent, rounds, workers, 1, **task, **SMALL)
+
+    monkeypatch.setattr(bench, "time_peers", duel)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # on a busy machine they wait for each other
     bench.main(bench.Args(rounds=1, samples=(300, 600), classes=7, members=(2,), conv_members=(), workers=(0,)))
     out = capsys.readouterr().out
@@ -172,7 +189,7 @@ def test_every_section_prints_its_tables(capsys, monkeypatch):  # several second
     assert re.search(r"digits, mlp +│( +[\d.,]+ │){3}$", out, re.M)
     assert re.search(r"digits, mlp +│ +full │ +1\.00 │( +[\d.,]+ │){2} +0 │ +[\d.,]+ │$", out, re.M)
     assert re.search(r"digits, mlp +│ +infobatch │ +0\.\d\d │( +[\d.,]+ │){2} +0 │ +[\d.,]+ │$", out, re.M)
-    assert re.search(r"│ mlp +│ +2 │( +[\d.,]+ │){3}$", out, re.M)
+    assert re.search(r"│ mlp +│ +2 │( +[\d.,]+ │){4}$", out, re.M)
     assert len(re.findall(r"^│ [\w' ]+ │(?: +[\d.]+ │){3} +\d+ │$", out, re.M)) == 7
     assert len(re.findall(r"^│ [36]00 +│(?: +[\d.]+ │){5}$", out, re.M)) == 2
     assert sorted(re.findall(r"^│ (\w+) +│(?: +[\d.]+ │){3}$", out, re.M)) == sorted(agents.AGENTS)

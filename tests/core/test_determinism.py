@@ -169,6 +169,7 @@ def test_a_forked_child_goes_on_with_the_numbers_of_its_parent():
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_go_on, args=(env, theirs))
     process.start()
+    theirs.close()
     try:
         assert ours.poll(120), "the forked child says nothing"
         assert same(ours.recv(), _go_on(env))

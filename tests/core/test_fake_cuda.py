@@ -29,6 +29,8 @@ aten = torch.ops.aten
 
 def can_pretend() -> bool:
     """Older releases of torch ask the driver even when the device is a pretended one."""
+    # autograd sets up its threads at the first call: eight for a pretended device, and then no fork can train
+    torch.ones(1, requires_grad=True).sum().backward()
     try:
         with FakeTensorMode():
             return torch.empty(1, device="cuda")[:, None].device.type == "cuda"
@@ -190,8 +192,8 @@ class Transfers(TorchDispatchMode):
 
 def test_the_number_of_transfers_does_not_grow_with_rows_or_students(cuda):
     counted = set()
-    for members, k, scored in ((2, 8, 1), (2, 24, 24), (3, 24, 24)):
-        students = [cuda.trainer(24, "mlp:5") for _ in range(members)]
+    for members, k, scored in ((2, 8, 1), (3, 16, 16)):
+        students = [cuda.trainer(16, "mlp:5") for _ in range(members)]
         with Transfers() as alone:
             students[0].train_epoch(selection(k, scored))
         with Transfers() as several:

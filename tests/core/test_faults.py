@@ -158,6 +158,7 @@ def test_info_has_the_same_names_and_kinds_after_reset_and_step(name):
     assert {name: first[name].dtype for name in kinds[0]} == kinds[0]
 
 
+# over 2 s: Minari writes an episode of every sample's statistics
 def test_minari_records_infos(tmp_path, monkeypatch):
     minari = pytest.importorskip("minari", reason="minari is not installed")
     pytest.importorskip("h5py", reason="h5py, which minari writes with, is not installed")

@@ -111,7 +111,7 @@ def test_columns_average_steps_narrower_than_they_are():
 # ---------------------------------------------------------------- the curve, images, words
 
 
-@pytest.mark.parametrize(("spent", "accuracy"), [(0.5, 0.25), (2.0, 1.0), (1.37, 0.0)])
+@pytest.mark.parametrize(("spent", "accuracy"), [(0.5, 0.25), (2.0, 1.0)])
 def test_curve_ends_at_the_last_accuracy(spent, accuracy):
     frame = render.frame(history_of((np.arange(100), np.ones(100), spent, accuracy)), planted(), 2.0)
     left, top, right, bottom = render.CURVE
@@ -194,21 +194,27 @@ def test_text():
 @pytest.mark.parametrize("train_size", [10, 200])
 def test_environment_renders_through_an_episode(train_size):
     env = digits(render_mode="rgb_array", train_size=train_size, budget=2.0, batch_size=8)
+
+    def picture() -> np.ndarray:
+        frame = env.render()
+        assert isinstance(frame, np.ndarray)
+        return frame
+
     with pytest.raises(gym.error.ResetNeeded):
         env.render()
     observation, _ = env.reset(seed=0)
-    frames, finished = [env.render()], False
-    assert (strip_of(np.asarray(frames[0])) == render.EMPTY).all()
+    frames, finished = [picture()], False
+    assert (strip_of(frames[0]) == render.EMPTY).all()
     while not finished:
         hardest = np.argsort(observation["loss_mean"])[train_size // 2 :]
         observation, _, finished, _, _ = env.step(select(hardest, n=train_size))
-        frames.append(env.render())
+        frames.append(picture())
     assert {(frame.shape, frame.dtype.name) for frame in frames} == {((480, 720, 3), "uint8")}
     assert len({frame.tobytes() for frame in frames}) == len(frames) > 3
     frames[-1][:] = 0
-    assert env.render().any()  # each frame has its own memory
+    assert picture().any()  # each frame has its own memory
     env.reset(seed=0)
-    assert (env.render() == frames[0]).all()
+    assert (picture() == frames[0]).all()
 
 
 def test_environment_shows_what_was_trained_on_after_the_budgets_cut():

@@ -48,7 +48,7 @@ def test_trained_and_scored_samples_have_the_statistics_of_their_logits(model):
         plain.load_state_dict(student.model.state_dict())
         with torch.no_grad():
             logits = plain(images).numpy()
-        for i in np.flatnonzero(score):
+        for i in np.flatnonzero(score).tolist():
             slow.visit(i, logits[i], labels[i], True, spent, trained=False)
         seen = student.observe()
         for name, values in slow.observe(spent).items():
@@ -75,6 +75,7 @@ def test_the_statistics_of_a_scored_sample_counted_by_hand():
         assert run(student, np.zeros(24), score=np.arange(24) == 6).spent == 1 / 72
         return {name: float(values[6]) for name, values in student.observe().items() if len(values) == 24}
 
+    seen: dict[str, float] = {}
     for number, (logits, own) in enumerate([((0.0, math.log(3)), 0.25), ((math.log(4), 0.0), 0.8)]):  # the label is 0
         seen = score(*logits)
         assert student.ledger.spent == pytest.approx((number + 1) / 72)
@@ -92,7 +93,7 @@ def test_the_statistics_of_a_scored_sample_counted_by_hand():
 
 
 def test_scoring_changes_nothing_but_statistics_and_charge():
-    """Weights, momentum, running statistics and dropout's generator are those of a run that was only charged alike."""
+    """Weights, momentum, running statistics and dropout's generator equal a run's that was charged without scoring."""
     one, other = (student_of(DROPOUT, budget=8.0) for _ in range(2))
     rates, rng = [rates_of(student) for student in (one, other)], np.random.default_rng(1)
     for step in range(5):

@@ -15,7 +15,7 @@ from prune_env.students.recipes import Recipe, tuned
 from prune_env.trainer import Trainer
 from tests.helpers import reference
 from tests.helpers.reference import PlainSGD, normalized, plain_epoch, schedule, toy
-from tests.helpers.runs import Watched, rates_of, rows, run, same, trainer
+from tests.helpers.runs import Watched, rows, run, same, trainer
 
 
 def assert_weights(student: Trainer, model: torch.nn.Module, tolerance: float = 1e-6) -> None:
@@ -144,14 +144,6 @@ def test_a_class_without_validation_samples_has_no_accuracy():
     assert [math.isnan(x) for x in accuracies] == [False, False, True]
 
 
-def test_training_accuracy_stays_where_nothing_was_measured():
-    student = trainer()
-    before = run(student, np.ones(24, bool)).train_accuracy
-    assert 0 < before <= 1
-    result = run(student, np.ones(24, bool), 0.5)
-    assert (result.mixed, result.train_accuracy) == (24, before)
-
-
 # ---------------------------------------------------------------- a whole run
 
 
@@ -201,20 +193,6 @@ def test_every_step_and_every_seed_has_its_own_order_and_partners():
 
 
 # ---------------------------------------------------------------- schedule and budget; with scoring in test_score
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.4])
-def test_the_rate_of_a_batch_is_the_schedule_at_its_middle(warmup):
-    student = trainer(budget=4.0, warmup=warmup, batch_size=10)
-    rates = rates_of(student)
-    middles, done = [], 0
-    for keep in (24, 11, 3, 24, 24):  # 86 of 96: a batch of 10 still fits, then all is spent
-        run(student, np.arange(24) < keep)
-        sizes = [10] * (keep // 10) + [keep % 10] * (keep % 10 > 0)
-        middles += [done + sum(sizes[:b]) + sizes[b] / 2 for b in range(len(sizes))]
-        done += keep
-    assert run(student, np.ones(24, bool)).lr == 0.0
-    assert rates == pytest.approx([schedule(x / 96, 0.1, warmup) for x in [*middles, 91]], rel=1e-6)
 
 
 def test_a_cut_step_takes_the_first_of_its_random_order():

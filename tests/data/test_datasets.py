@@ -1,6 +1,6 @@
-import os
+"""Each source, pixel by pixel, and what is said when its files are missing or damaged."""
+
 import shutil
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,29 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prune_env import data
-from prune_env.data import digits, sources
-from prune_env.data.decode import square
-from prune_env.data.sources import SOURCES
+from prune_env.data import digits, load, load_test
+from prune_env.data.sources import SOURCES, read
 from prune_env.io import DamagedFile
 from tests.helpers import trees
 from tests.helpers.trees import assert_holds
 from train import evaluate
-
-
-def anew(function):
-    """The function as a new process would see the folders."""
-
-    def call(*args, **settings):
-        sources.forget()
-        return function(*args, **settings)
-
-    return call
-
-
-load, load_test, read = map(anew, (data.load, data.load_test, sources.read))
-
-# Each source, pixel by pixel.
 
 
 def test_digits_are_the_uci_ones():
@@ -54,34 +37,40 @@ def test_digits_are_the_uci_ones():
     assert test.labels[-5:].tolist() == [9, 0, 8, 9, 8]
 
 
-@pytest.mark.parametrize("damage", ["a byte", "empty"])
-def test_damaged_digits_are_named_in_one_line(tmp_path, monkeypatch, capsys, damage):
+@pytest.mark.parametrize("size", [1, 3, 4, 7])
+def test_smaller_digits_are_means_over_what_lies_in_each_pixel(size):
+    """In plain loops; each pixel covers those that it touches, so that 3 of 8 overlap by one."""
+    whole, small = (read("digits", "test", None, False, side) for side in (None, size))
+    assert (small.images.shape, small.images.dtype) == ((497, 1, size, size), np.uint8)
+    for image, shrunk in zip(whole.images[:40, 0].astype(float), small.images[:40, 0], strict=True):
+        for y, x in np.ndindex(size, size):
+            rows = slice(8 * y // size, -(-8 * (y + 1) // size))
+            columns = slice(8 * x // size, -(-8 * (x + 1) // size))
+            assert abs(shrunk[y, x] - image[rows, columns].mean()) <= 0.5 + 1e-4
+
+
+def test_damaged_digits_are_named_in_one_line(tmp_path, monkeypatch, capsys):
     path = Path(digits.__file__).with_name("digits.npz")
-    good = path.read_bytes()
     changed = tmp_path / path.name
-    np.savez(changed, images=np.zeros((1797, 8, 8), np.uint8), labels=np.zeros(1797, np.uint8))
-    bad = {"truncated": good[:-1], "empty": b"", "another": changed.read_bytes()}
-    flipped = good[:9000] + bytes([good[9000] ^ 4]) + good[9001:]
-    changed.write_bytes(bad.get(damage, flipped))
+    changed.write_bytes(path.read_bytes()[:-1] + b"?")
     monkeypatch.setattr(digits, "resources", SimpleNamespace(files=lambda _: tmp_path))
-    for read_split in (load, load_test):
-        with pytest.raises(DamagedFile, match=f"^{changed} is damaged: .*install the package again"):
-            read_split("digits")
+    with pytest.raises(DamagedFile, match=f"^{changed} is damaged: .*install the package again"):
+        load("digits")
     assert evaluate.main(["--agents", "full", "--out", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
     assert error.splitlines()[-1].startswith(f"error: {changed} is damaged")
     assert "Traceback" not in error
 
 
-def test_cifar10(tmp_path, monkeypatch):
+def test_cifar(tmp_path, monkeypatch):
     assert_holds("cifar10", tmp_path, trees.cifar10(tmp_path, monkeypatch))
     train, validation = load("cifar10", root=tmp_path)
     assert (len(train), len(validation), len(train.classes)) == (90, 10, 10)
-
-
-def test_cifar100(tmp_path, monkeypatch):
     assert_holds("cifar100", tmp_path, trees.cifar100(tmp_path, monkeypatch))
     assert len(load("cifar100", root=tmp_path)[0].classes) == 100
+
+
+# ---------------------------------------------------------------- Tiny-ImageNet
 
 
 def test_tiny_imagenet(tmp_path):
@@ -89,139 +78,102 @@ def test_tiny_imagenet(tmp_path):
     assert_holds("tiny_imagenet", tmp_path, splits)
     assert_holds("tiny_imagenet", tmp_path / "tiny-imagenet-200", splits)
     assert load_test("tiny_imagenet", root=tmp_path).classes == ("n02", "n01", "n03")  # the order of wnids.txt
-
-
-def test_tiny_imagenet_in_another_size(tmp_path):
-    splits = trees.tiny_imagenet(tmp_path, per_class=2)
-    samples = read("tiny_imagenet", "train", tmp_path, False, 16)
+    small = read("tiny_imagenet", "train", tmp_path, False, 16)
     image = Image.fromarray(splits["train"][0][0].transpose(1, 2, 0)).resize((16, 16), Image.Resampling.BILINEAR)
-    assert samples.images.shape == (6, 3, 16, 16)
-    np.testing.assert_array_equal(samples.images[0], np.asarray(image).transpose(2, 0, 1))
+    np.testing.assert_array_equal(small.images[0], np.asarray(image).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("test", ["test", "val"])
-def test_imagefolder(tmp_path, test):
-    splits = trees.imagefolder(tmp_path, ("b", "a", "c"), per_class=3, test=test)
-    order = np.r_[3:6, 0:3, 6:9]  # classes are sorted
-    expected = {split: (images[order], np.repeat([0, 1, 2], 3)) for split, (images, _) in splits.items()}
-    assert_holds("imagefolder", tmp_path, expected)
-    assert read("imagefolder", "train", tmp_path, False, None).classes == ("a", "b", "c")
+def sorted_val(folder: Path, below: str) -> None:
+    for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
+        name, wnid, *_ = line.split("\t")
+        place = folder / "val" / wnid / below
+        place.mkdir(parents=True, exist_ok=True)
+        (folder / "val" / "images" / name).rename(place / name)
 
 
-def test_imagefolder_prefers_test_to_val(tmp_path):
-    splits = trees.imagefolder(tmp_path)
-    trees.write_png(tmp_path / "val" / "cat" / "a.png", trees.random_images(1, 32, 9)[0])
-    assert_holds("imagefolder", tmp_path, splits)
+@pytest.mark.parametrize(("below", "left"), [("", True), ("images", False)])
+def test_tiny_imagenet_in_folders_of_classes(tmp_path, below, left):
+    splits = trees.tiny_imagenet(tmp_path, per_class=3)
+    folder = tmp_path / "tiny-imagenet-200"
+    for path in folder.glob("train/*/images/*"):  # train/<wnid>/images/*.JPEG becomes train/<wnid>/*.JPEG
+        path.rename(path.parents[1] / path.name)
+    sorted_val(folder, below)
+    if not left:
+        (folder / "val" / "images").rmdir()
+        (folder / "val" / "val_annotations.txt").unlink()
+    images, labels = splits["test"]
+    order = np.argsort(labels, kind="stable")  # class by class, in the order of wnids.txt
+    assert_holds("tiny_imagenet", tmp_path, {"train": splits["train"], "test": (images[order], labels[order])})
 
 
-def test_imagefolder_takes_nested_files_and_ignores_what_is_hidden_or_no_image(tmp_path):
-    splits = trees.imagefolder(tmp_path, per_class=3)
-    image = trees.random_images(1, 32, 9)[0]
-    for hidden in (".ipynb_checkpoints/a.png", "cat/.a.png", "cat/.thumbs/a.png"):
-        trees.write_png(tmp_path / "train" / hidden, image)
-    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
-    (tmp_path / "train" / "list.csv").write_text("no class")
-    assert_holds("imagefolder", tmp_path, splits)
-    trees.write_png(tmp_path / "train" / "cat" / "z" / "y" / "x.PNG", image)
-    samples = read("imagefolder", "train", tmp_path, False, None)
-    np.testing.assert_array_equal(samples.images[3], image)
-    assert np.bincount(samples.labels).tolist() == [4, 3]
+def test_tiny_imagenet_half_sorted_is_refused(tmp_path):
+    trees.tiny_imagenet(tmp_path, per_class=3)
+    folder = tmp_path / "tiny-imagenet-200"
+    sorted_val(folder, "")
+    image = trees.random_images(1, 64, 9)[0]
+    trees.write_png(folder / "val" / "images" / "val_9.JPEG", image)
+    with pytest.raises(ValueError, match=r"1 image\(s\) in .*val are in no folder of a class, the first is .*val_9"):
+        load_test("tiny_imagenet", root=tmp_path)
+    trees.write_png(folder / "val" / "n99" / "a.JPEG", image)
+    with pytest.raises(ValueError, match=r"val holds classes that .*wnids.txt lacks: n99"):
+        load_test("tiny_imagenet", root=tmp_path)
 
 
-def test_test_classes_may_be_fewer_but_not_others(tmp_path):
-    splits = trees.imagefolder(tmp_path, ("a", "b"))
-    shutil.rmtree(tmp_path / "test" / "a")
-    test = load_test("imagefolder", root=tmp_path)
-    assert test.classes == ("a", "b")
-    assert set(test.labels.tolist()) == {1}
-    np.testing.assert_array_equal(test.images, splits["test"][0][10:])
-    trees.write_png(tmp_path / "test" / "zebra" / "a.png", trees.random_images(1, 32, 9)[0])
-    with pytest.raises(ValueError, match="train lacks: zebra"):
-        load_test("imagefolder", root=tmp_path)
+def test_byte_order_marks_and_other_line_ends_in_lists(tmp_path):
+    splits = trees.tiny_imagenet(tmp_path, per_class=3)
+    folder = tmp_path / "tiny-imagenet-200"
+    for path in (folder / "wnids.txt", folder / "val" / "val_annotations.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert_holds("tiny_imagenet", tmp_path, splits)
 
 
-# Geometry and colour.
+def test_tiny_imagenet_errors(tmp_path):
+    trees.tiny_imagenet(tmp_path, per_class=3)
+    folder = tmp_path / "tiny-imagenet-200"
+    annotations = folder / "val" / "val_annotations.txt"
+    good = annotations.read_text()
+    for content, words in {
+        good + "val_0.JPEG\tn99\t0\t0\t1\t1\n": r"val_annotations.txt, line 10: class 'n99' is not in wnids.txt",
+        "val_99.JPEG\tn01\t0\t0\t1\t1\n": r"line 1: .*val_99.JPEG does not exist",
+        "nonsense\n": "line 1: class ''",
+        "".join(good.splitlines(keepends=True)[:6]): r"names no class of 3 image\(s\) .*val_6.JPEG",  # truncated
+    }.items():
+        annotations.write_text(content)
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            load_test("tiny_imagenet", root=tmp_path)
+    shutil.rmtree(folder / "train" / "n02" / "images")
+    with pytest.raises(ValueError, match=r"no images in .*train/n02: remove"):
+        load("tiny_imagenet", root=tmp_path)
+    (folder / "wnids.txt").write_text("n02\nn02\n")
+    with pytest.raises(ValueError, match="must name each class once"):
+        load("tiny_imagenet", root=tmp_path)
 
 
-def stripes(width, height, along):
-    """Red rises by one a pixel along x or y, so a pixel tells where it came from."""
-    ramp = np.broadcast_to(np.arange(width) if along == "x" else np.arange(height)[:, None], (height, width))
-    return np.stack([ramp, 0 * ramp, 255 + 0 * ramp]).astype(np.uint8)
+@pytest.mark.parametrize("damage", ["train/n01", "val/val_annotations.txt", "val/images/val_0.JPEG"])
+def test_download_of_a_damaged_folder_does_not_advise_to_download(tmp_path, damage):
+    trees.tiny_imagenet(tmp_path, per_class=3)
+    path = tmp_path / "tiny-imagenet-200" / damage
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises((ValueError, OSError), match=path.name) as caught:
+        (load if "train" in damage else load_test)("tiny_imagenet", root=tmp_path, download=True)
+    assert "download=True" not in str(caught.value)
 
 
-def test_the_shorter_side_is_resized_with_antialiasing(tmp_path):
-    trees.write_png(tmp_path / "wide.png", stripes(80, 32, "x"))
-    image = square(tmp_path / "wide.png", 8)  # 80 x 32 -> 20 x 8 -> the middle 8
-    assert image.shape == (3, 8, 8)
-    assert (image[1] == 0).all()
-    assert (image[2] == 255).all()
-    centres = 4 * np.arange(6, 14) + 1.5  # of four source pixels each
-    np.testing.assert_allclose(image[0], np.tile(centres, (8, 1)), atol=0.51)
-    checks = np.indices((32, 32)).sum(0) % 2 * 255
-    trees.write_png(tmp_path / "checks.png", np.stack([checks] * 3).astype(np.uint8))
-    inner = square(tmp_path / "checks.png", 8)[:, 1:-1, 1:-1].astype(int)  # without antialiasing: 0 or 255
-    np.testing.assert_allclose(inner, 127.5, atol=3)
+def test_a_folder_without_its_list_of_classes_does_not_advise_to_download(tmp_path):
+    (tmp_path / "tiny-imagenet-200" / "train").mkdir(parents=True)
+    for root in (tmp_path, tmp_path / "tiny-imagenet-200"):
+        with pytest.raises(FileNotFoundError, match=r"tiny-imagenet-200 is incomplete, it has no wnids.txt: remove"):
+            load("tiny_imagenet", root=root)
+    with pytest.raises(FileNotFoundError, match="download=True") as caught:  # another data set is not to be removed
+        load("tiny_imagenet", root=tmp_path / "tiny-imagenet-200" / "train")
+    assert "remove" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("mode", "value", "suffix", "expected"),
-    [
-        ("L", 90, "png", (90, 90, 90)),
-        ("1", 1, "png", (255, 255, 255)),
-        ("P", 3, "png", (10, 20, 30)),
-        ("L", 90, "jpg", (90, 90, 90)),
-        ("L", 90, "pgm", (90, 90, 90)),
-        ("CMYK", (255, 0, 0, 0), "tiff", (0, 255, 255)),
-        ("CMYK", (255, 0, 0, 0), "jpg", (0, 255, 255)),
-        ("YCbCr", (90, 128, 128), "jpg", (90, 90, 90)),
-    ],
-)
-def test_every_kind_of_image_becomes_rgb(tmp_path, mode, value, suffix, expected):
-    image = Image.new(mode, (4, 4), value)
-    if mode == "P":
-        image.putpalette([0] * 9 + [10, 20, 30])
-    image.save(tmp_path / f"a.{suffix}")
-    with Image.open(tmp_path / f"a.{suffix}") as stored:
-        assert stored.mode == ("RGB" if mode == "YCbCr" else mode)
-    found = square(tmp_path / f"a.{suffix}", 4).astype(int)
-    expected = np.tile(np.reshape(expected, (3, 1, 1)), (4, 4))
-    np.testing.assert_allclose(found, expected, atol=1 if suffix == "jpg" else 0)
-
-
-# Errors.
-
-
-@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, ".png"), (np.int32, ".tif"), (np.float32, ".tif")])
-def test_more_than_8_bits_are_refused_by_name(tmp_path, kind, suffix):
-    trees.imagefolder(tmp_path)
-    path = tmp_path / "train" / "dog" / f"deep{suffix}"
-    Image.fromarray(np.full((32, 32), 300, kind)).save(path)
-    with pytest.raises(ValueError, match=rf"{path} has more than 8 bits"):
-        load("imagefolder", root=tmp_path)
-
-
-@pytest.mark.parametrize("target", [".", "..", "../.."])
-def test_a_link_to_a_folder_above_lists_every_image_once(tmp_path, target):
-    splits = trees.imagefolder(tmp_path, per_class=3)
-    (tmp_path / "train" / "cat" / "me").symlink_to(target)
-    assert_holds("imagefolder", tmp_path, splits)
-
-
-def test_links_to_other_folders_are_followed(tmp_path):
-    images = trees.random_images(1, 32, 9)
-    splits = trees.imagefolder(tmp_path / "root", per_class=3)
-    trees.write_png(tmp_path / "elsewhere" / "deep" / "a.png", images[0])
-    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "root" / "train" / "dog" / "z").symlink_to(tmp_path / "elsewhere")
-    found, labels = splits["train"]
-    expected = np.concatenate([found, images]), np.append(labels, 1)
-    assert_holds("imagefolder", tmp_path / "root", {"train": expected, "test": splits["test"]})
+# ---------------------------------------------------------------- errors of all
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(
-        ValueError, match="'mnist': choose one of digits, cifar10, cifar100, tiny_imagenet, imagefolder, imagenet"
-    ):
+    with pytest.raises(ValueError, match="'mnist': choose one of digits, cifar10, cifar100, tiny_imagenet, imagefold"):
         load("mnist")
 
 
@@ -238,167 +190,7 @@ def test_a_missing_data_set_says_what_where_and_how(tmp_path, monkeypatch, name)
             assert ("pass download=True" in message) == (name not in ("imagefolder", "imagenet"))
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("digits", 0), ("cifar10", 64), ("imagefolder", 0), ("imagefolder", -3), ("imagefolder", 8.5)]
-)
+@pytest.mark.parametrize(("name", "size"), [("digits", 0), ("cifar10", 64), ("imagefolder", 8.5)])
 def test_image_sizes_that_cannot_be(name, size):
     with pytest.raises(ValueError, match=f"image_size(={size} for '{name}'| is {size})"):
         load(name, image_size=size)
-
-
-def test_imagefolder_errors(tmp_path):
-    (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match=r"train holds no class folders"):
-        load("imagefolder", root=tmp_path)
-    (tmp_path / "train" / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no images in .*train/empty"):
-        load("imagefolder", root=tmp_path)
-    (tmp_path / "train" / "other").mkdir()
-    for number in range(6):
-        (tmp_path / "train" / ("empty", "other")[number // 3] / f"{number}.jpg").write_bytes(b"no image at all")
-    with pytest.raises(ValueError, match=r"cannot decode the image .*train/empty/\d.jpg"):
-        load("imagefolder", root=tmp_path)
-
-
-@pytest.mark.parametrize("ending", ["gif", "jfif", "JPE", "jp2", "mpo", "HEIC"])
-def test_images_of_a_format_that_is_not_read_are_named(tmp_path, ending):
-    splits = trees.imagefolder(tmp_path, per_class=3)
-    folder = tmp_path / "train" / "dog"
-    for name in ("notes.txt", "boxes", "a.json", "a.h5", "a.pdf", f".a.{ending}", f"a.{ending}.txt"):
-        (folder / name).write_text("no image, or hidden")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_holds("imagefolder", tmp_path, splits)
-    for name in ("b", "deep/a"):
-        trees.write_png(folder / f"{name}.{ending}", trees.random_images(1, 32, 9)[0])
-    words = rf"^2 image\(s\) in {folder} end in none of \.jpg, .*\.webp, the first is {folder}/b\.{ending}: convert"
-    for _ in range(2):
-        with pytest.raises(ValueError, match=words):
-            load("imagefolder", root=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["a.png.part", "A.JPG.crdownload", "deep/a.jpeg.tmp"])
-def test_images_that_are_half_written_are_named(tmp_path, name):
-    trees.imagefolder(tmp_path, per_class=3)
-    folder = tmp_path / "test" / "dog"
-    (folder / "deep").mkdir()
-    (folder / name).write_bytes(b"half")
-    with pytest.raises(
-        ValueError, match=rf"^1 image\(s\) in {folder} end in none of .*, the first is {folder / name}:"
-    ):
-        load_test("imagefolder", root=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["a.png", "A.JPG", "a.gif", "a.png.part"])
-def test_images_beside_the_folders_of_classes_are_named(tmp_path, name):
-    splits = trees.imagefolder(tmp_path, per_class=3)
-    for place in ("train/.a.png", "test/.a.png", "train/notes.txt", "a.png"):
-        (tmp_path / place).write_bytes(b"hidden, no image, or of no split")
-    assert_holds("imagefolder", tmp_path, splits)
-    for split, read_split in (("train", load), ("test", load_test)):
-        (tmp_path / split / name).write_bytes(b"lost")
-        words = rf"^1 image\(s\) in {tmp_path / split} lie in no folder of a class, the first is .*{split}/{name}:"
-        with pytest.raises(ValueError, match=words):
-            read_split("imagefolder", root=tmp_path)
-        (tmp_path / split / name).unlink()
-
-
-def test_tiny_imagenet_errors(tmp_path):
-    trees.tiny_imagenet(tmp_path, per_class=3)
-    folder = tmp_path / "tiny-imagenet-200"
-    annotations = folder / "val" / "val_annotations.txt"
-    good = annotations.read_text()
-
-    annotations.write_text(good + "val_0.JPEG\tn99\t0\t0\t1\t1\n")
-    with pytest.raises(ValueError, match=r"val_annotations.txt, line 10: class 'n99' is not in wnids.txt"):
-        load_test("tiny_imagenet", root=tmp_path)
-    annotations.write_text("val_99.JPEG\tn01\t0\t0\t1\t1\n")
-    with pytest.raises(FileNotFoundError, match=r"line 1: .*val_99.JPEG does not exist"):
-        load_test("tiny_imagenet", root=tmp_path)
-    annotations.write_text("nonsense\n")
-    with pytest.raises(ValueError, match="line 1: class ''"):
-        load_test("tiny_imagenet", root=tmp_path)
-    annotations.write_text("")
-    with pytest.raises(ValueError, match="is empty"):
-        load_test("tiny_imagenet", root=tmp_path)
-    lines = good.splitlines(keepends=True)
-    for size, left in ((len(good) - len(lines[8]), 1), (len("".join(lines[:6])), 3), (len("".join(lines[:6])) - 4, 3)):
-        annotations.write_text(good[:size])
-        with pytest.raises(ValueError, match=rf"names no class of {left} image\(s\) .*val_{9 - left}.JPEG"):
-            load_test("tiny_imagenet", root=tmp_path)
-    annotations.write_text(good)
-    (folder / "val" / "images" / ".val_9.JPEG").touch()
-    assert len(load_test("tiny_imagenet", root=tmp_path)) == 9
-
-    shutil.rmtree(folder / "train" / "n01")
-    with pytest.raises(FileNotFoundError, match=r"names the class n01, but .*train/n01 does not exist"):
-        load("tiny_imagenet", root=tmp_path)
-    (folder / "wnids.txt").write_text("n02\nn02\n")
-    with pytest.raises(ValueError, match="must name each class once"):
-        load("tiny_imagenet", root=tmp_path)
-
-
-def test_tiny_imagenet_lacks_no_image_that_its_boxes_name(tmp_path):
-    splits = trees.tiny_imagenet(tmp_path, per_class=3)
-    train = tmp_path / "tiny-imagenet-200" / "train"
-    for wnid in ("n02", "n03"):  # a class without the file is taken as it is
-        names = sorted(path.name for path in (train / wnid / "images").iterdir())
-        (train / wnid / f"{wnid}_boxes.txt").write_text("".join(f"{name}\t0\t0\t62\t62\n" for name in names))
-    assert_holds("tiny_imagenet", tmp_path, splits)
-    (train / "n01" / "images" / "n01_00003.JPEG").unlink()
-    assert len(read("tiny_imagenet", "train", tmp_path, False, None).labels) == 8
-    first, *others = (train / "n02" / "images" / "n02_00001.JPEG", train / "n03" / "images" / "n03_00008.JPEG")
-    first.unlink()
-    others[0].rename(others[0].with_name("other.JPEG"))
-    words = rf"^2 image\(s\) that .* names are missing, the first is {first}: remove .*, or take"
-    for _ in range(2):  # from the cache neither
-        with pytest.raises(FileNotFoundError, match=words):
-            load("tiny_imagenet", root=tmp_path)
-    boxes = train / "n02" / "n02_boxes.txt"
-    boxes.write_text(boxes.read_text().replace("n02_00001.JPEG\t0\t0\t62\t62\n", ""))
-    with pytest.raises(FileNotFoundError, match=rf"^1 image.* the first is {others[0]}"):
-        load("tiny_imagenet", root=tmp_path)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "webp", "ppm"])
-def test_an_empty_and_a_truncated_image_are_named(tmp_path, suffix):
-    trees.imagefolder(tmp_path, per_class=3)
-    path = tmp_path / "train" / "dog" / f"a.{suffix}"
-    Image.fromarray(trees.random_images(1, 32, 0)[0].transpose(1, 2, 0)).save(path)
-    load("imagefolder", root=tmp_path)
-    content = path.read_bytes()
-    for half in (b"", content[:1], content[: len(content) // 2]):
-        path.write_bytes(half)
-        with pytest.raises(ValueError, match=rf"cannot decode the image {path}"):
-            load("imagefolder", root=tmp_path)
-
-
-def test_a_folder_with_the_name_of_an_image_is_a_folder(tmp_path):
-    splits = trees.imagefolder(tmp_path, per_class=3)
-    assert_holds("imagefolder", tmp_path, splits)
-    (tmp_path / "train" / "cat" / "x.jpg").mkdir()
-    with pytest.raises(ValueError, match=r"train/cat/x\.jpg is an empty folder that is named like an image"):
-        read("imagefolder", "train", tmp_path, False, None)
-    image = trees.random_images(1, 32, 9)[0]
-    trees.write_png(tmp_path / "train" / "cat" / "x.jpg" / "a.png", image)
-    np.testing.assert_array_equal(read("imagefolder", "train", tmp_path, False, None).images[3], image)
-    for path in (tmp_path / "train" / "dog").iterdir():
-        path.unlink()
-    with pytest.raises(ValueError, match=r"no images in .*train/dog"):
-        load("imagefolder", root=tmp_path)
-
-
-def test_a_pipe_with_the_name_of_an_image_is_not_waited_for(tmp_path):
-    trees.imagefolder(tmp_path, per_class=3)
-    os.mkfifo(tmp_path / "train" / "dog" / "x.jpg")
-    with pytest.raises(ValueError, match=r"dog/x.jpg is neither a file nor a folder"):
-        load("imagefolder", root=tmp_path)
-
-
-@pytest.mark.parametrize("place", ["train/zebra", "train/dog/more", "train/dog/x.jpg", "test/dog/more"])
-def test_a_link_that_leads_nowhere_is_named(tmp_path, place):
-    """It may stand for a whole class on a disk that is not there."""
-    trees.imagefolder(tmp_path, per_class=3)
-    (tmp_path / place).symlink_to(tmp_path / "unmounted")
-    with pytest.raises(FileNotFoundError, match=str(tmp_path / place)):
-        (load_test if place.startswith("test") else load)("imagefolder", root=tmp_path)

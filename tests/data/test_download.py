@@ -89,12 +89,10 @@ def test_an_archive_that_was_put_there_is_taken(tmp_path, dataset):
     assert server.served == 0
 
 
-@pytest.mark.parametrize("damage", ["a byte", "truncated", "a web page"])
-def test_what_is_not_the_official_archive_is_refused_and_removed(tmp_path, dataset, damage):
+def test_what_is_not_the_official_archive_is_refused_and_removed(tmp_path, dataset):
     name, splits, server = dataset
     good = server.content
-    changed = bytes([good[-30] ^ 1])
-    server.content = {"truncated": good[:-100], "a web page": b"<html>"}.get(damage, good[:-30] + changed + good[-29:])
+    server.content = good[:-30] + b"?" + good[-29:]
     with pytest.raises(DamagedFile, match=r"did not yield the file with md5 .*try again"):
         load(name, root=tmp_path / "root", download=True)
     assert {path.suffix for path in (tmp_path / "root").iterdir()} == {".lock"}
@@ -118,12 +116,10 @@ def test_a_damaged_folder_of_cifar_is_named_and_mended_by_a_download(tmp_path, m
     with tarfile.open(tmp_path / CIFAR10.filename, "w:gz") as archive:
         archive.add(path.parent, CIFAR10.base_folder)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5((tmp_path / CIFAR10.filename).read_bytes()).hexdigest())
-    content = bytearray(path.read_bytes())
-    content[50] ^= 4
-    path.write_bytes(content)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
     if damage == "gone":
         path.unlink()
-    with pytest.raises((DamagedFile, FileNotFoundError), match=r"test_batch (is not the official file|does not exist)"):
+    with pytest.raises(DamagedFile, match=rf"{path.parent} does not hold the official files, .* pass download=True"):
         load("cifar10", root=tmp_path)
     load("cifar10", root=tmp_path, download=True)
     assert_holds("cifar10", tmp_path, splits)

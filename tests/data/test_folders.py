@@ -1,19 +1,15 @@
-"""Folders that people have: odd images, odd names, litter, and layouts that scripts leave."""
+"""Folders of images that people have: layouts, names, litter, folders that are no classes, and exact copies."""
 
 import logging
 import os
 import shutil
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
-from torchvision.transforms.v2 import functional
 
 from prune_env.data import copies, load, load_test, sources
-from prune_env.data.decode import UPRIGHT, square
 from prune_env.data.sources import read
 from tests.helpers import trees
 from tests.helpers.trees import assert_holds
@@ -27,87 +23,77 @@ def again(*args):
     return read(*args)
 
 
-# ---------------------------------------------------------------- images
+# ---------------------------------------------------------------- files and links
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
-def test_a_drawing_on_a_transparent_ground_is_seen_on_white(tmp_path, mode):
-    """All pixels are black; only transparency draws. A half transparent one is grey."""
-    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    image.putpixel((1, 2), (0, 0, 0, 255))
-    expected = np.full((4, 4), 255)
-    expected[2, 1] = 0
-    options: dict[str, Any] = {}
-    if mode in ("RGBA", "LA"):
-        image.putpixel((3, 3), (0, 0, 0, 128))
-        expected[3, 3] = 127
-        image = image.convert(mode)
-    elif mode == "P":
-        alpha = image.getchannel("A")
-        image = Image.new("P", (4, 4), 0)
-        image.putpalette([0, 0, 0, 0, 0, 0])
-        image.paste(1, mask=alpha)
-        options = {"transparency": 0}
-    else:  # one colour stands for nothing
-        ground, drawing = {"RGB": ((9, 9, 9), (0, 0, 0)), "L": (9, 0)}[mode]
-        image = Image.new(mode, (4, 4), ground)
-        image.putpixel((1, 2), drawing)
-        options = {"transparency": ground}
-    image.save(tmp_path / "a.png", **options)
-    np.testing.assert_array_equal(square(tmp_path / "a.png", 4), np.stack([expected] * 3))
+def test_classes_are_sorted_and_the_test_split_comes_before_val(tmp_path):
+    splits = trees.imagefolder(tmp_path, ("b", "a", "c"), per_class=3)
+    trees.write_png(tmp_path / "val" / "a" / "a.png", NOISE)
+    order = np.r_[3:6, 0:3, 6:9]
+    expected = {split: (images[order], np.repeat([0, 1, 2], 3)) for split, (images, _) in splits.items()}
+    assert_holds("imagefolder", tmp_path, expected)
+    assert read("imagefolder", "train", tmp_path, False, None).classes == ("a", "b", "c")
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("orientation", [1, *UPRIGHT, 9])
-def test_images_are_turned_upright(tmp_path, suffix, orientation):
-    """The four corners, told apart by their brightness, come where the standard says that they belong."""
-    stored = np.kron([[40, 90], [140, 220]], np.ones((16, 16))).astype(np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(stored).convert("RGB").save(path, exif=exif, lossless=True)  # JPEG has no such option
-    corners = square(path, 32)[0, [4, 4, 28, 28], [4, 28, 4, 28]].reshape(2, 2).astype(int)
-    of_stored = np.array([[40, 90], [140, 220]])
-    upright = {  # EXIF 2.32, table 6: where row 0 and column 0 of what is stored are as people see it
-        2: of_stored[:, ::-1],
-        3: of_stored[::-1, ::-1],
-        4: of_stored[::-1],
-        5: of_stored.T,
-        6: np.rot90(of_stored, -1),
-        7: of_stored[::-1, ::-1].T,
-        8: np.rot90(of_stored),
-    }.get(orientation, of_stored)
-    np.testing.assert_allclose(corners, upright, atol=3)
+def test_nested_files_and_links_are_followed_each_once(tmp_path):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    for number, target in enumerate((".", "..", "../..")):
+        (tmp_path / "train" / "cat" / f"loop{number}").symlink_to(target)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "list.csv").write_text("no class")
+    assert_holds("imagefolder", tmp_path, splits)
+    trees.write_png(tmp_path / "elsewhere" / "deep" / "a.PNG", NOISE)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train" / "dog" / "z").symlink_to(tmp_path / "elsewhere")
+    found, labels = splits["train"]
+    expected = np.concatenate([found, NOISE[None]]), np.append(labels, 1)
+    assert_holds("imagefolder", tmp_path, {"train": expected, "test": splits["test"]})
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_orientation_tag_costs_nothing(tmp_path):
-    Image.fromarray(NOISE.transpose(1, 2, 0)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff\1\2")
-    assert square(tmp_path / "a.jpg", 32).shape == (3, 32, 32)
+@pytest.mark.parametrize("place", ["train/zebra", "train/dog/more", "train/dog/x.jpg", "test/dog/more"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, place):
+    """It may stand for a whole class on a disk that is not there."""
+    trees.imagefolder(tmp_path, per_class=3)
+    (tmp_path / place).symlink_to(tmp_path / "unmounted")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / place)):
+        (load_test if place.startswith("test") else load)("imagefolder", root=tmp_path)
 
 
-@pytest.mark.parametrize(("width", "height"), [(64, 48), (30, 119), (31, 7), (5, 200), (300, 2), (900, 1), (1, 900)])
-def test_the_centre_is_what_torchvision_cuts_out(tmp_path, width, height):
-    """Extreme shapes, of which less is computed, may differ by rounding."""
-    image: Any = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
-    image.save(tmp_path / "a.png")
-    expected = functional.center_crop(functional.resize(image, [24]), [24])
-    found = square(tmp_path / "a.png", 24).transpose(1, 2, 0).astype(int)
-    extreme = max(width, height) > 4 * min(width, height)
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1 if extreme else 0)
+@pytest.mark.parametrize("name", ["a.gif", "a.jfif", "deep/a.JPE", "a.HEIC", "a.png.part", "deep/A.JPG.crdownload"])
+def test_images_that_are_not_read_are_named(tmp_path, name):
+    splits = trees.imagefolder(tmp_path, per_class=3)
+    folder = tmp_path / "train" / "dog"
+    (folder / "deep").mkdir()
+    for other in ("notes.txt", "boxes", "a.json", "a.h5", "a.pdf", ".a.gif", "a.gif.txt", "a.part"):
+        (folder / other).write_text("no image, or hidden")
+    assert_holds("imagefolder", tmp_path, splits)
+    (folder / name).write_bytes(b"")
+    words = rf"^1 image\(s\) in {folder} end in none of \.jpg, .*\.webp, the first is {folder / name}: convert"
+    with pytest.raises(ValueError, match=words):
+        again("imagefolder", "train", tmp_path, False, None)
 
 
-def test_a_thin_image_is_never_larger_than_the_result(tmp_path, monkeypatch):
-    trees.write_png(tmp_path / "thin.png", np.zeros((3, 1, 8000), np.uint8))
-    sizes, resize = [], Image.Image.resize
+@pytest.mark.parametrize("name", ["a.png", "A.JPG", "a.gif", "a.png.part"])
+def test_images_beside_the_folders_of_classes_are_named(tmp_path, name):
+    trees.imagefolder(tmp_path, per_class=3)
+    for split, read_split in (("train", load), ("test", load_test)):
+        (tmp_path / split / name).write_bytes(b"lost")
+        words = rf"^1 image\(s\) in {tmp_path / split} lie in no folder of a class, the first is .*{split}/{name}:"
+        with pytest.raises(ValueError, match=words):
+            read_split("imagefolder", root=tmp_path)
+        (tmp_path / split / name).unlink()
 
-    def watched(image, size, *args, **more):
-        sizes.append(size)
-        return resize(image, size, *args, **more)
 
-    monkeypatch.setattr(Image.Image, "resize", watched)
-    assert square(tmp_path / "thin.png", 224).shape == (3, 224, 224)
-    assert sizes == [(224, 224)]
+def test_test_classes_may_be_fewer_but_not_others(tmp_path):
+    splits = trees.imagefolder(tmp_path, ("a", "b"))
+    shutil.rmtree(tmp_path / "test" / "a")
+    test = load_test("imagefolder", root=tmp_path)
+    assert test.classes == ("a", "b")
+    assert set(test.labels.tolist()) == {1}
+    np.testing.assert_array_equal(test.images, splits["test"][0][10:])
+    trees.write_png(tmp_path / "test" / "zebra" / "a.png", NOISE)
+    with pytest.raises(ValueError, match="train lacks: zebra"):
+        load_test("imagefolder", root=tmp_path)
 
 
 # ---------------------------------------------------------------- litter and names
@@ -189,11 +175,70 @@ def test_the_splits_are_found_in_the_folder_of_an_archive(tmp_path):
     assert_holds("imagefolder", tmp_path, splits)
 
 
-@pytest.mark.parametrize("unlabelled", ["test/a.png", "test/unknown/a.png", "test/images/deep/a.png"])
-def test_an_unlabelled_test_folder_gives_way_to_a_labelled_one(tmp_path, unlabelled):
+@pytest.mark.parametrize("images", ["a.png", "unknown/a.png", "images/deep/a.png", None])
+@pytest.mark.parametrize("empty", [(), ("cat", "dog")])
+def test_a_test_folder_without_labelled_images_gives_way_to_one_that_has_them(tmp_path, images, empty):
     splits = trees.imagefolder(tmp_path, test="val")
-    trees.write_png(tmp_path / unlabelled, NOISE)
+    (tmp_path / "test").mkdir()
+    for name in empty:
+        (tmp_path / "test" / name).mkdir()
+    if images:
+        trees.write_png(tmp_path / "test" / images, NOISE)
     assert_holds("imagefolder", tmp_path, splits)
+
+
+def test_folders_without_images_are_left_out_and_named_in_one_line(tmp_path, caplog):
+    splits = trees.imagefolder(tmp_path, per_class=10)
+    for folder in ("train/logs/deep", "train/checkpoints", "test/logs"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "train" / "logs" / "events.txt").write_text("no image")
+    line = "folders without images are no classes and are left out"
+    assert_holds("imagefolder", tmp_path, splits)
+    assert caplog.messages == [f"{tmp_path / 'train'}: {line}: checkpoints, logs", f"{tmp_path / 'test'}: {line}: logs"]
+    (tmp_path / "train").rename(tmp_path / "alone")
+    assert load("imagefolder", root=tmp_path / "alone")[0].classes == ("cat", "dog")
+    assert caplog.messages[2] == f"{tmp_path / 'alone'}: {line}: checkpoints, logs"
+
+
+def test_an_empty_folder_of_a_class_that_the_other_split_has_is_an_error(tmp_path):
+    trees.imagefolder(tmp_path, ("a", "b", "c"))
+    for split, other, read_split in (("test", "train", load_test), ("train", "test", load)):
+        for path in (tmp_path / split / "c").iterdir():
+            path.rename(tmp_path / path.name)
+        with pytest.raises(ValueError, match=rf"no images in {tmp_path}/{split}/c: .*, as {tmp_path}/{other} has"):
+            read_split("imagefolder", root=tmp_path)
+        for path in tmp_path.glob("*.png"):
+            path.rename(tmp_path / split / "c" / path.name)
+
+
+@pytest.mark.parametrize("folders", [(), ("cat", "dog")])
+def test_a_tree_without_images_in_folders_of_classes_says_what_is_expected(tmp_path, folders):
+    for folder in folders:
+        (tmp_path / "train" / folder).mkdir(parents=True)
+    trees.write_png(tmp_path / "train" / "a.png", NOISE)
+    for read_split in (load, load_test):
+        with pytest.raises(ValueError, match="train holds no class folders with images; expected below root: train/<"):
+            read_split("imagefolder", root=tmp_path)
+
+
+def test_training_images_without_a_test_split_say_how_to_get_one(tmp_path):
+    trees.imagefolder(tmp_path, test="elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"no test split: .*or pass root={tmp_path}/train") as caught:
+        load_test("imagefolder", root=tmp_path)
+    assert "not found" not in str(caught.value)
+    assert len(load_test("imagefolder", root=tmp_path / "train")) == 4
+
+
+@pytest.mark.parametrize("counts", [(9, 1), (1, 1), (2, 9, 1)])
+def test_a_class_too_small_for_the_automatic_split_is_named(tmp_path, counts):
+    few = [f"class{number} has {count}" for number, count in enumerate(counts) if count < 3]
+    for number, count in enumerate(counts):
+        for image in range(count):
+            trees.write_png(tmp_path / f"class{number}" / f"{image}.png", NOISE)
+    words = rf"{tmp_path} has no train and test folders, .* at least 3 images a class: {', '.join(few)}\. Add images"
+    for read_split in (load, load_test):
+        with pytest.raises(ValueError, match=words):
+            read_split("imagefolder", root=tmp_path)
 
 
 def test_a_folder_of_classes_is_split_by_a_fixed_seed_and_says_so(tmp_path, caplog):
@@ -241,7 +286,7 @@ def test_copies_are_counted_as_a_slow_plain_count_does(tmp_path):
         paths.append(tmp_path / str(number))
         paths[-1].write_bytes(contents[-1])
     labels = rng.integers(0, 3, 60)
-    train, test = (sources.Listing(paths[part], labels[part], ("a", "b", "c"), 8) for part in (slice(9), slice(9, 60)))
+    train, test = (sources.Listing(paths[part], labels[part], ("a", "b", "c")) for part in (slice(9), slice(9, 60)))
     leaked = sum(one in contents[:9] for one in contents[9:])
     ambiguous = sum(
         len({label for other, label in zip(contents[part], labels[part], strict=True) if other == one}) > 1
@@ -251,86 +296,3 @@ def test_copies_are_counted_as_a_slow_plain_count_does(tmp_path):
     assert copies.count(train, test) == (leaked, ambiguous)
     assert 0 < leaked < 51
     assert ambiguous > 0
-
-
-# ---------------------------------------------------------------- Tiny-ImageNet as scripts leave it
-
-
-def flattened(folder: Path) -> None:
-    """train/<wnid>/images/*.JPEG becomes train/<wnid>/*.JPEG."""
-    for images in folder.glob("train/*/images"):
-        for path in images.iterdir():
-            path.rename(images.parent / path.name)
-        images.rmdir()
-
-
-def sorted_val(folder: Path, below: str) -> None:
-    for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
-        name, wnid, *_ = line.split("\t")
-        place = folder / "val" / wnid / below
-        place.mkdir(parents=True, exist_ok=True)
-        (folder / "val" / "images" / name).rename(place / name)
-
-
-@pytest.mark.parametrize("below", ["", "images"])
-@pytest.mark.parametrize("left", ["all", "nothing"])
-def test_tiny_imagenet_in_folders_of_classes(tmp_path, below, left):
-    splits = trees.tiny_imagenet(tmp_path, per_class=3)
-    folder = tmp_path / "tiny-imagenet-200"
-    flattened(folder)
-    sorted_val(folder, below)
-    if left == "nothing":
-        (folder / "val" / "images").rmdir()
-        (folder / "val" / "val_annotations.txt").unlink()
-    images, labels = splits["test"]
-    order = np.argsort(labels, kind="stable")  # class by class, in the order of wnids.txt
-    assert_holds("tiny_imagenet", tmp_path, {"train": splits["train"], "test": (images[order], labels[order])})
-
-
-def test_tiny_imagenet_half_sorted_is_refused(tmp_path):
-    trees.tiny_imagenet(tmp_path, per_class=3)
-    folder = tmp_path / "tiny-imagenet-200"
-    sorted_val(folder, "")
-    trees.write_png(folder / "val" / "images" / "val_9.JPEG", NOISE)
-    with pytest.raises(ValueError, match=r"1 image\(s\) in .*val are in no folder of a class, the first is .*val_9"):
-        load_test("tiny_imagenet", root=tmp_path)
-    (folder / "val" / "images" / "val_9.JPEG").unlink()
-    trees.write_png(folder / "val" / "n99" / "a.JPEG", NOISE)
-    with pytest.raises(ValueError, match=r"val holds classes that .*wnids.txt lacks: n99"):
-        load_test("tiny_imagenet", root=tmp_path)
-
-
-def test_byte_order_marks_and_other_line_ends_in_lists(tmp_path):
-    splits = trees.tiny_imagenet(tmp_path, per_class=3)
-    folder = tmp_path / "tiny-imagenet-200"
-    boxes = folder / "train" / "n02" / "n02_boxes.txt"
-    boxes.write_text("n02_00000.JPEG\t0\t0\t62\t62\n")
-    for path in (folder / "wnids.txt", folder / "val" / "val_annotations.txt", boxes):
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert_holds("tiny_imagenet", tmp_path, splits)
-
-
-@pytest.mark.parametrize("damage", ["train/n01", "val/val_annotations.txt", "val/images/val_0.JPEG"])
-def test_download_of_a_damaged_folder_does_not_advise_to_download(tmp_path, damage):
-    trees.tiny_imagenet(tmp_path, per_class=3)
-    path = tmp_path / "tiny-imagenet-200" / damage
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises((ValueError, OSError)) as caught:
-        (load if "train" in damage else load_test)("tiny_imagenet", root=tmp_path, download=True)
-    assert "download=True" not in str(caught.value)
-    assert path.name in str(caught.value)
-
-
-@pytest.mark.parametrize("where", ["", "tiny-imagenet-200"])
-def test_a_folder_without_its_list_of_classes_does_not_advise_to_download(tmp_path, where):
-    trees.tiny_imagenet(tmp_path, per_class=3)
-    (tmp_path / "tiny-imagenet-200" / "wnids.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"tiny-imagenet-200 is incomplete, it has no wnids.txt: remove"):
-        load("tiny_imagenet", root=tmp_path / where)
-
-
-def test_folders_of_another_data_set_are_not_told_to_be_removed(tmp_path):
-    (tmp_path / "train" / "cat").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="download=True") as caught:
-        load("tiny_imagenet", root=tmp_path)
-    assert "remove" not in str(caught.value)

@@ -41,14 +41,11 @@ HYBRID = {"sys/fs/cgroup/unified/job/cpu.max": "400000 100000"}
     [
         ("0::/job/step", V2, 3),  # the job's quota holds for its step; half a core more is none
         ("0::/job/step", {**V2, "sys/fs/cgroup/job/step/cpu.max": "200000 100000"}, 2),
-        ("0::/", V2, 8),
         ("0::/", TOP2, 1),  # as in a container; never below one
         ("0::/docker/0123", TOP2, 1),  # a container that sees its outer name
         ("4:cpu,cpuacct:/job", V1, 3),
-        ("4:cpu,cpuacct:/job/step", V1, 3),
         ("4:cpu,cpuacct:/", V1, 8),
         ("4:cpu,cpuacct:/docker/0123", TOP1, 2),  # where the folder is called after the one controller
-        ("4:cpu:/", TOP1, 2),
         ("4:cpuset:/job", V1, 8),
         ("0::/job", HYBRID, 4),
         ("0::/job", {"sys/fs/cgroup/job/cpu.max": "nonsense"}, 8),

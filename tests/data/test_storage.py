@@ -2,7 +2,6 @@
 
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 
 from prune_env import PruneEnv, select
 from prune_env.data import cache as cached
-from prune_env.data import decode, load, load_test, sources, storage
+from prune_env.data import decode, load, sources, storage
 from prune_env.data.sources import read
 from prune_env.data.storage import AHEAD, KINDS, Mapped
 from tests.helpers import processes, trees
@@ -134,15 +133,6 @@ def test_a_split_is_read_once_a_process_and_cannot_be_written(tmp_path, monkeypa
         first.images[0] = 0
 
 
-def test_the_memory_of_what_was_read_is_bounded(monkeypatch):
-    sizes = {side: 1300 * (side * side + 8) for side in (8, 4, 3)}
-    monkeypatch.setattr(sources, "KEPT", sizes[8] + sizes[3])
-    kept = {side: read("digits", "train", None, False, side) for side in (8, 4, 3)}
-    assert read("digits", "train", None, False, 3) is kept[3]
-    assert read("digits", "train", None, False, 4) is kept[4]
-    assert read("digits", "train", None, False, 8) is not kept[8]  # the one that was used longest ago made room
-
-
 def test_a_new_process_notices_changes_and_decodes_nothing_else(tmp_path, decoded, cache):
     images = trees.imagefolder(tmp_path)["train"][0].copy()
     changed = tmp_path / "train" / "cat" / "00003.png"
@@ -165,49 +155,15 @@ def test_a_new_process_notices_changes_and_decodes_nothing_else(tmp_path, decode
     assert len(list(cache.glob("*.npy"))) == 1  # those of former states are gone
 
 
-def test_a_cache_of_an_older_version_is_built_anew(tmp_path, decoded, cache, monkeypatch):
-    splits = trees.imagefolder(tmp_path)
-    monkeypatch.setattr(cached, "VERSION", 1)
-    read("imagefolder", "train", tmp_path, False, None)
-    (old,) = cache.glob("*.npy")
-    monkeypatch.undo()
-    os.environ["PRUNE_ENV_CACHE"] = str(cache.parent)
-    sources.forget()
-    np.testing.assert_array_equal(read("imagefolder", "train", tmp_path, False, None).images, splits["train"][0])
-    assert not old.exists()
-
-
-def test_a_truncated_cache_is_built_anew(tmp_path, cache):
-    splits = trees.imagefolder(tmp_path, per_class=2)
-    read("imagefolder", "train", tmp_path, False, None)
-    (path,) = cache.glob("*.npy")
-    good = path.read_bytes()
-    for content in (b"", b"other", good[:100], good[:-1]):
-        path.write_bytes(content)
-        sources.forget()
-        with pytest.warns(UserWarning, match="is built anew"):
-            found = read("imagefolder", "train", tmp_path, False, None)
-        np.testing.assert_array_equal(found.images, splits["train"][0])
-
-
-def test_a_cache_that_cannot_be_written_costs_a_warning_or_says_what_to_do(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "file"))
-    splits = trees.imagefolder(tmp_path, per_class=2)
-    with pytest.warns(UserWarning, match="no cache, images are decoded again next time: cannot write"):
-        found = read("imagefolder", "train", tmp_path, False, None)
-    np.testing.assert_array_equal(found.images, splits["train"][0])
-    sources.forget()
-    monkeypatch.setattr(cached, "free_memory", lambda: 1000)
-    with pytest.raises(OSError, match="do not fit into memory: make room there, or set PRUNE_ENV_CACHE"):
-        read("imagefolder", "train", tmp_path, False, None)
-
-
-def test_a_disk_that_fills_up_leaves_no_half_of_a_file(tmp_path, cache):
+def test_a_cache_that_cannot_be_written_says_what_to_do_and_leaves_no_half_of_a_file(tmp_path, cache, monkeypatch):
     trees.imagefolder(tmp_path)
-    with processes.full_disk(20_000), pytest.warns(UserWarning, match="no cache"):
+    words = "cannot write the decoded images to .*: make room there, or set PRUNE_ENV_CACHE to another folder"
+    with processes.full_disk(20_000), pytest.raises(OSError, match=words):
         read("imagefolder", "train", tmp_path, False, None)
-    assert {path.suffix for path in cache.iterdir()} == {".lock", ".json"}  # the counts of copies still fit
+    assert {path.suffix for path in cache.iterdir()} == {".lock"}
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "train" / "cat" / "00000.png"))
+    with pytest.raises(OSError, match=words):
+        read("imagefolder", "train", tmp_path, False, None)
 
 
 def test_two_processes_decode_once(tmp_path, cache):
@@ -222,11 +178,3 @@ def test_two_processes_decode_once(tmp_path, cache):
     started = [processes.fork(work) for _ in range(2)]
     assert [processes.wait(one) for one in started] == [0, 0]
     assert sum(int(path.read_text()) for path in tmp_path.glob("wrote-*")) == 1
-
-
-def test_digits_are_not_cached(cache):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        load("digits", images="mapped")
-        load_test("digits")
-    assert not cache.exists()

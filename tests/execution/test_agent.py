@@ -1,6 +1,5 @@
 """The agent of a run: what it may do, how its errors are told, and what it remembers."""
 
-import copy
 import os
 import random
 import time
@@ -17,12 +16,12 @@ import agents
 from prune_env.memory import load_state, state_of
 from tests.agents.test_learned import choosing
 from tests.helpers.processes import fork, wait
-from train.execution import agent as agent_of_run
-from train.execution.agent import AgentError, Seat, TimeLimit, line_of
+from train.execution import provenance
+from train.execution.agent import AGENT_STREAM, AgentError, Seat, TimeLimit, late, line_of
 from train.execution.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TASK = {"train_size": 100, "budget": 6.0, "device": "cpu", "model": "mlp:8", "batch_size": 25}
+TASK = {"train_size": 100, "budget": 4.0, "device": "cpu", "model": "mlp:8", "batch_size": 25}
 
 
 def seen(n: int = 5) -> dict[str, np.ndarray]:
@@ -99,9 +98,9 @@ def test_a_process_whose_agent_hangs_is_ended_and_leaves_a_note(hangs: Any, tmp_
     def work() -> None:
         seat_of(monkeypatch, agent, TimeLimit(0.2, tmp_path / "late")).act(seen())
 
-    assert TimeLimit.told(tmp_path / "late") is None
+    assert late(tmp_path / "late") is None
     assert wait(fork(work)) == 1
-    told = TimeLimit.told(tmp_path / "late")
+    told = late(tmp_path / "late")
     assert str(told) == "the agent took more than 0.2 s for one decision; --agent-timeout allows longer"
     assert told is not None
     assert "test_agent.py" in told.traceback
@@ -112,12 +111,11 @@ def test_the_limit_is_on_one_answer_and_no_note_stays(tmp_path: Path, monkeypatc
         time.sleep(0.06)
         return keeps_all(observation, rng)
 
-    limit = TimeLimit(10.0, tmp_path / "late")
-    monkeypatch.setattr(limit, "_seconds", 5.0)
+    limit = TimeLimit(5.0, tmp_path / "late")
     seat = seat_of(monkeypatch, slow, limit)
     for _ in range(2):
         seat.act(seen())
-    assert TimeLimit.told(tmp_path / "late") is None
+    assert late(tmp_path / "late") is None
     limit.close()
     assert not list(tmp_path.iterdir())
 
@@ -135,44 +133,41 @@ def test_a_line_for_any_error():
 
 # ---------------------------------------------------------------- what it remembers
 
-SPECS = [*(name for name in agents.AGENTS if name != "learned"), "learned", "same_amounts:ucb", "random+mixup=0.3"]
+SPECS = [*agents.AGENTS, "same_amounts:ucb", "random+mixup=0.3", "chooses"]
 
 
-def played(agent: Any, rng: np.random.Generator, env: gym.Env, observation: Any, steps: int) -> list[np.ndarray]:
-    chosen = []
-    for _ in range(steps):
-        action = agent(observation, rng)
-        chosen += [np.asarray(action[name]) for name in ("weight", "mixup")]
+def played(seat: Seat, env: gym.Env, observation: Any) -> list[np.ndarray]:
+    """What is chosen in the rest of a run."""
+    chosen, over = [], False
+    while not over:
+        action = seat.act(observation)
+        chosen += [action[name] for name in ("weight", "mixup")]
         observation, _, over, _, _ = env.step(action)
-        if over:
-            break
     return chosen
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "chooses"])
+@pytest.mark.parametrize("spec", SPECS)
 def test_who_loads_a_state_goes_on_as_if_nothing_had_happened(spec: str, tmp_path: Path):
-    """After every number of steps; the state goes through a file, and shares nothing with who told it."""
+    """After one step and after three; the state goes through a file, and shares nothing with who told it."""
     if spec == "chooses":
         spec = choosing(tmp_path / "policy.zip", 3) + ",agents=infobatch/swdpp/same_amounts:ucb"
     env = gym.make("prune_env/Digits-v0", disable_env_checker=True, **TASK)
-    other = gym.make("prune_env/Digits-v0", disable_env_checker=True, **TASK)
+    plain: Any = env.unwrapped
     observation, _ = env.reset(seed=1)
-    seat, checkpoint = Seat(spec, 7), Checkpoint(tmp_path)
-    for _ in range(4):
-        observation, _, over, _, _ = env.step(seat.act(observation))
-        if over:
-            break
-        checkpoint.save({"agent": seat.state(), "env": env.unwrapped.state_dict()})  # type: ignore[attr-defined]
-        kept = checkpoint.load()
-        again, straight = Seat(spec, 7), copy.deepcopy(seat)
-        again.load_state(kept["agent"])
-        runs = []
-        for player in (straight, again):
-            other.reset(seed=2)
-            start = other.unwrapped.load_state_dict(kept["env"])  # type: ignore[attr-defined]
-            runs.append(played(player._agent, player._rng, other, start, 8))
-        assert len(runs[0]) == len(runs[1]) > 0
-        for one, two in zip(*runs, strict=True):
+    seat, checkpoint, kept = Seat(spec, 7), Checkpoint(tmp_path), []
+    for step in range(3):
+        observation, *_ = env.step(seat.act(observation))
+        if step != 1:
+            checkpoint.save({"agent": seat.state(), "env": plain.state_dict()})
+            kept.append(checkpoint.load())
+    straight = played(seat, env, observation)
+    assert len(straight) > 0
+    for state in kept:
+        again = Seat(spec, 7)
+        again.load_state(state["agent"])
+        env.reset(seed=2)
+        chosen = played(again, env, plain.load_state_dict(state["env"]))
+        for one, two in zip(chosen[-len(straight) :], straight, strict=True):
             np.testing.assert_array_equal(one, two)
 
 
@@ -197,12 +192,10 @@ def test_the_digest_is_of_ones_own_files(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(tmp_path))
     module = tmp_path / f"own_{os.getpid()}.py"
     module.write_text("from agents import make\n\nagent = make('full')\n")
-    spec = f"same_amounts:{module.stem}:agent"
-    assert agents.own_files(spec) == [module]
-    assert agents.own_files("ucb+mixup=0.5") == agents.own_files("learned") == []
-    before = Seat(spec, 0).own_files
+    files = agents.own_files(f"same_amounts:{module.stem}:agent")
+    before = provenance.files_digest(files)
     module.write_text(module.read_text() + "# changed\n")
     assert len(before) == 64
-    assert Seat(spec, 0).own_files != before
-    assert Seat("full", 0).own_files == ""
-    assert agent_of_run.AGENT_STREAM == 4  # in every committed result
+    assert provenance.files_digest(files) != before
+    assert provenance.files_digest([]) == ""
+    assert AGENT_STREAM == 4  # in every committed result

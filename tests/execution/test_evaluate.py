@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +25,10 @@ from prune_env import data, io
 from prune_env.data.task import Variant
 from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
+from tests.helpers.processes import alive, until
 from train import evaluate, tune
 from train.analysis import curves, table
 from train.execution import checkpoints, executors, plan, process, program, provenance, results
-from train.execution.diagnostics import class_visits, gini
 from train.execution.plan import Block, Place, make_plan
 from train.execution.run import DIED, Failure, Run, play
 
@@ -45,6 +44,14 @@ class FirstHalf:
         n = len(observation["loss"])
         return select(np.arange(n // 2), n=n)
 """
+# what takes as long to import as torch, and is for few runs or none
+HEAVY = {"torch._dynamo", "sympy", "torchvision", "pandas", "ray", "submitit"}
+PROGRAM = f"""
+import sys
+from train import evaluate
+status = evaluate.main()
+sys.exit(status or ", ".join({HEAVY} & set(sys.modules)) or 0)
+"""
 
 
 @dataclasses.dataclass
@@ -57,15 +64,23 @@ class Done:
     stdout: str
     records: list[dict]
 
+    def copy(self, to: Path) -> list[str]:
+        """Copy the results to another folder; return the arguments that go on there, without agents."""
+        shutil.copytree(self.folder, to / "small")
+        return [*SMALL, "--name", "small", "--out", str(to)]
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The command with three agents and two workers, run from a folder that holds one of the agents."""
+    """The command with three agents and two workers, run from a folder that holds one of the agents.
+
+    It takes seconds: this is the one real process, which imports everything.
+    """
     home = tmp_path_factory.mktemp("home")
     (home / "first_half.py").write_text(FIRST_HALF)
     out = home / "results"
     arguments = ["--agents", "full", "random", "first_half:FirstHalf", *SMALL, "--name", "small", "--out", str(out)]
-    command = [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "2"]
+    command = [sys.executable, "-c", PROGRAM, *arguments, "--workers", "2"]
     ended = subprocess.run(command, cwd=home, env=_environment(), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     return Done(home, out / "small", arguments, ended.stdout, _records(out / "small"))
@@ -110,7 +125,7 @@ def test_prints_a_table_and_writes_every_file(done: Done):
 def test_a_second_command_runs_nothing(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(done.home))
     monkeypatch.setattr(executors, "start", None)
-    shutil.copytree(done.folder, tmp_path / "small")
+    done.copy(tmp_path)
     assert evaluate.main([*done.arguments, "--out", str(tmp_path)]) == 0
     for name in ("results.jsonl", "table.txt", "curves.csv"):
         assert (tmp_path / "small" / name).read_bytes() == (done.folder / name).read_bytes()
@@ -123,87 +138,32 @@ def test_numbers_do_not_depend_on_the_workers(done: Done, monkeypatch: pytest.Mo
     assert _numbers(json.loads(json.dumps(sequence))) == _numbers(done.records)
 
 
-def _descendants(pid: int) -> set[int]:
-    """Processes that `pid` has started, and those that they have."""
-    fields = {int(stat.parent.name): _stat(int(stat.parent.name)) for stat in Path("/proc").glob("[0-9]*/stat")}
-    parents = {child: int(stat[1]) for child, stat in fields.items() if stat is not None}
-    found, last = set(), {pid}
-    while last:
-        last = {child for child, parent in parents.items() if parent in last}
-        found |= last
-    return found
+# The plan
 
 
-def _stat(pid: int) -> list[str] | None:
-    """State, parent and what follows of a process; None of one that is gone, if only for want of a reaper."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields
-
-
-def _wait(until: Callable[[], bool], seconds: float = 60.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not until() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return until()
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.slow
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
-    (tmp_path / "asleep.py").write_text(
-        "import os, pathlib, time\n\n"
-        "def agent(observation, rng):\n    pathlib.Path(f'asleep-{os.getpid()}').touch()\n    time.sleep(600)\n"
-    )
-    arguments = ["--agents", "asleep:agent", *SMALL, "--out", str(tmp_path), "--workers", "2"]
-    command = [sys.executable, "-m", "train.evaluate", *arguments]
-    children = set()
-    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.DEVNULL) as process:
-        try:
-            both = _wait(lambda: len(list(tmp_path.glob("asleep-*"))) == 2 or process.poll() is not None)
-            children = _descendants(process.pid)
-            assert both
-            assert {int(path.name.removeprefix("asleep-")) for path in tmp_path.glob("asleep-*")} <= children
-            assert len(children) == 2
-            process.kill()
-            process.wait()
-            assert _wait(lambda: not any(map(_stat, children)), 30.0)
-        finally:
-            process.kill()
-            for child in filter(_stat, children):
-                os.kill(child, signal.SIGKILL)
+def _plan(budgets: tuple[float, ...], root: str | None = None, **settings: Any) -> list[Run]:
+    block = Block("it", "prune_env/Digits-v0", settings, ("full",), (0.5,), budgets, 1)
+    return list(make_plan([block], Place(root, False, "cpu")).runs.values())
 
 
 def test_each_setting_makes_runs_of_its_own_and_the_place_of_images_does_not(tmp_path: Path):
     keys = set()
     others: tuple[dict[str, Any], ...] = ({}, {"lr": 0.05}, {"label_noise": 0.1}, {"model": "mlp:4"}, {"ema": 0.5})
     for count, settings in enumerate(others, start=1):
-        for root in (None, str(tmp_path)):
-            block = Block("it", "prune_env/Digits-v0", settings, ("full",), (0.5,), (1.0,), 1)
-            keys |= set(make_plan([block], Place(root, False, "cpu")).runs)
-            assert len(keys) == count
-
-
-# The learning rate
-
-
-def _plan(env: str, budgets: tuple[float, ...], **settings: Any) -> list[Run]:
-    block = Block("it", env, settings, ("full",), (0.5,), budgets, 1)
-    return list(make_plan([block], Place(None, False, "cpu")).runs.values())
+        keys |= {run.key for root in (None, str(tmp_path)) for run in _plan((1.0,), root, **settings)}
+        assert len(keys) == count
 
 
 def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
-    runs = _plan("prune_env/Digits-v0", (3.0, 10.0, 24.0), label_noise=0.2)
+    runs = _plan((3.0, 10.0, 24.0), label_noise=0.2)
     assert [run.settings["lr"] for run in runs] == [0.1, 0.025, 0.00625]
     assert [run.make_env().unwrapped.recipe.lr for run in runs] == [0.1, 0.025, 0.00625]  # pyright: ignore[reportAttributeAccessIssue]
     assert runs[1].rate == tuned("digits", "mlp", 10.0, 0.2).description
     # without wrong labels it is the environment's own, and the settings stay as they were
-    (clean,) = _plan("prune_env/Digits-v0", (10.0,), train_size=100)
+    (clean,) = _plan((10.0,), train_size=100)
     assert "lr" not in clean.settings
     assert "clean labels" in clean.rate
-    given = _plan("prune_env/Digits-v0", (3.0, 10.0), label_noise=0.2, lr={3.0: 0.1, 12.0: 0.5})
+    given = _plan((3.0, 10.0), label_noise=0.2, lr={3.0: 0.1, 12.0: 0.5})
     assert [run.settings["lr"] for run in given] == [0.1, 0.5]
     assert [run.rate.partition(":")[2][:9] for run in given] == [" tuned fo", " as given"]
 
@@ -235,15 +195,29 @@ def test_dropping_hard_samples_does_not_win_by_an_untuned_baseline(tmp_path: Pat
     """At the rate for clean labels `middle` is 3.6 points over `full` here."""
     arguments = ["--label-noise", "0.2", "--agents", "full", "middle", "--budget", "10", "--seeds", "10"]
     assert evaluate.main([*arguments, "--out", str(tmp_path), "--name", "it"]) == 0
-    full, middle = table.rows(
-        {
-            agent: [record for record in _records(tmp_path / "it") if record["agent"] == agent]
-            for agent in ("full", "middle:keep=0.5")
-        }
-    )
-    assert full.accuracy > 89
+    records = _records(tmp_path / "it")
+    agents = ("full", "middle:keep=0.5")
+    full, middle = table.rows({name: [record for record in records if record["agent"] == name] for name in agents})
+    assert full.accuracy.mean > 89
     assert middle.difference is not None
-    assert 0 < middle.difference < 0.8
+    assert 0 < middle.difference.mean < 0.8
+
+
+def test_rows_pair_by_seed():
+    def record(agent: str, seed: int, accuracy: float) -> dict:
+        seconds = {"total": 1.0, "select": 0.1}
+        outcome = {"test_accuracy": accuracy, "kept": 0.5, "coverage": 1.0, "spent": {"total": 1.0}, "seconds": seconds}
+        return {"agent": agent, "seed": seed, "budget": 1.0, "results": outcome}
+
+    full = [record("full", seed, accuracy) for seed, accuracy in enumerate((0.90, 0.80, 0.70))]
+    other = [record("other", seed, accuracy) for seed, accuracy in ((2, 0.71), (0, 0.91), (7, 0.99))]
+    first, second = table.rows({"other": other, "full": full})
+    assert (first.agent, first.difference, first.accuracy.mean) == ("full", None, pytest.approx(80.0))
+    assert second.difference is not None
+    assert second.difference.mean == pytest.approx(1.0)  # of seeds 0 and 2; seed 7 has no partner
+    assert second.difference.interval == pytest.approx((1.0, 1.0))
+    (alone,) = table.rows({"other": other[:1]})
+    assert (alone.difference, alone.accuracy.interval, alone.accuracy.seeds) == (None, None, 1)
 
 
 # Options
@@ -260,8 +234,7 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
     flags = []
     for name, value in values.items():
         flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    arguments = tyro.cli(evaluate.Arguments, args=flags)
-    assert arguments.settings() == values
+    assert tyro.cli(evaluate.Arguments, args=flags).settings() == values
     assert tyro.cli(evaluate.Arguments, args=[]).settings() == {}
     env = prune_env.PruneEnv(**{**values, "compile": "off"})
     assert env.recipe == Recipe(
@@ -272,35 +245,35 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
         prune_env.PruneEnv(lable_noise=0.1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--env", "prune_env/Nothing-v0"], "Nothing"),
-        (["--env", "CartPole-v1"], "'CartPole-v1' is not one of prune_env's"),
-        (["--env", "prune_env/DigitsSummary-v0"], "use 'prune_env/Digits-v0'"),
-        (["--env", "prune_env/ImageFolder-v0", "--root", "nowhere"], "nowhere"),
-        (["--agents", "full", "fool"], "unknown agent 'fool'"),
-        (["--agents", "no_such_module:Agent"], "no_such_module"),
-        (["--agents", "json:Agent"], "module 'json' has no 'Agent'"),
-        (["--agents", "agents.bandits:UCB:kept=0.5"], "kept"),
-        (["--agents"], "agents needs at least one value"),
-        (["--keep", "1.5"], "1.5"),
-        (["--budget", "0.001"], "budget is 0.001"),
-        (["--seeds", "0"], "seeds is 0"),
-        (["--workers", "0"], "--workers is 0"),
-        (["--model", "perceptron"], "perceptron"),
-        (["--label-noise", "2"], "label_noise"),
-        (["--device", "abacus"], "abacus"),
-    ],
-)
-def test_wrong_arguments_end_at_once(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert evaluate.main([*arguments, "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert error.count("\n") == 1
+WRONG = {  # and what the line says
+    "--env prune_env/Nothing-v0": "Nothing",
+    "--env CartPole-v1": "'CartPole-v1' is not one of prune_env's",
+    "--env prune_env/DigitsSummary-v0": "use 'prune_env/Digits-v0'",
+    "--env prune_env/ImageFolder-v0 --root nowhere": "nowhere",
+    "--agents full fool": "unknown agent 'fool'",
+    "--agents no_such_module:Agent": "no_such_module",
+    "--agents json:Agent": "module 'json' has no 'Agent'",
+    "--agents agents.bandits:UCB:kept=0.5": "kept",
+    "--agents": "agents needs at least one value",
+    "--keep 1.5": "1.5",
+    "--budget 0.001": "budget is 0.001",
+    "--seeds 0": "seeds is 0",
+    "--workers 0": "--workers is 0",
+    "--agent-timeout 0": "--agent-timeout is 0.0; it must be a number of seconds above 0",
+    "--checkpoint-seconds -1": "--checkpoint-seconds is -1.0",
+    "--model perceptron": "perceptron",
+    "--label-noise 2": "label_noise",
+    "--device abacus": "abacus",
+}
+
+
+def test_wrong_arguments_end_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for arguments, message in WRONG.items():
+        assert evaluate.main([*arguments.split(), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -314,17 +287,16 @@ def test_a_damaged_test_image_is_named_before_anything_is_trained(tmp_path: Path
     assert not (tmp_path / "it").exists()
 
 
-# Agents that fail
+def test_an_interruption_of_the_plan_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def interrupted(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
 
-
-@pytest.mark.slow
-def test_a_module_that_cannot_be_imported_costs_its_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "raises_at_import.py").write_text("raise RuntimeError('at import')\n")
-    arguments = ["--agents", "full", "raises_at_import:agent", *SMALL[:4], "--seeds", "1", "--workers", "1"]
-    assert evaluate.main([*arguments, "--name", "it", "--out", str(tmp_path)]) == 1
-    assert {record["agent"] for record in _records(tmp_path / "it")} == {"full"}
-    assert "RuntimeError: at import" in (tmp_path / "it" / "failures.jsonl").read_text()
+    monkeypatch.setattr(program, "make_plan", interrupted)
+    assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
+    assert not (tmp_path / "out").exists()
 
 
 # The record
@@ -346,7 +318,7 @@ def test_a_record_tells_where_it_comes_from(done: Done):
         assert (record["budget"], record["configuration"]["env"]) == (1.5, "prune_env/Digits-v0")
 
 
-def test_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commit_is_of_the_checkout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)  # a hook that runs the tests sets them, and git below would write elsewhere
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -364,7 +336,6 @@ def test_commit_is_that_of_the_checkout(tmp_path: Path, monkeypatch: pytest.Monk
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert state() == (head, False)
     (tmp_path / "file").write_text("2")
-    assert state() == (head, True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     assert state() == (head, True)
     (tmp_path / "below").mkdir()
@@ -392,7 +363,7 @@ def test_curves_agree_with_the_records(done: Done):
         assert events.Scalars("test_accuracy")[0].value == pytest.approx(outcome["test_accuracy"])
 
 
-def test_every_run_has_a_folder_of_its_own_for_its_curves(tmp_path: Path):
+def test_every_run_has_its_own_folder_of_curves(tmp_path: Path):
     long = "learned:" + "/folder" * 50
     specs = ["full", "learned:a/b", "learned:a+b", "learned:/a/b", "learned:ä", "learned:ö", long, f"{long}/b"]
     names = {curves.run_name({"agent": agent, "budget": 1.5, "seed": 0}) for agent in [*specs, "ö" * 300]}
@@ -406,7 +377,19 @@ def test_nothing_else_opens_the_test_split():
     callers = {path.relative_to(ROOT).as_posix() for path in sources if "load_test(" in path.read_text()}
     assert callers == {"prune_env/data/__init__.py", "train/execution/run.py", "train/execution/plan.py"}
     planned = (ROOT / "train" / "execution" / "plan.py").read_text()
-    assert planned.count("test.") == planned.count("test.digest") == 1  # all that the plan takes of it
+    assert re.findall(r"load_test\(.*\)(.*)", planned) == [".digest"]  # all that the plan takes of it
+
+
+def test_the_test_split_is_opened_once_a_run_after_its_end(monkeypatch: pytest.MonkeyPatch):
+    run = _runs("full")[0]
+    env = run.make_env()
+    plain: Any = env.unwrapped
+    opened, load_test = [], data.load_test
+    monkeypatch.setattr(
+        data, "load_test", lambda *given, **more: opened.append(plain.trainer.ledger.spent) or load_test(*given, **more)
+    )
+    play(run, env)
+    assert opened == [1.5]
 
 
 def test_diagnostics_of_a_known_rule(done: Done):
@@ -414,10 +397,8 @@ def test_diagnostics_of_a_known_rule(done: Done):
     train, val = data.load("digits", train_size=100)
     labels, validated = train.labels.numpy(), len(val)
     shares = np.bincount(labels[:50], minlength=10) / np.bincount(labels, minlength=10)
-    for record in done.records:
+    for record in [record for record in done.records if record["agent"] == "first_half:FirstHalf"]:
         outcome = record["results"]
-        if record["agent"] != "first_half:FirstHalf":
-            continue
         assert (outcome["steps"], outcome["kept"], outcome["coverage"]) == (3, 0.5, 0.5)
         assert outcome["visits_gini"] == pytest.approx(0.5)
         assert outcome["class_visits"] == pytest.approx(2 * shares, abs=1e-4)
@@ -429,30 +410,6 @@ def test_diagnostics_of_a_known_rule(done: Done):
         )
         assert not outcome["diverged"]
         assert 0 < outcome["seconds"]["select"] < outcome["seconds"]["total"]
-
-
-def test_the_test_split_is_opened_once_a_run_after_its_end(monkeypatch: pytest.MonkeyPatch):
-    run = _runs("full")[0]
-    env = run.make_env()
-    plain = env.unwrapped
-    assert isinstance(plain, prune_env.PruneEnv)
-    opened = []
-
-    def load_test(*args, **kwargs):
-        assert plain.trainer is not None
-        opened.append(plain.trainer.ledger.spent)
-        return original(*args, **kwargs)
-
-    original = data.load_test
-    monkeypatch.setattr(data, "load_test", load_test)
-    play(run, env)
-    assert opened == [1.5]
-
-
-def _of_folder(root: Path, *more: str) -> list[str]:
-    """Arguments of `train.evaluate` on image files."""
-    small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "1"]
-    return [*small, "--root", str(root), "--out", str(root), "--name", "it", "--agents", "full", *more]
 
 
 def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -469,22 +426,25 @@ def test_an_agent_that_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert outcome["class_visits"] == [1.0] * 10
 
 
-def test_an_interruption_of_the_plan_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+# The folder of results
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the table, the figure and the curves, which take a second each time."""
+    monkeypatch.setattr(evaluate, "report", lambda *_: None)
+
+
+def test_who_writes_to_a_folder_is_alone_also_in_the_report(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    def interrupted(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(program, "make_plan", interrupted)
-    assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_report_is_written_by_who_has_the_folder(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Who comes next sweeps the folder of what is in the writing."""
-    shutil.copytree(done.folder, tmp_path / "small")
-    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
+    arguments = [*done.copy(tmp_path), "--agents", "full"]
+    before = (tmp_path / "small" / "results.jsonl").read_bytes()
+    with process.locked(tmp_path / "small"):
+        assert evaluate.main(arguments) == 2
+    assert "another program is writing to" in capsys.readouterr().err
+    assert (tmp_path / "small" / "results.jsonl").read_bytes() == before
 
     def written(folder: Path, _: object) -> None:
         with pytest.raises(process.Taken), process.locked(folder.parent):
@@ -492,16 +452,16 @@ def test_the_report_is_written_by_who_has_the_folder(done: Done, tmp_path: Path,
 
     monkeypatch.setattr(curves, "write_events", written)
     assert evaluate.main(arguments) == 0
+    cells = json.loads((tmp_path / "small" / "cells.json").read_bytes())
+    assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
 
 
 def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
-    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: Done, no_report: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    shutil.copytree(done.folder, tmp_path / "small")
+    arguments = [*done.copy(tmp_path), "--agents", "full"]
     former = tmp_path / "small" / checkpoints.FOLDER / "a" / "checkpoint.pt"
     io.write_atomic(former, b"")
-    arguments = [*SMALL, "--name", "small", "--out", str(tmp_path), "--agents", "full"]
-
     with monkeypatch.context() as patch:
         patch.setattr("train.execution.executors.local.attempt", lambda run, terms: Failure(run, DIED, ""))
         assert evaluate.main([*arguments, "ucb"]) == 1
@@ -510,89 +470,21 @@ def test_checkpoints_of_former_plans_go_once_all_runs_are_there(
     assert not former.parent.parent.exists()
 
 
-def test_who_writes_to_a_folder_is_alone(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.copytree(done.folder, tmp_path / "small")
-    before = (tmp_path / "small" / "results.jsonl").read_bytes()
-    code = (
-        "import fcntl, sys, time\nfile = open(sys.argv[1], 'ab')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
-        "print('held', flush=True)\ntime.sleep(600)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "small" / ".lock")]
-    arguments = ["--agents", "full", *SMALL, "--name", "small", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        assert evaluate.main(arguments) == 2
-        assert "another program is writing to" in capsys.readouterr().err
-        other.kill()
-    assert (tmp_path / "small" / "results.jsonl").read_bytes() == before
-    assert evaluate.main(arguments) == 0  # the dead one's lock is gone with it
-    cells = json.loads((tmp_path / "small" / "cells.json").read_bytes())
-    assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
+def test_a_full_disk_ends_the_program_with_what_is_there(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def full(*_: object) -> NoReturn:
+        raise OSError("No space left on device")
 
-
-def test_gini_of_known_counts():
-    n = 50
-    assert gini(np.full(n, 3.0)) == pytest.approx(0.0)
-    assert gini(np.eye(n)[7]) == pytest.approx(1 - 1 / n)
-    assert gini(np.random.default_rng(0).permutation(n)) == pytest.approx((n + 1) / (3 * n))
-    assert gini(np.zeros(n)) == 0.0
-
-
-def test_class_visits_of_known_counts():
-    labels = np.array([0, 0, 0, 2, 2, 2, 2, 2, 2])  # class 1 has no samples
-    for visits in (np.ones(9), np.zeros(9)):
-        assert class_visits(visits, labels, 3) == pytest.approx([1.0, np.nan, 1.0], nan_ok=True)
-    found = class_visits(np.array([3, 3, 3, 0, 0, 0, 0, 0, 0]), labels, 3)
-    assert found == pytest.approx([3.0, np.nan, 0.0], nan_ok=True)
-
-
-def test_rows_pair_by_seed():
-    def record(agent: str, seed: int, accuracy: float) -> dict:
-        seconds = {"total": 1.0, "select": 0.1}
-        outcome = {"test_accuracy": accuracy, "kept": 0.5, "coverage": 1.0, "spent": {"total": 1.0}, "seconds": seconds}
-        return {"agent": agent, "seed": seed, "budget": 1.0, "results": outcome}
-
-    full = [record("full", seed, accuracy) for seed, accuracy in enumerate((0.90, 0.80, 0.70))]
-    other = [record("other", seed, accuracy) for seed, accuracy in ((2, 0.71), (0, 0.91), (7, 0.99))]
-    first, second = table.rows({"other": other, "full": full})
-    assert (first.agent, first.difference, first.accuracy) == ("full", None, pytest.approx(80.0))
-    assert second.difference == pytest.approx(1.0)  # of seeds 0 and 2; seed 7 has no partner
-    assert second.difference_interval == pytest.approx((1.0, 1.0))
-    (alone,) = table.rows({"other": other[:1]})
-    assert (alone.difference, alone.difference_interval, alone.seeds) == (None, None, 1)
-
-
-@pytest.mark.slow
-def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
-    (tmp_path / "slow.py").write_text(f"import time\n{FIRST_HALF.replace('n = len', 'time.sleep(0.1); n = len')}")
-    arguments = ["--agents", "slow:FirstHalf", *SMALL[:4], "--seeds", "500", "--name", "slow", "--out", str(tmp_path)]
-    command = [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "1"]
-    with subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=_environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell lets what it starts in the background, perhaps these tests, ignore the signal
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
-        results_file = tmp_path / "slow" / "results.jsonl"
-        deadline = time.monotonic() + 60
-        while not results_file.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted" in error
-    assert "Traceback" not in error
-    found, unreadable = results.read(results_file)
-    assert 0 < len(found) < 500
-    assert unreadable == 0
+    arguments = done.copy(tmp_path)
+    monkeypatch.setattr(io, "append_line", full)
+    assert evaluate.main([*arguments, "--agents", "ucb"]) == 3
+    assert "No space left on device; what is there stays, the same command goes on" in capsys.readouterr().err
+    assert _records(tmp_path / "small") == done.records
 
 
 def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    no_report: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Modules that cannot be imported, and agents that raise, cost their own runs."""
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -621,30 +513,54 @@ def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
 
 
 def test_a_table_of_several_commits_says_so(done: Done, tmp_path: Path):
-    shutil.copytree(done.folder, tmp_path / "small")
-    lines = _records(done.folder)
+    arguments, lines = done.copy(tmp_path), _records(done.folder)
     lines[0]["provenance"]["commit"] = 40 * "a"
     results.write(tmp_path / "small" / "results.jsonl", lines)
-    assert evaluate.main(["--agents", "full", "random", *SMALL, "--name", "small", "--out", str(tmp_path)]) == 0
+    assert evaluate.main([*arguments, "--agents", "full", "random"]) == 0
     (told,) = re.findall("^Mixed commits: .*$", (tmp_path / "small" / "table.txt").read_text(), re.M)
     assert "aaaaaaa" in told
     assert "Mixed commits" not in (done.folder / "table.txt").read_text()
 
 
-def test_a_short_command_imports_no_compiler_and_starts_in_the_time_of_few_imports(tmp_path: Path):
-    """torch._dynamo and sympy take as long as torch itself; counted in CPU time, which other programs leave alone."""
-    code = (
-        "import resource, sys, time\nimport torch\nbefore = time.process_time()\nfrom train import evaluate\n"
-        "assert evaluate.main(sys.argv[1:]) == 0\n"
-        "children = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
-        "took = time.process_time() - before + children.ru_utime + children.ru_stime\n"
-        "print(before, took, sorted({'torch._dynamo', 'sympy', 'scipy', 'torchvision', 'pandas'} & set(sys.modules)))\n"
+# Signals
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path):
+    (tmp_path / "asleep.py").write_text(
+        "import os, pathlib, time\n\n"
+        "def agent(observation, rng):\n    pathlib.Path(f'asleep-{os.getpid()}').touch()\n    time.sleep(600)\n"
     )
-    arguments = ["--agents", "full", "--seeds", "1", "--budget", "1", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    torch_alone, took, modules = done.stdout.splitlines()[-1].split(" ", 2)
-    assert modules == "[]"
-    assert float(took) < 1.5 * float(torch_alone)  # 0.8 were measured, and 3 before
+    arguments = ["--agents", "asleep:agent", *SMALL, "--out", str(tmp_path), "--workers", "2"]
+    command = [sys.executable, "-m", "train.evaluate", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), stderr=subprocess.DEVNULL) as program:
+        try:
+            until(lambda: len(list(tmp_path.glob("asleep-*"))) == 2)
+        finally:
+            program.kill()
+    children = [int(path.name.removeprefix("asleep-")) for path in tmp_path.glob("asleep-*")]
+    until(lambda: not any(map(alive, children)), 30.0)
+
+
+@pytest.mark.slow
+def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path):
+    (tmp_path / "slow.py").write_text(f"import time\n{FIRST_HALF.replace('n = len', 'time.sleep(0.1); n = len')}")
+    arguments = ["--agents", "slow:FirstHalf", *SMALL[:4], "--seeds", "500", "--name", "slow", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "train.evaluate", *arguments, "--workers", "1"],
+        cwd=tmp_path,
+        env=_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell lets what it starts in the background, perhaps these tests, ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as command:
+        until((tmp_path / "slow" / "results.jsonl").exists)
+        command.send_signal(signal.SIGINT)
+        _, error = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    found, unreadable = results.read(tmp_path / "slow" / "results.jsonl")
+    assert 0 < len(found) < 500
+    assert unreadable == 0

@@ -182,7 +182,7 @@ def plain_epoch(
 ) -> None:
     """Train on rows of (sample, weight, partner, share) in batches of `sizes`, each one's loss sum(w l) / batch_size.
 
-    Batch norm goes by its running statistics where a batch is a single row, which has none of its own.
+    Batch norm uses its running statistics where a batch is a single row.
     """
     remaining = iter(rows)
     batches = [[next(remaining) for _ in range(size)] for size in sizes]

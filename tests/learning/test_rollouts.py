@@ -14,37 +14,28 @@ from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
 from prune_env.policy.rules import RULE_PARAMETERS
-from prune_env.policy.tasks import Task, TaskDistribution
+from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
+from tests.learning.here import VARIED
 from train.learning import rollouts, search
-from train.learning.rollouts import FULL, Pair, Players, Rollouts, draw_pairs, make_env, play
+from train.learning.rollouts import FULL, Pair, Rollouts, draw_pairs, make_env, play, training_env
 from train.learning.sb3_env import SB3VecEnv
 from train.learning.subproc_env import ProcessVecEnv
+from train.learning.workers import Died, Workers
 
 ROOT = Path(__file__).parents[2]
-TASKS = TaskDistribution(
-    {
-        "train_size": (40, 60),
-        "label_noise": (0.0, 0.2),
-        "model": ("mlp:4",),
-        "budget": (1.0, 2.5),
-        "val_rest": (True,),
-    },
-    validations=1,
-    held_outs=1,
-)
 
 
 def pairs_of(count: int, seed: int = 0) -> list[Pair]:
-    return draw_pairs(TASKS.training, count, np.random.default_rng(seed))
+    return draw_pairs(VARIED.training, count, np.random.default_rng(seed))
 
 
 def test_a_distribution_of_a_file(tmp_path):
     path = tmp_path / "own.toml"
-    values = "\n".join(f"{name} = {json.dumps(values)}" for name, values in TASKS.values.items())
+    values = "\n".join(f"{name} = {json.dumps(values)}" for name, values in VARIED.values.items())
     path.write_text(f"validations = 1\nheld_outs = 1\n[values]\n{values}\n")
     found = rollouts.distribution(str(path))
-    assert (found.held_out, found.validation, found.training) == (TASKS.held_out, TASKS.validation, TASKS.training)
+    assert (found.held_out, found.validation, found.training) == (VARIED.held_out, VARIED.validation, VARIED.training)
     for text, words in (
         ("values = ", "own.toml is no distribution of tasks"),
         ("values = 3", "own.toml is no distribution of tasks"),
@@ -97,37 +88,37 @@ def alone(pair: Pair, policy: Any) -> tuple[float, int]:
     return info["val_accuracy"], steps
 
 
-@pytest.mark.parametrize("width", [1, 3])
-def test_runs_are_what_they_are_alone(width):
+def test_runs_are_what_they_are_alone():
     pairs = pairs_of(7)
     expected = [alone(pair, Steps()) for pair in pairs]
     assert len({steps for _, steps in expected}) > 2
-    np.testing.assert_array_equal(play(pairs, Steps(), TASKS, width), [accuracy for accuracy, _ in expected])
+    for width in (1, 3):
+        np.testing.assert_array_equal(play(pairs, Steps(), VARIED, width), [accuracy for accuracy, _ in expected])
 
 
 def test_plays_share_an_environment_and_leave_nothing_in_it():
     """Others may have been in the middle of a run when the last one ended."""
     first, others = pairs_of(5), pairs_of(7, seed=1)
-    fresh = play(first, Steps(), TASKS, width=3)
-    env = rollouts._kept_env(3, TASKS)
-    assert play(others, Steps(), TASKS, width=3).shape == (7,)
-    np.testing.assert_array_equal(play(first, Steps(), TASKS, width=3), fresh)
-    assert rollouts._kept_env(3, TASKS) is env
-    assert rollouts._kept_env(2, TASKS).num_envs == 2
-    changed = TaskDistribution({**TASKS.values, "train_size": (40, 50)}, validations=1, held_outs=1)
+    fresh = play(first, Steps(), VARIED, width=3)
+    env = rollouts._kept_env(3, VARIED)
+    assert play(others, Steps(), VARIED, width=3).shape == (7,)
+    np.testing.assert_array_equal(play(first, Steps(), VARIED, width=3), fresh)
+    assert rollouts._kept_env(3, VARIED) is env
+    assert rollouts._kept_env(2, VARIED).num_envs == 2
+    changed = TaskDistribution({**VARIED.values, "train_size": (40, 50)}, validations=1, held_outs=1)
     assert rollouts._kept_env(2, changed).unwrapped.tasks == changed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_rules_are_of_all_or_of_each():
-    pairs, rng = pairs_of(5), np.random.default_rng(1)
-    rules = rng.uniform(-1, 1, (5, len(RULE_PARAMETERS)))
+    pairs, rng = pairs_of(3), np.random.default_rng(1)
+    rules = rng.uniform(-1, 1, (3, len(RULE_PARAMETERS)))
     expected = [alone(pair, rule)[0] for pair, rule in zip(pairs, rules, strict=True)]
-    np.testing.assert_array_equal(play(pairs, rules, TASKS, 2), expected)
-    np.testing.assert_array_equal(play(pairs, rules[0], TASKS, 2), [alone(pair, rules[0])[0] for pair in pairs])
+    np.testing.assert_array_equal(play(pairs, rules, VARIED, 2), expected)
+    np.testing.assert_array_equal(play(pairs, rules[0], VARIED, 2), [alone(pair, rules[0])[0] for pair in pairs])
 
 
 def test_pairs_are_drawn_alike():
-    tasks = TASKS.training
+    tasks = VARIED.training
     pairs = draw_pairs(tasks, 2000, np.random.default_rng(0))
     counts = [sum(task == one for task, _ in pairs) for one in tasks]
     assert len(tasks) == 4
@@ -141,33 +132,19 @@ class Refusing:
         raise ArithmeticError("no numbers today")
 
 
-@pytest.mark.slow  # processes of its own
-def test_processes_change_nothing_and_what_they_raise_arrives():
-    pairs = pairs_of(5)
-    rules = np.random.default_rng(1).uniform(-1, 1, (5, len(RULE_PARAMETERS)))
-    players = Players(TASKS, 2)
-    try:
-        np.testing.assert_array_equal(players.play(pairs, Steps()), play(pairs, Steps(), TASKS))
-        np.testing.assert_array_equal(players.play(pairs, rules), play(pairs, rules, TASKS))
-        np.testing.assert_array_equal(players.play(pairs[:1], FULL), play(pairs[:1], FULL, TASKS))
-        with pytest.raises(ArithmeticError, match="no numbers today"):
-            players.play(pairs, Refusing())
-    finally:
-        players.close()
-
-
 def test_an_episode_is_judged_at_its_end_by_the_baseline():
     """Members draw pairs, are reset one by one as they end, and get clipped points; all as restated here."""
     pairs, members, rule = pairs_of(6), 3, np.array([-0.5, 0.3, 0, 0, 0, 0, 0, 0.0])
     accuracy = [alone(pair, rule)[0] for pair in pairs]
     baseline = np.array(accuracy) + np.array([-0.02, 0.0, 0.03, 0.5, -0.5, 0.01])
-    env = SB3VecEnv(Rollouts(make_env(members, TASKS), pairs, baseline, np.random.default_rng(4), 10.0))
+    env = training_env(VARIED, members, pairs, baseline.tolist())
+    env.seed(4)
     draws, points = np.random.default_rng(4), [2.0, 0.0, -3.0, -10.0, 10.0, -1.0]
     at = draws.integers(len(pairs), size=members)
     begins = [SummaryEnv(**task.settings()).reset(seed=seed)[0] for task, seed in pairs]
     np.testing.assert_array_equal(env.reset(), [begins[i] for i in at])
     ended = []
-    for _ in range(60):
+    for _ in range(40):
         seen, rewards, dones, infos = env.step(np.tile(rule, (members, 1)))
         np.testing.assert_allclose(rewards, np.where(dones, [points[i] for i in at], 0.0), atol=1e-4)
         assert isinstance(seen, np.ndarray)
@@ -182,23 +159,18 @@ def test_an_episode_is_judged_at_its_end_by_the_baseline():
     env.close()
 
 
-def test_a_seed_decides_what_is_drawn():
+def test_a_seed_decides_what_is_drawn_and_actions_are_clipped():
     pairs = pairs_of(6)
-    env = Rollouts(make_env(2, TASKS), pairs, np.zeros(6), np.random.default_rng(0), 10.0)
+    env = Rollouts(make_env(2, VARIED), pairs, np.zeros(6))
     first, _ = env.reset(seed=3)
     other, _ = env.reset()
     np.testing.assert_array_equal(env.reset(seed=3)[0], first)
     np.testing.assert_array_equal(env.reset()[0], other)
     assert not np.array_equal(first, other)
-
-
-def test_actions_out_of_bounds_are_clipped():
-    pairs = pairs_of(2)
-    env = Rollouts(make_env(1, TASKS), pairs, np.zeros(2), np.random.default_rng(0), 10.0)
-    env.reset(seed=0)
-    far, *_ = env.step(np.full((1, len(RULE_PARAMETERS)), 7.0))
-    env.reset(seed=0)
-    np.testing.assert_array_equal(env.step(np.ones((1, len(RULE_PARAMETERS))))[0], far)
+    env.reset(seed=3)
+    far, *_ = env.step(np.full((2, len(RULE_PARAMETERS)), 7.0))
+    env.reset(seed=3)
+    np.testing.assert_array_equal(env.step(np.ones((2, len(RULE_PARAMETERS))))[0], far)
 
 
 # In processes
@@ -212,40 +184,47 @@ def cramped() -> SB3VecEnv:
     raise ValueError("no room")
 
 
-@pytest.mark.slow  # processes of its own
-def test_processes_are_one_environment_until_one_raises():
-    shards, whole = ProcessVecEnv([partial(poles, 2), partial(poles, 1)]), poles(3)
-    try:
-        assert (shards.num_envs, shards.observation_space) == (3, whole.observation_space)
-        assert shards.action_space == whole.action_space
-        rng, ended = np.random.default_rng(0), 0
-        for seed in (5, None):  # the second time they go on with what they have
-            if seed is not None:
-                shards.seed(seed)
-                whole.seed(seed)
-            np.testing.assert_array_equal(shards.reset(), whole.reset())
-            for _ in range(40):
-                actions = rng.integers(2, size=3)
-                ours, theirs = shards.step(actions), whole.step(actions)
-                for a, b in zip(ours[:3], theirs[:3], strict=True):
-                    np.testing.assert_array_equal(a, b, strict=True)
-                for one, other in zip(ours[3], theirs[3], strict=True):
-                    np.testing.assert_equal(one, other)
-                ended += ours[2].sum()
-        assert shards.episodes == ended > 5
-        with pytest.raises(AssertionError, match="9"):
-            shards.step(np.array([0, 1, 9]))
-        with pytest.raises(RuntimeError, match="died"):
-            shards.step(np.array([0, 0, 0]))
-    finally:
-        shards.close()
-    assert all(process.exitcode == 0 for process in shards._processes)
-
-
-@pytest.mark.slow  # processes of its own
-def test_an_environment_that_cannot_be_built_says_why():
+def check_workers(workers: Workers) -> None:
+    """Check that two workers do what this process does, and that what they raise arrives."""
+    pairs = pairs_of(5)
+    rules = np.random.default_rng(1).uniform(-1, 1, (5, len(RULE_PARAMETERS)))
+    np.testing.assert_array_equal(workers.play(pairs, Steps()), play(pairs, Steps(), VARIED))
+    np.testing.assert_array_equal(workers.play(pairs, rules), play(pairs, rules, VARIED))
+    np.testing.assert_array_equal(workers.play(pairs[:1], FULL), play(pairs[:1], FULL, VARIED))
+    with pytest.raises(ArithmeticError, match="no numbers today"):
+        workers.play(pairs, Refusing())
     with pytest.raises(ValueError, match="no room"):
-        ProcessVecEnv([cramped])
+        ProcessVecEnv(workers, [cramped])
+    parts, whole = ProcessVecEnv(workers, [partial(poles, 2), partial(poles, 1)]), poles(3)
+    assert (parts.num_envs, parts.observation_space) == (3, whole.observation_space)
+    assert parts.action_space == whole.action_space
+    rng, ended = np.random.default_rng(0), 0
+    for seed in (5, None):  # the second time they go on with their generators
+        if seed is not None:
+            parts.seed(seed)
+            whole.seed(seed)
+        np.testing.assert_array_equal(parts.reset(), whole.reset())
+        for _ in range(40):
+            actions = rng.integers(2, size=3)
+            ours, theirs = parts.step(actions), whole.step(actions)
+            np.testing.assert_equal(ours, theirs)
+            ended += ours[2].sum()
+    assert parts.episodes == ended > 5
+    with pytest.raises(AssertionError, match="9"):
+        parts.step(np.array([0, 1, 9]))
+
+
+@pytest.mark.slow  # processes of its own
+def test_processes_do_what_one_does():
+    workers = Workers(VARIED, 2)
+    try:
+        check_workers(workers)
+        (process,) = workers._pools[0]._processes.values()
+        process.kill()
+        with pytest.raises(Died, match="a process of the training environment died"):
+            workers.play(pairs_of(2), FULL)
+    finally:
+        workers.close()
 
 
 # The search of the best fixed rule
@@ -267,32 +246,19 @@ class Bowl:
 def test_the_search_finds_the_best_rule():
     rng = np.random.default_rng(0)
     best = rng.uniform(-0.8, 0.8, len(RULE_PARAMETERS))
-    players, left = Bowl(best), iter([True] * 24 + [False])
-    rule, episodes = search.fixed_rule(players, TASKS, rng, lambda generations: next(left))  # pyright: ignore[reportArgumentType]
+    workers, left = Bowl(best), iter([True] * 24 + [False])
+    rule, episodes = search.fixed_rule(workers, VARIED, rng, lambda generations: next(left))  # pyright: ignore[reportArgumentType]
     assert np.abs(rule - best).max() < 0.2
     assert np.abs(rule - best).mean() < 0.08
-    assert episodes == 25 * search.CANDIDATES * search.PAIRS == sum(map(len, players.pairs))
+    assert episodes == 25 * search.CANDIDATES * search.PAIRS == sum(map(len, workers.pairs))
 
 
 def test_a_generation_is_tried_on_the_same_pairs_and_the_next_on_others():
-    players, left = Bowl(FULL), iter([True, True, False])
-    search.fixed_rule(players, TASKS, np.random.default_rng(0), lambda generations: next(left))  # pyright: ignore[reportArgumentType]
-    generations = [set(pairs) for pairs in players.pairs]
+    workers, left = Bowl(FULL), iter([True, True, False])
+    search.fixed_rule(workers, VARIED, np.random.default_rng(0), lambda generations: next(left))  # pyright: ignore[reportArgumentType]
+    generations = [set(pairs) for pairs in workers.pairs]
     assert [len(pairs) for pairs in generations] == [search.PAIRS] * 3
     assert len(set.union(*generations)) == 3 * search.PAIRS
-    for pairs in players.pairs:
+    for pairs in workers.pairs:
         assert list(pairs) == list(pairs[: search.PAIRS]) * search.CANDIDATES
-    assert {task for task, _ in set.union(*generations)} <= set(TASKS.training)
-
-
-def test_no_held_out_task_is_built(monkeypatch):
-    built: list[Task] = []
-    settings = Task.settings
-    monkeypatch.setattr(Task, "settings", lambda task: built.append(task) or settings(task))
-    play(pairs_of(4), FULL, TASKS)
-    env = Rollouts(rollouts.make_env(2, TASKS), pairs_of(4), np.zeros(4), np.random.default_rng(0), 10.0)
-    env.reset(seed=0)
-    for _ in range(10):
-        env.step(np.tile(FULL, (2, 1)))
-    assert built
-    assert set(built) <= set(TASKS.training)
+    assert {task for task, _ in set.union(*generations)} <= set(VARIED.training)

@@ -1,6 +1,7 @@
 """`train.tune`: what it measures, what it chooses, what it writes, what it refuses."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,7 +52,7 @@ def test_a_run_that_diverges_counts_as_nothing(monkeypatch, diverged, accuracy):
     assert full_training("any", {}, 0) == accuracy
 
 
-@pytest.mark.parametrize(("dataset", "family"), [("digits", "mlp"), ("*", "convnet"), ("*", "resnet18")])
+@pytest.mark.parametrize(("dataset", "family"), [("digits", "mlp"), ("*", "convnet")])
 def test_store_replaces_one_entry_and_keeps_the_rest_as_it_was(path, dataset, family):
     before = json.loads(path.read_text())
     lines = path.read_text().splitlines()
@@ -84,7 +85,6 @@ def test_rates_for_wrong_labels_stand_beside_those_for_clean_ones(path):
     ("save", "model", "noise", "size"),
     [
         ("*", "convnet:64-256-256", 0.0, None),
-        ("*", "torchvision:resnet18", 0.0, None),
         ("cifar100", "resnet9", 0.3, None),
         ("imagefolder:17", "resnet9", 0.0, 17),
         ("imagefolder:17", "resnet9", 0.3, 17),
@@ -111,6 +111,7 @@ def test_what_is_stored_is_found(path, monkeypatch, save, model, noise, size):
 def test_a_round_trip_through_the_program(path, monkeypatch, capsys):
     monkeypatch.setattr(tune, "RECIPES", path)
     monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: path.parent))
+    monkeypatch.setattr(tune, "ProcessPoolExecutor", lambda workers, **_: ThreadPoolExecutor(workers))
     options = ["--model", "mlp:5", "--train-size", "60", "--val-rest", "--label-noise", "0.3", "--image-size", "4"]
     arguments = [*options, "--budget", "2", "--lr", "0.05", "0.5", "--seeds", "1", "--workers", "1"]
     assert tune.main([*arguments, "--save", "digits:4"]) == 0
@@ -120,7 +121,9 @@ def test_a_round_trip_through_the_program(path, monkeypatch, capsys):
     assert found.values["lr"] == max(reached, key=lambda lr: reached[lr])
     assert found.fits
     assert json.loads(path.read_text())["digits:4"]["mlp:5"]["noisy"]["0.3"]["command"].endswith("--save digits:4")
-    assert "*" in capsys.readouterr().out
+    out = capsys.readouterr().out  # one seed has no error of the mean
+    assert f"{100 * max(reached.values()):.2f}*" in out
+    assert "±" not in out
 
 
 def test_the_best_mean_is_stored(path, monkeypatch, capsys):
@@ -149,14 +152,12 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
     ("arguments", "words"),
     [
         ("--budget 3 0", "budget is 0.0"),
-        ("--budget", "--budget"),
         ("--lr 0.1 -1", "lr is -1.0"),
         ("--seeds 0", "--seeds"),
         ("--save digit", "--save is 'digit'"),
         ("--save *:4 --image-size 4", "a data set's own"),
         ("--save digits:4 --image-size 5", "another size than --image-size 5"),
         ("--label-noise 2", "label_noise=2.0"),
-        ("--model perceptron", "perceptron"),
         ("--env prune_env/DigitsSummary-v0", "use 'prune_env/Digits-v0'"),
         ("--env CartPole-v1", "not one of prune_env's"),
         ("--env prune_env/ImageFolder-v0 --root nowhere", "nowhere"),

@@ -14,15 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 ROOT = Path(__file__).parents[2]
 AGENTS = ("full", "random", "ucb", "infobatch", "same_amounts:el2n", "learned")
-RUNS = ["--agents", *AGENTS, "--seeds", "2", "--budget", "6", "--checkpoint-seconds", "0", "--workers", "2"]
+RUNS = ["--agents", *AGENTS, "--seeds", "2", "--budget", "6", "--workers", "2"]
 SWEEP = f"""
 agents = {json.dumps(AGENTS)}
 budgets = [3, 6]
@@ -35,41 +36,35 @@ label_noise = 0.2
 """
 LEARN = ["--tasks", "tiny", "--members", "6", "--processes", "2", "--pool", "8", "--steps", "1500"]
 LEARN += ["--evaluate-every", "300"]
-TINY_TASKS: dict[str, Any] = {
-    "values": {
-        "train_size": (60,),
-        "label_noise": (0.0, 0.1, 0.2, 0.3),
-        "imbalance": (1.0, 2.0),
-        "model": ("mlp:4",),
-        "budget": (1.2,),
-    },
-    "validations": 2,
-    "held_outs": 2,
-}
+TASKS = {"train_size": (60,), "label_noise": (0.0, 0.1, 0.2, 0.3), "imbalance": (1.0, 2.0)}
+TASKS |= {"model": ("mlp:4",), "budget": (1.2,)}
 
 
-def learn_tiny(arguments: Sequence[str]) -> int:
-    """`train.learn` with tasks of 60 samples and a short search: minutes become seconds, the program is the same."""
+def learn_tiny(arguments: list[str]) -> int:
+    """Run `train.learn` with tasks of 60 samples and a short search: minutes become seconds."""
     from prune_env.policy import tasks
     from train import learn
     from train.learning import search
 
-    tasks.DISTRIBUTIONS["tiny"] = TINY_TASKS
-    search.CANDIDATES, search.ELITES, search.PAIRS = 6, 2, 2
-    learn.PROBES, learn.GENERATIONS = 8, 1
+    tasks.DISTRIBUTIONS["tiny"] = {"values": TASKS, "validations": 2, "held_outs": 2}
     torch.set_num_threads(1)
-    return learn.main(list(arguments))
+    with (
+        mock.patch.multiple(search, CANDIDATES=6, ELITES=2, PAIRS=2),
+        mock.patch.multiple(learn, PROBES=8, GENERATIONS=1),
+    ):
+        return learn.main(arguments)
 
 
 def command(program: str, home: Path) -> list[str]:
     """The command line of a program whose results go into `home`/it."""
-    where = ["--out", str(home), "--name", "it"]
-    if program == "evaluate":
-        return [sys.executable, "-m", "train.evaluate", *RUNS, *where]
-    if program == "sweep":
-        (home / "sweep.toml").write_text(SWEEP)
-        return [sys.executable, "-m", "train.sweep", str(home / "sweep.toml"), "--checkpoint-seconds", "0", *where]
-    return [sys.executable, "-m", "tests.slow.soak", "learn-tiny", *LEARN, *where]
+    (home / "sweep.toml").write_text(SWEEP)
+    often = ["--checkpoint-seconds", "0"]
+    of = {
+        "evaluate": ["train.evaluate", *RUNS, *often],
+        "sweep": ["train.sweep", str(home / "sweep.toml"), *often],
+        "learn": ["tests.slow.soak", "learn-tiny", *LEARN],
+    }
+    return [sys.executable, "-m", *of[program], "--out", str(home), "--name", "it"]
 
 
 def outcome(program: str, home: Path) -> Any:
@@ -80,24 +75,19 @@ def outcome(program: str, home: Path) -> Any:
         lines = [json.loads(line) for line in (home / "it" / "evaluations.jsonl").read_text().splitlines()]
         policy = {name: a.tolist() for name, a in load_file(home / "it" / "policy.safetensors").items()}
         return [{**line, "seconds": 0} for line in lines], policy
-    from train.execution import results
-
-    records, unreadable = results.read(home / "it" / "results.jsonl")
-    assert unreadable == 0, f"{unreadable} torn lines are left"
     assert not (home / "it" / "checkpoints").exists(), "checkpoints are left"
-    kept = {key: {**record["results"], "seconds": 0} for key, record in records.items()}
-    return {key: (kept[key], records[key]["curve"]) for key in sorted(records)}
+    lines = (home / "it" / "results.jsonl").read_text().splitlines()  # each of them is whole
+    records = {record["key"]: record for record in map(json.loads, lines)}
+    return {key: ({**records[key]["results"], "seconds": 0}, records[key]["curve"]) for key in sorted(records)}
 
 
 def processes_of(pid: int) -> list[int]:
-    """A process and those that it has started, and they."""
+    """A process, and all that descend from it."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(OSError):
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children.setdefault(parent, []).append(int(path.name))
+            children.setdefault(parent, []).append(int(path.name))
     found = [pid]
     for one in found:
         found += children.get(one, [])
@@ -112,20 +102,14 @@ def one_round(program: str, seconds: float, kills: int, rng: random.Random) -> t
         while True:
             with open(home / "log", "ab") as log:
                 ours = subprocess.Popen(command(program, home), cwd=ROOT, stdout=log, stderr=log)
-            time_left = rng.uniform(0.0, seconds) if done < kills else 600.0
             try:
-                status = ours.wait(time_left)
+                status = ours.wait(rng.uniform(0.0, seconds) if done < kills else 600.0)
             except subprocess.TimeoutExpired:
-                victims = processes_of(ours.pid)
-                try:
-                    os.kill(rng.choice([ours.pid, *victims]), signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-                done += 1
-                time.sleep(rng.uniform(0.0, 1.0))
-                if ours.poll() is None:  # a worker was killed: the program goes on, or is killed too
-                    ours.kill()
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(rng.choice([ours.pid, *processes_of(ours.pid)]), signal.SIGKILL)
                     done += 1
+                time.sleep(rng.uniform(0.0, 1.0))
+                ours.kill()  # if it goes on without the worker that was killed
                 ours.wait()
                 continue
             if status == 0:
@@ -145,8 +129,7 @@ def main() -> int:
     rng = random.Random(given.seed)
     start = time.monotonic()
     _, expected = one_round(given.program, 0.0, 0, rng)
-    seconds = time.monotonic() - start
-    done = 0
+    seconds, done = time.monotonic() - start, 0
     while done < given.kills:
         kills, found = one_round(given.program, 0.6 * seconds, min(8, given.kills - done), rng)
         done += kills
@@ -154,8 +137,6 @@ def main() -> int:
             print(f"after {kills} kills the results are others")
             return 1
         print(f"{done} kills: the results are the same", flush=True)
-        if not kills:
-            break
     return 0
 
 

@@ -103,7 +103,7 @@ def test_padded_weights_stay_zero_exactly():
     stack.train(epochs)
     for stacked, own in zip(stack.weights, students[1].model.parameters(), strict=True):
         inside = torch.zeros_like(stacked[1], dtype=torch.bool)
-        inside[tuple(map(slice, torch.atleast_2d(own).shape))] = True
+        inside[tuple(map(slice, own.shape))] = True
         assert not stacked[1][~inside].any()
         assert stacked[1][inside].any()
 

@@ -1,4 +1,4 @@
-"""The steps of every run, as a CSV file and as TensorBoard events."""
+"""Write the steps of every run as a CSV file and as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -43,20 +42,13 @@ def write_events(folder: Path, records: Sequence[Record]) -> None:
     The step is the compute spent, in thousandths of a full-epoch equivalent, so that agents compare at equal
     compute. The last step has the test accuracy.
     """
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        for record in records:
-            writer = EventFileWriter(str(beside / run_name(record)))
-            curve = record["curve"]
-            for step, spent in enumerate(curve["spent"]):
-                _add(writer, spent, {name: curve[name][step] for name in SCALARS})
-            results = record["results"]
-            _add(writer, results["spent"]["total"], {"test_accuracy": results["test_accuracy"]})
-            writer.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    for record in records:
+        writer, curve, results = EventFileWriter(str(folder / run_name(record))), record["curve"], record["results"]
+        for step, spent in enumerate(curve["spent"]):
+            _add(writer, spent, {name: curve[name][step] for name in SCALARS})
+        _add(writer, results["spent"]["total"], {"test_accuracy": results["test_accuracy"]})
+        writer.close()
 
 
 def _add(writer: EventFileWriter, spent: float, values: dict[str, float]) -> None:

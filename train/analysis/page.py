@@ -1,4 +1,4 @@
-"""The page of a report: what report.html, a jinja2 template, shows of the records of a sweep."""
+"""Make the page of a report: what report.html, a jinja2 template, shows of the records of a sweep."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from train.analysis import figures, pictures, statistics, summary
+from train.analysis import figures, pictures, sheets, statistics, summary
 from train.analysis.records import Record, Results
-from train.analysis.summary import FULL, Saving, Win, grouped
-from train.analysis.table import MOSTLY, Row, rows
+from train.analysis.statistics import Mean, side
+from train.analysis.summary import FULL, Row, Saving
+from train.analysis.table import MOSTLY
 from train.analysis.text import count, listed, readable, spread
 
+HERE = Path(__file__).parent
 SHOWN = 30  # rows of a table up to which it is unfolded
+GROUPS = ("always", "sometimes", "never")  # how often a sample was kept
 PROVENANCE = {  # what is said of all runs, and how it is called
     "version": "prune_env",
     "commit": "commit",
@@ -32,13 +35,13 @@ PROVENANCE = {  # what is said of all runs, and how it is called
 }
 
 
-def render(results: Results, title: str, sheets: Iterable[str], root: str | None) -> tuple[str, dict[str, bytes]]:
+def render(results: Results, title: str, files: Iterable[str], root: str | None) -> tuple[str, dict[str, bytes]]:
     """Return the page as HTML, and its figures by the names of their files.
 
     Args:
         results: what is reported.
         title: of the page.
-        sheets: names of the CSV files beside the page.
+        files: names of the CSV files beside the page.
         root: folder with the images, to show some; without it only those are shown that come with the package.
     """
     records = summary.latest(results.records)
@@ -48,23 +51,24 @@ def render(results: Results, title: str, sheets: Iterable[str], root: str | None
         images[name] = png
         return embed(png)
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.globals |= {"spread": spread, "count": count, "listed": listed, "side": statistics.side}
+    loader = FileSystemLoader(HERE)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.globals |= {"spread": spread, "count": count, "listed": listed, "side": side}
     environment.globals |= {"breakable": breakable, "saved": saved, "keep": keep, "embed": embed}
+    tasks = [_task(n, name, own, root) for n, (name, own) in enumerate(summary.by_task(records).items(), start=1)]
     page = environment.get_template("report.html").render(
         title=title,
-        style=Markup((Path(__file__).parent / "report.css").read_text()),
+        style=Markup((HERE / "report.css").read_text()),
         compared=_compared(records, results.planned),
         mixed=summary.mixed_commits(records),
-        tasks=[_task(n, name, own, root) for n, (name, own) in enumerate(summary.by_task(records).items(), start=1)],
-        wins=summary.wins(records),
+        tasks=tasks,
+        sides=[each for task in tasks for each in task["sides"]],
+        chance=(1 - statistics.LEVEL) / 2,
         failures=results.failures,
         provenance=_provenance(records),
         unreadable=results.unreadable,
         source=results.source,
-        sheets=sheets,
+        sheets=files,
         mostly=MOSTLY,
         margin=statistics.MARGIN,
         few_seeds=statistics.FEW_SEEDS,
@@ -105,20 +109,21 @@ def _compared(records: Sequence[Record], planned: int) -> str:
 
 def _task(number: int, name: str, records: list[Record], root: str | None) -> dict[str, Any]:
     """What the template needs to know of a task."""
-    groups = grouped(records)
-    cells = {budget: rows(agents) for budget, agents in groups.items()}
+    groups = summary.grouped(records)
+    cells = {budget: summary.rows(agents) for budget, agents in groups.items()}
     budget = max(cells, key=lambda budget: (len(cells[budget]), budget))  # of the diagnostics
     agents = {row.agent: groups[budget][row.agent] for row in cells[budget]}
     order = list(dict.fromkeys([*agents, *(record["agent"] for record in records)]))
-    name = name or records[0]["configuration"]["env"]
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    differences = {budget: _differences(of_budget) for budget, of_budget in cells.items()}
+    sides = {b: {agent: side(d.interval) for agent, d in of.items() if d.interval} for b, of in differences.items()}
+    better = {b: [agent for agent in differences[b] if of.get(agent, 0) > 0] for b, of in sides.items()}
+    found = summary.equivalences(records)
+    curve = summary.full_curve(records)
+    shares = _shares(agents)
     train, missing = pictures.training_data(records[-1], root)
     classes = list(train.classes) if train else [str(i) for i in range(len(records[0]["results"]["class_visits"]))]
     labels = figures.class_labels(classes)
-    wins, found = summary.wins(records), summary.equivalences(records)
-    winners: dict[float, list[Win]] = {}
-    for win in sorted(wins.winning, key=lambda win: (win.budget, -win.difference.mean)):
-        winners.setdefault(win.budget, []).append(win)
     return {
         "name": name,
         "label": f"{number}-{slug}".rstrip("-"),
@@ -129,87 +134,83 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "agents": agents,
         "seeds": len({record["seed"] for record in records}),
         "rates": summary.rates(records),
-        "wins": wins,
-        "winners": winners,
-        "undecided": [
-            f"{b:g}" for b, row in cells.items() if b not in winners and any(r.difference_interval for r in row)
-        ],
-        "longer": _longer(records),
+        "sides": [each for of_budget in sides.values() for each in of_budget.values()],
+        "winners": {b: [(agent, differences[b][agent]) for agent in agents] for b, agents in better.items() if agents},
+        "undecided": [f"{b:g}" for b in cells if sides[b] and not better[b]],
+        "longer": _longer(curve),
         # at some budgets full alone ran, to compare with
         "best": [b for b in summary.best(records) if len(cells[b.budget]) > 1 or len(order) == 1 or b.agent != FULL],
         "equivalences": found,
         "lossless": [f"{e.agent} at budget {e.budget:g}" for e in found if e.verdict == "lossless" and not e.vacuous],
         "vacuous": list(dict.fromkeys(f"{e.budget:g} against {e.larger:g}" for e in found if e.vacuous)),
         "savings": summary.savings(records),
-        "falls": any(b < a - statistics.ROUNDING for a, b in pairwise(summary.full_curve(records).values())),
-        "accuracy": [
-            (f"Test accuracy over log budget: {', '.join(some)}", figures.accuracy(cells, some))
-            for some in figures.chunks(order)
-        ],
-        "forests": [
-            _forest(budget, cells[budget]) for budget in cells if any(r.difference is not None for r in cells[budget])
-        ],
-        "kept": _kept(agents),
-        "classes": [
-            (
-                "Relative visits of each class, by agent",
-                figures.classes(
-                    _averages(agents, "class_visits"), classes, "visits relative to the class's share", ".2f", 1.0
-                ),
-            ),
-            (
-                "Test accuracy of each class, by agent",
-                figures.classes(_averages(agents, "test_class_accuracy", 100.0), classes, "test accuracy (%)"),
-            ),
-        ],
+        "falls": any(b < a - statistics.ROUNDING for a, b in pairwise(curve.values())),
+        "figures": _figures(cells, differences, order, agents, shares) | {"classes": _classes(agents, classes)},
         "renamed": [
-            (str(index), label, name)
+            (label if label == str(index) else f"{index}, {label}", name)
             for index, (label, name) in enumerate(zip(labels, classes, strict=True))
             if label != name or len(classes) > figures.NAMED
-        ]
-        if train
-        else [],
+        ],
         "missing": missing,
-        **_sometimes(agents, train),
+        "pictures": [_examples(agent, agents[agent], train) for agent in pictures.pictured(list(shares)) if train],
         "recipe": _recipe(records),
     }
 
 
-def _longer(records: Sequence[Record]) -> str:
+def _differences(rows: Iterable[Row]) -> dict[str, Mean]:
+    """Differences to full by agent, the largest first."""
+    found = {row.agent: row.difference for row in rows if row.difference}
+    return dict(sorted(found.items(), key=lambda each: -each[1].mean))
+
+
+def _longer(curve: dict[float, float]) -> str:
     """Say where full is best if that is before its largest budget; else nothing."""
-    curve = summary.full_curve(records)
     at = max(curve, key=lambda budget: (round(curve[budget], 9), -budget), default=0.0)
-    if not curve or at == max(curve):
+    last = max(curve, default=0.0)
+    if at == last:
         return ""
-    last = max(curve)
     return f"Full training is best at budget {at:g}: {curve[at]:.2f} %, and {curve[last]:.2f} % at {last:g}."
 
 
-def _forest(budget: float, cells: Sequence[Row]) -> tuple[str, bytes]:
-    points = [figures.Point(r.agent, r.difference, r.difference_interval) for r in cells if r.difference is not None]
-    points.sort(key=lambda point: -point.mean)
-    alt = f"Paired differences to full at budget {budget:g}, {count(len(points), 'agent')}"
-    return alt, figures.forest(points, f"difference to full at budget {budget:g} (points)")
+def _figures(
+    cells: dict[float, list[Row]],
+    differences: dict[float, dict[str, Mean]],
+    order: Sequence[str],
+    agents: dict[str, list[Record]],
+    shares: dict[str, list[float]],
+) -> dict[str, list[tuple[str, bytes]]]:
+    """The images of each figure, with what they show in words."""
+    kept = {a: sheets.mean([_filled(r["results"]["kept_by_difficulty"]) for r in runs]) for a, runs in agents.items()}
+    found: dict[str, list[tuple[str, bytes]]] = {"accuracy": [], "differences": [], "kept": [], "sometimes": []}
+    for some in figures.chunks(order):
+        alt = f"Test accuracy over log budget: {', '.join(some)}"
+        found["accuracy"].append((alt, figures.accuracy(cells, some)))
+    for budget, of_budget in differences.items():
+        if of_budget:
+            alt = f"Paired differences to full at budget {budget:g}, {count(len(of_budget), 'agent')}"
+            image = figures.forest(of_budget, f"difference to full at budget {budget:g} (points)")
+            found["differences"].append((alt, image))
+    for some in figures.chunks(list(kept)):
+        alt = f"Share kept by difficulty and time: {', '.join(some)}"
+        found["kept"].append((alt, figures.kept({agent: kept[agent] for agent in some})))
+    if shares:
+        alt = "Shares of samples always, sometimes and never kept, by agent"
+        found["sometimes"].append((alt, figures.divided(shares)))
+    return found
 
 
-def _averages(agents: dict[str, list[Record]], name: str, unit: float = 1.0) -> dict[str, NDArray]:
-    return {agent: unit * _average([run["results"][name] for run in runs]) for agent, runs in agents.items()}
+def _classes(agents: dict[str, list[Record]], classes: Sequence[str]) -> list[tuple[str, bytes]]:
+    """The images of what each agent does with each class."""
+
+    def means(name: str, unit: float) -> dict[str, NDArray]:
+        return {agent: unit * sheets.mean([run["results"][name] for run in runs]) for agent, runs in agents.items()}
+
+    visits = figures.classes(means("class_visits", 1.0), classes, "visits relative to the class's share", even=1.0)
+    accuracy = figures.classes(means("test_class_accuracy", 100.0), classes, "test accuracy (%)")
+    return [("Relative visits of each class, by agent", visits), ("Test accuracy of each class, by agent", accuracy)]
 
 
-def _average(values: Sequence[Any]) -> NDArray:
-    """Mean over seeds, (...) of (S, ...), of what is there: None and NaN are not; NaN where nothing is."""
-    return np.ma.masked_invalid(np.array(values, dtype=np.float64)).mean(axis=0).filled(np.nan)
-
-
-def _kept(agents: dict[str, list[Record]]) -> list[tuple[str, bytes]]:
-    found = {a: _average([_grid(r["results"]["kept_by_difficulty"]) for r in runs]) for a, runs in agents.items()}
-    return [
-        (f"Share kept by difficulty and time: {', '.join(some)}", figures.kept({agent: found[agent] for agent in some}))
-        for some in figures.chunks(list(found))
-    ]
-
-
-def _grid(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[float | None]]:
+def _filled(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[float | None]]:
     """Shares kept, in each part of the budget those of the last step that had begun."""
     lines: list[Sequence[float | None]] = [[None] * max(len(row) for row in shares if row is not None)]
     for row in shares:
@@ -217,27 +218,23 @@ def _grid(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[floa
     return lines[1:]
 
 
-def _sometimes(agents: dict[str, list[Record]], train: pictures.Data | None) -> dict[str, Any]:
-    """The figure of the samples that were sometimes kept, and pictures of some if their images are there."""
-    groups = ("always", "sometimes", "never")
+def _shares(agents: dict[str, list[Record]]) -> dict[str, list[float]]:
+    """Shares of samples always, sometimes and never kept by each agent that dropped any; means over seeds."""
     shares = {}
     for agent, runs in agents.items():
-        found = [[run["results"]["sometimes"][group] for group in groups] for run in runs]
+        found = [[run["results"]["sometimes"][group] for group in GROUPS] for run in runs]
         chosen = [values for values in found if None not in values]
         if chosen:
             shares[agent] = np.mean(chosen, axis=0).tolist()
-    drawn = (
-        [("Shares of samples always, sometimes and never kept, by agent", figures.divided(shares))] if shares else []
-    )
-    shown = []
-    for agent in pictures.pictured(list(shares)):
-        if train is None:
-            break
-        run = min(agents[agent], key=lambda run: run["seed"])
-        examples = run["results"]["sometimes"]["examples"]
-        of_run = [(g, [pictures.thumbnail(train, *each) for each in some]) for g, some in examples.items() if some]
-        shown.append((agent, run["seed"], of_run))
-    return {"sometimes": drawn, "pictures": shown}
+    return shares
+
+
+def _examples(agent: str, runs: Sequence[Record], train: pictures.Data) -> tuple[str, int, list[tuple[str, list]]]:
+    """Thumbnails of samples by how often the agent kept them, with the first seed."""
+    run = min(runs, key=lambda run: run["seed"])
+    examples = run["results"]["sometimes"]["examples"]
+    shown = [(group, [pictures.thumbnail(train, *each) for each in some]) for group, some in examples.items() if some]
+    return agent, run["seed"], shown
 
 
 def _provenance(records: Sequence[Record]) -> list[tuple[str, Markup]]:
@@ -249,17 +246,16 @@ def _provenance(records: Sequence[Record]) -> list[tuple[str, Markup]]:
 
 def _recipe(records: Sequence[Record]) -> list[tuple[str, Markup]]:
     """What was trained how, a line a setting; values that are not the same for all runs with their budgets."""
-    configurations = [(record["budget"], record["configuration"]) for record in records]
-    lines = [("env", _values(c["env"] for _, c in configurations))]
+    configurations = [record["configuration"] for record in records]
+    lines = [("env", _values(configuration["env"] for configuration in configurations))]
     for part in ("settings", "recipe"):
-        for name in dict.fromkeys(name for _, c in configurations for name in c[part] if name != "budget"):
-            budgets: dict[str, list[float]] = {}
-            for budget, c in configurations:
-                at = budgets.setdefault(str(c[part].get(name)), [])
-                at += [budget] if budget not in at else []
-            told = [f"{value} at {listed(f'{b:g}' for b in at)}" for value, at in budgets.items()]
-            lines.append((name, escape("; ".join(told) if len(budgets) > 1 else next(iter(budgets)))))
-    parts = dict.fromkeys(part for r in records for part in r["provenance"]["data"])
+        for name in dict.fromkeys(name for c in configurations for name in c[part] if name != "budget"):
+            budgets: dict[str, dict[str, None]] = {}
+            for record, configuration in zip(records, configurations, strict=True):
+                budgets.setdefault(str(configuration[part].get(name)), {})[f"{record['budget']:g}"] = None
+            told = [f"{value} at {listed(at)}" if len(budgets) > 1 else value for value, at in budgets.items()]
+            lines.append((name, escape("; ".join(told))))
+    parts = dict.fromkeys(part for record in records for part in record["provenance"]["data"])
     digests = [(f"{part} data, SHA-256", _values(r["provenance"]["data"].get(part) for r in records)) for part in parts]
     return lines + digests
 

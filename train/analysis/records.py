@@ -15,7 +15,7 @@ class Results:
 
     records: list[Record]
     failures: list[Record]
-    planned: int  # runs of the last plan, or as many as there are without a plan
+    planned: int  # runs of the last plan, or as many as there are and failed without a plan
     source: str  # text of the sweep file, "" if there was none
     unreadable: dict[str, int]  # lines that could not be read, by file
 
@@ -32,14 +32,12 @@ def read(folder: Path) -> Results:
     """
     runs, unreadable = results.read(folder / "results.jsonl")
     failures, unreadable_failures = results.read(folder / "failures.jsonl")
-    source = (folder / "sweep.toml").read_text() if (folder / "sweep.toml").exists() else ""
-    planned = len(runs)
-    if (folder / "cells.json").exists():
-        planned_keys, source = results.read_plan(folder, runs)
-        keys = dict.fromkeys(planned_keys)
-        planned = len(keys)
-        runs = {key: runs[key] for key in keys if key in runs}
-        failures = {key: failures[key] for key in keys if key in failures}
+    keys, source = results.read_plan(folder, {**runs, **failures})
+    if not source and (folder / "sweep.toml").exists():
+        source = (folder / "sweep.toml").read_text()
+    keys = dict.fromkeys(keys)
+    runs = {key: runs[key] for key in keys if key in runs}
+    failures = {key: failures[key] for key in keys if key in failures}
     if not runs:
         of_plan = " of the plan in cells.json" if (folder / "cells.json").exists() else ""
         # train.evaluate's --out is the folder above, and what people type here too
@@ -47,4 +45,4 @@ def read(folder: Path) -> Results:
         advice = f"there are some in {', '.join(below)}" if below else f"is {folder} what train.sweep wrote?"
         raise ValueError(f"{folder / 'results.jsonl'} has no results{of_plan}; {advice}")
     lines = {"results.jsonl": unreadable, "failures.jsonl": unreadable_failures}
-    return Results(list(runs.values()), list(failures.values()), planned, source, lines)
+    return Results(list(runs.values()), list(failures.values()), len(keys), source, lines)

@@ -1,19 +1,20 @@
-"""The numbers of a report as CSV files, also those that its page has no room for."""
+"""Write the numbers of a report as CSV files, also those that its page has no room for."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from io import StringIO
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from train.analysis import summary
 from train.analysis.records import Record
-from train.analysis.summary import grouped
-from train.analysis.table import rows
+from train.analysis.summary import Row
 from train.analysis.text import readable
 
 Line = dict[str, Any]
@@ -21,35 +22,47 @@ Line = dict[str, Any]
 
 def make(records: Sequence[Record]) -> dict[str, str]:
     """Return the CSV files on `records`, texts by their names. Accuracies are in per cent and differences in points."""
-    found: dict[str, list[Line]] = {"agents.csv": [], "classes.csv": [], "visits.csv": []}
-    one_apart: list[Line] = []
-    tables = {"lossless.csv": summary.equivalences, "savings.csv": summary.savings, "areas.csv": summary.areas}
+    found: dict[str, list[Line]] = defaultdict(list)
     for task, own in summary.by_task(records).items():
-        for budget, agents in grouped(own).items():
-            for row in rows(agents):
+        for budget, agents in summary.grouped(own).items():
+            for row in summary.rows(agents):
                 cell = {"task": task, "budget": budget, "agent": row.agent}
-                runs = agents[row.agent]
-                found["agents.csv"].append({**cell, **asdict(row), **_diagnostics(runs)})
-                for name, means in _classes(runs):
-                    found["classes.csv"].append({**cell, "what": name, **{str(i): v for i, v in enumerate(means)}})
-                visits = _mean(runs, "visits")
+                results = [run["results"] for run in agents[row.agent]]
+                found["agents.csv"].append({**cell, **_of_agent(row, results)})
+                relative = mean([result["class_visits"] for result in results])
+                accuracy = 100 * mean([result["test_class_accuracy"] for result in results])
+                found["classes.csv"].append({**cell, "what": "relative visits", **_numbered(relative)})
+                found["classes.csv"].append({**cell, "what": "test accuracy", **_numbered(accuracy)})
+                visits = mean([result["visits"] for result in results])
                 shares = np.linspace(0, 100, len(visits))
                 found["visits.csv"].append({**cell, **{f"{s:g} %": v for s, v in zip(shares, visits, strict=True)}})
-        for name, function in tables.items():
-            found.setdefault(name, []).extend({"task": task, **asdict(each)} for each in function(own))
-        for first, second in summary.one_apart({record["agent"] for record in own}):
-            pairs = summary.pairs(own, first, second)
-            one_apart += [{"task": task, "agent": first, "against": second, **asdict(pair)} for pair in pairs]
-    found["one-apart.csv"] = one_apart
-    found["improvements.csv"] = [asdict(each) for each in summary.improvements(records)]
+        found["lossless.csv"] += [{"task": task, **asdict(each)} for each in summary.equivalences(own)]
+        found["savings.csv"] += [{"task": task, **asdict(each)} for each in summary.savings(own)]
+        found["areas.csv"] += [{"task": task, **each} for each in summary.areas(own)]
+        found["one-apart.csv"] += [{"task": task, **each} for each in summary.one_apart(own)]
+    found["improvements.csv"] = summary.improvements(records)
     return {name: _text(lines) for name, lines in found.items() if lines}
 
 
-def _diagnostics(runs: Sequence[Record]) -> Line:
-    """Means over the seeds of an agent."""
-    results = [run["results"] for run in runs]
+def mean(values: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
+    """Return the mean over runs, (...) of (runs, ...); None in a run does not count, NaN is where nothing does."""
+    return np.ma.masked_invalid(np.array(values, dtype=np.float64)).mean(axis=0).filled(np.nan)
+
+
+def _numbered(values: NDArray[np.float64]) -> Line:
+    return {str(index): value for index, value in enumerate(values)}
+
+
+def _of_agent(row: Row, results: Sequence[Mapping[str, Any]]) -> Line:
+    """A row of the table, and means over the seeds of what the table has no room for."""
     wrong = [r["wrong_visits"] for r in results if r["wrong_visits"] is not None]
     return {
+        "seeds": row.accuracy.seeds,
+        "accuracy": row.accuracy.mean,
+        "accuracy_interval": row.accuracy.interval,
+        "difference": row.difference and row.difference.mean,
+        "difference_interval": row.difference and row.difference.interval,
+        **{name: getattr(row, name) for name in ("kept", "coverage", "spent", "seconds", "select_seconds")},
         "worst_class": 100 * np.mean([r["test_worst_class_accuracy"] for r in results]),
         "gini": np.mean([r["visits_gini"] for r in results]),
         "age": np.mean([r["age"] for r in results]),
@@ -57,16 +70,6 @@ def _diagnostics(runs: Sequence[Record]) -> Line:
         "scoring": np.mean([r["spent"]["score"] for r in results]),
         "diverged": sum(r["diverged"] for r in results),
     }
-
-
-def _classes(runs: Sequence[Record]) -> Iterable[tuple[str, np.ndarray]]:
-    yield "relative visits", _mean(runs, "class_visits")
-    yield "test accuracy", 100 * _mean(runs, "test_class_accuracy")
-
-
-def _mean(runs: Sequence[Record], name: str) -> np.ndarray:
-    values = np.array([run["results"][name] for run in runs], dtype=np.float64)
-    return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
 def _text(lines: Sequence[Line]) -> str:
@@ -80,16 +83,18 @@ def _text(lines: Sequence[Line]) -> str:
 
 def _flat(line: Line, before: str = "") -> Iterable[tuple[str, Any]]:
     """Entries of a line: those of a difference by themselves, an interval as its two ends, numbers to six digits."""
-    for name, value in line.items():
+    for key, value in line.items():
+        name = f"{before}{key}"
         if is_dataclass(value) or isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}_")  # pyright: ignore[reportArgumentType]
+            yield from _flat(value if isinstance(value, dict) else vars(value), f"{name}_")
         elif name.endswith("interval"):
-            stem = before + name.removesuffix("interval")
-            yield from ((f"{stem}low", _digits(value and value[0])), (f"{stem}high", _digits(value and value[1])))
+            low, high = value or (None, None)
+            stem = name.removesuffix("interval")
+            yield from ((f"{stem}low", _digits(low)), (f"{stem}high", _digits(high)))
         elif isinstance(value, tuple):
-            yield before + name, " ".join(f"{each:g}" for each in value)
+            yield name, " ".join(f"{each:g}" for each in value)
         else:
-            yield before + name, _digits(value)
+            yield name, _digits(value)
 
 
 def _digits(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Statistics of the benchmark: intervals over seeds, area over budgets, losslessness.
+"""Compute means over seeds with their intervals, areas over budgets, and verdicts of losslessness.
 
 Every interval is the 95 % interval of a mean by Student's t. Its units are the seeds, since only they are independent:
 a seed fixes the initial weights, the order and the augmentation of all agents, at all budgets and on all tasks. Over
@@ -8,7 +8,8 @@ several cells (task, budget) each seed gives one number, its mean over the cells
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,33 +23,32 @@ Interval = tuple[float, float]
 Verdict = Literal["lossless", "lossy", "undecided"]
 
 
-class Equivalence(NamedTuple):
-    """Whether an agent loses accuracy; mean difference to `full` and its interval in points."""
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds, at least one."""
 
-    verdict: Verdict
-    difference: float
-    interval: Interval
+    mean: float
+    interval: Interval | None  # 95 %; None from one seed, which tells nothing about the spread
+    seeds: int
+
+
+def mean_of(values: ArrayLike) -> Mean:
+    """Return the mean of `values` (S,), one a seed, in their unit."""
+    values = np.asarray(values, dtype=np.float64)
+    return Mean(float(values.mean()), mean_interval(values) if len(values) > 1 else None, len(values))
 
 
 def mean_interval(values: ArrayLike) -> Interval:
-    """Return the interval (low, high) of the mean of `values` (S,), one a seed, in their unit.
-
-    One value gives (value, value), since nothing is known about the spread.
-
-    Raises:
-        ValueError: no value, more than one axis, or a value that is not finite.
-    """
-    low, high = mean_intervals(_vector(values, "values"))
+    """Return the interval (low, high) of the mean of `values` (S,), S >= 2, one a seed, in their unit."""
+    low, high = mean_intervals(np.asarray(values, dtype=np.float64))
     return float(low), float(high)
 
 
 def mean_intervals(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lower and upper ends, each (...), of the means over seeds of `values` (S, ...)."""
-    seeds, mean = len(values), values.mean(axis=0)
-    if seeds == 1:
-        return mean, mean
+    """Return the lower and upper ends, each (...), of the means over seeds of `values` (S, ...), S >= 2."""
     from scipy.special import stdtrit  # a quarter of a second, which programs with one seed need not wait for
 
+    seeds, mean = len(values), values.mean(axis=0)
     reach = stdtrit(seeds - 1, (1 + LEVEL) / 2) * values.std(axis=0, ddof=1) / np.sqrt(seeds)
     return mean - reach, mean + reach
 
@@ -56,59 +56,35 @@ def mean_intervals(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
 def seed_means(cells: Sequence[Mapping[int, float]]) -> list[float]:
     """Return one number a seed: its mean over `cells`, which map seeds to values. Seeds ascending.
 
-    Only the seeds that every cell has count, so that cells weigh the same. `mean_interval` of the result is the
-    interval over several tasks and budgets.
-
-    Raises:
-        ValueError: no cell, or no seed that all cells have.
+    Only the seeds that every cell has count, so that cells weigh the same. `mean_of` the result has the interval
+    over several tasks and budgets.
     """
-    common = sorted(set.intersection(*(set(cell) for cell in cells))) if cells else []
-    if not common:
-        raise ValueError(f"{len(cells)} cells have no seed in common; they need one at least")
+    common = sorted(set.intersection(*map(set, cells)))
     return [float(np.mean([cell[seed] for cell in cells])) for seed in common]
 
 
-def log_budget_area(budgets: ArrayLike, accuracies: ArrayLike) -> np.float64 | NDArray[np.float64]:
+def log_budget_area(budgets: ArrayLike, accuracies: ArrayLike) -> NDArray[np.float64]:
     """Return the mean accuracy over log budget, (...), in the unit of `accuracies` (..., B).
 
-    It is the area by trapezoids over log(last / first). `budgets` (B,) are in any unit of compute, ascending. Each
-    accuracy is the last of its own completed run.
-
-    Raises:
-        ValueError: fewer than two budgets, budgets that are not positive or not ascending, another number of accuracies
-            than of budgets, or a number that is not finite.
+    It is the area by trapezoids over log(last / first). `budgets` (B,), B >= 2, are in any unit of compute, ascending.
+    Each accuracy is the last of its own completed run.
     """
-    budgets = _vector(budgets, "budgets")
     accuracies = np.asarray(accuracies, dtype=np.float64)
-    if len(budgets) < 2:
-        raise ValueError(f"there must be at least two budgets for an area, not {budgets.tolist()}")
-    if budgets.min() <= 0 or np.any(budgets[1:] <= budgets[:-1]):
-        raise ValueError(f"budgets must be positive and ascending without duplicates, not {budgets.tolist()}")
-    if accuracies.ndim == 0 or accuracies.shape[-1] != len(budgets):
-        raise ValueError(f"accuracies have shape {accuracies.shape}; the last axis must be the {len(budgets)} budgets")
-    _check_finite(accuracies, "accuracies")
     widths = np.diff(np.log(budgets))
     return ((accuracies[..., 1:] + accuracies[..., :-1]) / 2 * widths).sum(axis=-1) / widths.sum()
 
 
-def lossless(differences: ArrayLike, margin: float = MARGIN) -> Equivalence:
+def lossless(differences: Sequence[float]) -> Verdict:
     """Say whether an agent loses accuracy to tuned `full` at the larger budget, from `differences` (S,) in points.
 
     A difference is agent − full with the same seed. The agent is "lossless" when the whole interval lies above
-    −`margin` points, "lossy" when all of it lies below, and otherwise "undecided", as always with fewer than five
+    −MARGIN points, "lossy" when all of it lies below, and otherwise "undecided", as always with fewer than FEW_SEEDS
     seeds. Of agents that lose exactly the margin, 2.5 % are called lossless (normal differences).
-
-    Raises:
-        ValueError: no difference, more than one axis, a difference that is not finite, or a margin below 0.
     """
-    values = _vector(differences, "differences")
-    if not 0 <= margin < np.inf:
-        raise ValueError(f"the margin must be finite and at least 0 points, not {margin}")
-    low, high = mean_interval(values)
-    verdict: Verdict = "undecided"
-    if len(values) >= FEW_SEEDS and side((low, high), -margin):
-        verdict = "lossless" if side((low, high), -margin) > 0 else "lossy"
-    return Equivalence(verdict, float(values.mean()), (low, high))
+    if len(differences) < FEW_SEEDS:
+        return "undecided"
+    verdicts: dict[int, Verdict] = {1: "lossless", 0: "undecided", -1: "lossy"}
+    return verdicts[side(mean_interval(differences), -MARGIN)]
 
 
 def side(interval: Interval | None, reference: float = 0.0) -> int:
@@ -116,18 +92,3 @@ def side(interval: Interval | None, reference: float = 0.0) -> int:
     if interval is None:
         return 0
     return int(interval[0] > reference + ROUNDING) - int(interval[1] < reference - ROUNDING)
-
-
-def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not len(array):
-        raise ValueError(f"{name} have shape {array.shape}; there must be one axis with at least one value")
-    _check_finite(array, name)
-    return array
-
-
-def _check_finite(array: NDArray[np.float64], name: str) -> None:
-    places = np.argwhere(~np.isfinite(array))
-    if len(places):
-        found = ", ".join(f"{array[tuple(place)]} at {place.tolist()}" for place in places[:5])
-        raise ValueError(f"{name} must be finite; there is {found}{', …' if len(places) > 5 else ''}")

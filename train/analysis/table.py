@@ -1,14 +1,12 @@
-"""The table of an evaluation: agents at equal compute, by budget."""
+"""Make the table of an evaluation: agents at equal compute, by budget."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-import numpy as np
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -17,71 +15,27 @@ from rich.text import Text
 from prune_env import io
 from train.analysis import summary
 from train.analysis.records import Record
-from train.analysis.statistics import FEW_SEEDS, Interval, mean_interval
-from train.analysis.summary import grouped
-from train.analysis.text import readable
+from train.analysis.statistics import FEW_SEEDS
+from train.analysis.summary import Row, grouped, rows
+from train.analysis.text import readable, spread
 
 WIDTH = 100  # characters: what fits a README and a narrow terminal
 MOSTLY = 0.98  # share of the budget below which compute is not equal any more
 
 
-@dataclass(frozen=True)
-class Row:
-    """An agent at one budget: means over its seeds. Accuracies and shares in per cent."""
-
-    agent: str
-    seeds: int
-    accuracy: float
-    accuracy_interval: Interval | None  # None from one seed
-    difference: float | None  # to `full` over the seeds both have, in points; None without such seeds
-    difference_interval: Interval | None  # None from one seed as well
-    kept: float
-    coverage: float
-    spent: float
-    seconds: float
-    select_seconds: float
-
-
-def rows(agents: dict[str, list[Record]]) -> list[Row]:
-    """Return the rows of one budget: `full` first, then by accuracy. `agents` maps a spec to its runs, one a seed."""
-    full = {record["seed"]: record["results"]["test_accuracy"] for record in agents.get("full", [])}
-    result = [_row(agent, records, full) for agent, records in agents.items()]
-    return sorted(result, key=lambda row: (row.agent != "full", -row.accuracy))
-
-
-def _row(agent: str, records: list[Record], full: dict[int, float]) -> Row:
-    results = [record["results"] for record in records]
-    accuracies = [100.0 * r["test_accuracy"] for r in results]
-    differences = [
-        100.0 * (record["results"]["test_accuracy"] - full[record["seed"]])
-        for record in records
-        if agent != "full" and record["seed"] in full
-    ]
-    return Row(
-        agent=agent,
-        seeds=len(records),
-        accuracy=float(np.mean(accuracies)),
-        accuracy_interval=mean_interval(accuracies) if len(accuracies) > 1 else None,
-        difference=float(np.mean(differences)) if differences else None,
-        difference_interval=mean_interval(differences) if len(differences) > 1 else None,
-        kept=100.0 * float(np.mean([r["kept"] for r in results])),
-        coverage=100.0 * float(np.mean([r["coverage"] for r in results])),
-        spent=float(np.mean([r["spent"]["total"] for r in results])),
-        seconds=float(np.mean([r["seconds"]["total"] for r in results])),
-        select_seconds=float(np.mean([r["seconds"]["select"] for r in results])),
-    )
-
-
 def render(records: Sequence[Record], seeds: int) -> RenderableType:
     """Make the tables of one task, a budget each, with how to read them; `seeds` is how many were asked for."""
     groups = grouped(records)
-    parts: list[RenderableType] = [*map(Text, filter(None, [summary.rates(records)]))]
+    rates = summary.rates(records)
+    parts: list[RenderableType] = [Text(rates)] if rates else []
     incomplete, unspent = [], []
     for budget, agents in groups.items():
         ordered = rows(agents)
         parts += [_table(budget, ordered), ""]
         unspent += [f"{row.agent} at {budget:g}" for row in ordered if row.spent < MOSTLY * budget]
-        incomplete += [f"{row.agent} at {budget:g} has {row.seeds}" for row in ordered if row.seeds < seeds]
+        incomplete += [
+            f"{row.agent} at {budget:g} has {row.accuracy.seeds}" for row in ordered if row.accuracy.seeds < seeds
+        ]
     over = f"{seeds} paired seeds" if seeds > 1 else "1 seed"
     notes = [
         f"Test accuracy over {over}, with the 95 % interval of Student's t. Each run opens the test split once, at its "
@@ -100,8 +54,8 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
         )
     if incomplete:
         notes.append(f"Of {seeds} seeds, {'; '.join(incomplete)}.")
-    notes += filter(None, [summary.mixed_commits(records)])
-    return Group(*parts, *map(Text, map(readable, notes)))
+    notes.append(summary.mixed_commits(records))
+    return Group(*parts, *(Text(readable(note)) for note in notes if note))
 
 
 def render_tasks(records: Sequence[Record]) -> RenderableType:
@@ -139,10 +93,11 @@ def _table(budget: float, ordered: list[Row]) -> Table:
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for row in ordered:
+        difference = row.difference
         table.add_row(
             Text(readable(row.agent)),  # square brackets in a spec are not rich's markup
-            f"{row.accuracy:.2f} {_interval(row.accuracy_interval, '.2f')}",
-            "" if row.difference is None else f"{row.difference:+.2f} {_interval(row.difference_interval, '+.2f')}",
+            spread(row.accuracy.mean, row.accuracy.interval, ".2f", " [–]"),
+            "" if difference is None else spread(difference.mean, difference.interval, "+.2f", " [–]"),
             f"{row.kept:.1f}",
             f"{row.coverage:.1f}",
             f"{row.spent:.2f}",
@@ -150,7 +105,3 @@ def _table(budget: float, ordered: list[Row]) -> Table:
             f"{row.select_seconds:.3f}",
         )
     return table
-
-
-def _interval(interval: Interval | None, form: str) -> str:
-    return "[–]" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"

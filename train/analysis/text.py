@@ -1,8 +1,11 @@
-"""Numbers and names in words, for tables, pages and figures."""
+"""Write numbers and names in words, for the terminal, tables, pages and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from train.analysis.statistics import Interval
 
@@ -12,15 +15,15 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def number(value: float, form: str) -> str:
-    """Return `value` as text. What rounding leaves of 0 has no sign."""
-    return f"{round(value, 9) + 0.0:{form}}"
+def spread(mean: float, interval: Interval | None, form: str, without: str = "") -> str:
+    """Return a number with its interval: "94.12 [93.48, 94.77]"; from one seed with `without` in its place."""
+    return f"{mean:{form}}" + (without if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]")
 
 
-def spread(mean: float, interval: Interval | None, form: str) -> str:
-    """Return a number with its interval: "94.12 [93.48, 94.77]"."""
-    text = number(mean, form)
-    return text if interval is None else f"{text} [{number(interval[0], form)}, {number(interval[1], form)}]"
+def plus_minus(values: Sequence[float] | NDArray, form: str) -> str:
+    """Return the mean of `values`, one a seed, with its standard error: "94.12 ± 0.21"; of one seed the value alone."""
+    error = "" if len(values) < 2 else f" ± {np.std(values, ddof=1) / len(values) ** 0.5:.2f}"
+    return f"{np.mean(values):{form}}{error}"
 
 
 def count(many: int, what: str) -> str:

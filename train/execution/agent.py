@@ -1,4 +1,4 @@
-"""The agent of a run: it lives in the process of the run, with a generator of its own, and is looked after."""
+"""The agent of a run: it lives in the process of the run, with its own generator, and its faults are reported."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from agents import switches
 from prune_env import selection
 from prune_env.memory import load_state, state_of
 from prune_env.sampling import Action, Observation
-from train.execution import provenance
 
 AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 YEAR = 3.2e7  # seconds; timers do not take much more
 LINE = 1000  # characters of an error's line, of which an agent can make any number
-NOT_AGENTS = (  # where the code lies that no agent has written
+NOT_AGENTS = (  # folders of code that no agent has written
     str(Path(prune_env.__file__).parent),
     str(Path(__file__).parent),
     str(Path(torch.__file__).parents[1]),
@@ -54,18 +53,16 @@ class AgentError(Exception):
 class TimeLimit:
     """Ends this process when the agent takes too long, and leaves a note that says where it was.
 
-    A timer of Python's own needs the interpreter, which an agent may hold for ever; that of `faulthandler` does not.
+    A timer of Python's own needs the interpreter, which an agent may hold for ever; faulthandler's timer does not.
 
     Args:
         seconds: that an agent may take for one answer.
-        note: where the note is left; without one there is no limit.
+        note: where the note is left, in a folder that exists; without one there is no limit.
     """
 
-    def __init__(self, seconds: float, note: Path | None):
+    def __init__(self, seconds: float = YEAR, note: Path | None = None):
         self._seconds, self._note = seconds, note
-        self._doing = ""
         if note is not None:
-            note.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(note, "w")  # noqa: SIM115  (until `close`)
 
     @contextmanager
@@ -74,12 +71,10 @@ class TimeLimit:
         if self._note is None:
             yield
             return
-        if doing != self._doing:
-            self._doing = doing
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(f"the agent took more than {self._seconds:g} s {doing}; --agent-timeout allows longer\n")
-            self._file.flush()
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"the agent took more than {self._seconds:g} s {doing}; --agent-timeout allows longer\n")
+        self._file.flush()
         faulthandler.dump_traceback_later(min(self._seconds, YEAR), exit=True, file=self._file)
         try:
             yield
@@ -92,11 +87,11 @@ class TimeLimit:
             self._file.close()
             self._note.unlink(missing_ok=True)
 
-    @staticmethod
-    def told(note: Path) -> AgentError | None:
-        """What the note of a process that was ended says; None if no time limit ended it."""
-        line, _, where = note.read_text(errors="replace").partition("\n") if note.exists() else ("", "", "")
-        return AgentError(line, where) if where else None
+
+def late(note: Path) -> AgentError | None:
+    """Read the note of a process that a time limit has ended; None if no time limit ended it."""
+    line, _, where = note.read_text(errors="replace").partition("\n") if note.exists() else ("", "", "")
+    return AgentError(line, where) if where else None
 
 
 class Seat:
@@ -105,26 +100,20 @@ class Seat:
     Args:
         spec: of the agent.
         seed: of the run.
-        limit: on the time of each answer.
+        limit: on the time of each answer; none by default.
 
     Raises:
         AgentError: from here to the end, whatever the agent raises.
     """
 
     def __init__(self, spec: str, seed: int, limit: TimeLimit | None = None):
-        self._made_of = spec, seed, limit
-        self._limit = limit or TimeLimit(YEAR, None)
+        self._limit = limit or TimeLimit()
         self._step = 0
         self._agent = self._do("to be made", lambda: _made(spec))
         self._rng = np.random.default_rng([seed, AGENT_STREAM])
-        self.own_files = provenance.files_digest(agents.own_files(spec))
-
-    def anew(self) -> Seat:
-        """Another seat of the same run, before its first step."""
-        return Seat(*self._made_of)
 
     def act(self, observation: Observation) -> Action:
-        """A valid action; the agent is shown arrays that cannot be written to, and must leave global generators be."""
+        """Return a valid action. The agent sees read-only arrays, and must leave global generators be."""
         self._step += 1
         shown = {name: _read_only(values) for name, values in observation.items()}
 
@@ -145,18 +134,18 @@ class Seat:
         return action
 
     def state(self) -> dict[str, Any] | None:
-        """What another seat of the same agent needs to go on as this one; None if the agent cannot tell."""
+        """Return what another seat of the same agent needs to go on as this one; None if the agent cannot tell."""
         told = self._do("to tell its state", lambda: state_of(self._agent))
         return None if told is None else {"agent": told, "rng": self._rng.bit_generator.state, "step": self._step}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` told."""
+        """Go on from what `state` returned."""
         self._do("to load its state", lambda: load_state(self._agent, state["agent"]))
         self._rng.bit_generator.state = state["rng"]
         self._step = state["step"]
 
     def _do(self, doing: str, what: Callable[[], T]) -> T:
-        """The answer of the agent's code. Raises AgentError, which says where and in which step."""
+        """Return the answer of the agent's code. Raises AgentError, which says where and in which step."""
         try:
             with self._limit.on(doing):
                 return what()
@@ -181,13 +170,9 @@ def _read_only(values: np.ndarray) -> np.ndarray:
 
 
 def line_of(error: BaseException) -> str:
-    """Type and message in one line; unlike str(error), this never raises itself."""
-    line = printable(" ".join("".join(traceback.format_exception_only(type(error), error)).split()))
+    """Return type and message in one line; unlike str(error), this never raises."""
+    line = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
     if isinstance(error, ValueError) and "read-only" in line:
         line += "; an agent must not change its observation: copy what it works on"
+    line = line.encode("utf-8", "backslashreplace").decode()  # an odd file name in it could not be written
     return line if len(line) <= LINE else f"{line[:LINE]}... ({len(line):,} characters)"
-
-
-def printable(text: str) -> str:
-    """Text that can be written as UTF-8: of names of files that are none, what is wrong is escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Where a run stands, kept while it goes on: a run that was killed goes on from its last checkpoint."""
+"""Where a run stands, saved while it goes on: a run that was killed goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ _NUMPY += [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSU"]
 
 
 class Checkpoint:
-    """The last checkpoint of one run. Without a folder nothing is kept.
+    """The last checkpoint of one run.
 
     Args:
         folder: of the run, see `folder_of`.
         every: seconds from one checkpoint to the next.
     """
 
-    def __init__(self, folder: Path | None = None, every: float = 0.0):
-        self.path = None if folder is None else folder / "checkpoint.pt"
+    def __init__(self, folder: Path, every: float = 0.0):
+        self.path = folder / "checkpoint.pt"
         self._every = every
         self._saved = time.monotonic()
 
     def load(self) -> Any:
         """Return the state that was saved last; None if there is none, or, with a warning, if it cannot be read."""
-        if self.path is None or not self.path.parent.exists():
-            return None
-        io.sweep(self.path.parent)  # what a kill has left half written; nobody else is at this run
+        if self.path.parent.exists():
+            io.sweep(self.path.parent)  # what a kill has left half written; nobody else is at this run
         if not self.path.exists():
             return None
         try:
@@ -52,16 +51,14 @@ class Checkpoint:
 
     def forget(self) -> None:
         """Remove what was saved."""
-        assert self.path is not None
         self.path.unlink(missing_ok=True)
 
     def due(self) -> bool:
-        """Whether it is time for the next checkpoint."""
-        return self.path is not None and time.monotonic() - self._saved >= self._every
+        """Say whether it is time for the next checkpoint."""
+        return time.monotonic() - self._saved >= self._every
 
     def save(self, state: Any) -> None:
         """Replace the checkpoint by this state: plain values, arrays and tensors. A full disk costs a warning."""
-        assert self.path is not None
         self._saved = time.monotonic()
         written = memory_io.BytesIO()
         torch.save(state, written)
@@ -72,7 +69,7 @@ class Checkpoint:
 
 
 def folder_of(results: Path, key: str) -> Path:
-    """Where the run with this key keeps its checkpoint."""
+    """Return the folder in which the run with this key keeps its checkpoint."""
     return results / FOLDER / key
 
 
@@ -85,5 +82,6 @@ def forget(results: Path, key: str) -> None:
 
 def forget_others(results: Path, keys: Collection[str]) -> None:
     """Remove what runs with other keys have kept: nobody goes on with the runs of former plans."""
-    for key in sorted({path.name for path in (results / FOLDER).glob("*")} - set(keys)):
-        forget(results, key)
+    for path in (results / FOLDER).glob("*"):
+        if path.name not in keys:
+            forget(results, path.name)

@@ -1,4 +1,4 @@
-"""What a run did to its data: whom it visited, what it kept by difficulty and over time, what it kept sometimes."""
+"""What a run did to its data: visits by sample and class, and what it kept, by difficulty and over time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLES = 8  # samples named in each group
 
 
 class Diary:
-    """Keeps account of what is trained on.
+    """Counts what is trained on.
 
     Args:
         n: number of training samples N.
@@ -44,22 +44,22 @@ class Diary:
             self.times_kept += kept
 
     def kept_by_difficulty(self) -> list[list[float | None] | None]:
-        """Share kept in each of TIMES parts of the budget, of each of RANKS parts of the samples, easiest first.
+        """Return the shares kept: a row each of TIMES parts of the budget, a column each of RANKS parts of the samples.
 
-        None for a part of the budget in which no step began, and for a part without samples.
+        The easiest samples come first. A part of the budget in which no step began, or without samples, is None.
         """
         sums = zip(self._shares, self._steps, strict=True)
         return [plain(shares / steps) if steps else None for shares, steps in sums]
 
     def sometimes(self) -> dict[str, Any]:
-        """How the samples divide into those always, sometimes and never kept, of the steps that dropped something.
+        """Divide the samples into always, sometimes and never kept, over the steps that dropped something.
 
         "Sometimes samples" are those of Raju et al., arXiv 2111.12621: important in a part of the training only.
 
         Returns:
             "always", "sometimes", "never": shares of N, None if no step dropped anything; "examples": for each
-            of the three up to EXAMPLES [index, share of the steps in which it was kept], the sometimes samples
-            being those nearest to one half.
+            of the three up to EXAMPLES [index, share of the steps in which it was kept]; of the sometimes samples
+            the nearest to one half.
         """
         groups = ("always", "sometimes", "never")
         if not self.choices:
@@ -75,17 +75,17 @@ class Diary:
 
 
 def plain(values: NDArray) -> list[float | None]:
-    """Numbers for JSON: four decimals, and None for NaN."""
+    """Return numbers for JSON: four decimals, and None for NaN."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
 
 
 def quantiles(visits: NDArray) -> list[int]:
-    """Visits (N,) of the samples at 0, 5, ..., 100 % of the samples in ascending order."""
+    """Return the visits, of (N,), at 0, 5, ..., 100 % of the samples in ascending order."""
     return [int(q) for q in np.quantile(visits, np.linspace(0.0, 1.0, 21), method="nearest")]
 
 
 def gini(visits: NDArray) -> float:
-    """Gini coefficient of `visits` (N,), counts: 0 all equal, 1 - 1/N all on one sample; 0 without visits."""
+    """Return the Gini coefficient of counts (N,): 0 all equal, 1 - 1/N all on one sample; 0 without visits."""
     ordered = np.sort(visits.astype(np.float64))
     n, total = len(ordered), ordered.sum()
     if total == 0.0:
@@ -94,7 +94,7 @@ def gini(visits: NDArray) -> float:
 
 
 def class_visits(visits: NDArray, labels: NDArray, classes: int) -> NDArray[np.float64]:
-    """How often each class was visited, relative to its share of the data; (classes,).
+    """Return how often each class was visited, relative to its share of the data; (classes,).
 
     Args:
         visits: (N,) counts.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import product
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import gymnasium as gym
 import tyro
 
 import agents
-from prune_env import PruneEnv, data
+from prune_env import data
 from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution import provenance, results
@@ -83,34 +84,34 @@ def with_rates(block: Block) -> dict[float, tuple[dict[str, Any], str]]:
         TypeError, ValueError: an option that `recipes.tuned` refuses.
     """
     dataset, size = dataset_of(block.env), block.settings.get("image_size")
-    budgets = sorted(set(block.budgets))
-    flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": budgets}
-    flags["save"] = f"{dataset}:{size}" if size else dataset
     found = {}
-    for budget in budgets:
+    for budget in sorted(set(block.budgets)):
         settings, noise = dict(block.settings), block.settings.get("label_noise", 0.0)
-        tuned_to = tuned(dataset, settings.get("model"), budget, noise, size)
-        rate = settings.get("lr", tuned_to.values["lr"])
+        best = tuned(dataset, settings.get("model"), budget, noise, size)
+        rate = settings.get("lr", best.values["lr"])
         if isinstance(rate, dict):
             rate = rate[nearest(rate, budget)]
         if "lr" in settings or noise:  # else it is the environment's own
             settings["lr"] = rate
-        if rate != tuned_to.values["lr"]:
+        if rate != best.values["lr"]:
             found[budget] = settings, f"lr {rate}: as given"
-        elif tuned_to.fits:
-            found[budget] = settings, tuned_to.description
+        elif best.fits:
+            found[budget] = settings, best.description
         else:
-            found[budget] = settings, f"{tuned_to.description}; tune it: {_command('train.tune', flags)}"
+            found[budget] = settings, f"{best.description}; tune it: {_tune_command(block)}"
     return found
 
 
-def _command(program: str, flags: Mapping[str, Any]) -> str:
-    """The command line of a program, without a learning rate."""
-    words = ["python", "-m", program]
+def _tune_command(block: Block) -> str:
+    """Return the command line that tunes the rates of a block."""
+    dataset, size = dataset_of(block.env), block.settings.get("image_size")
+    flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": sorted(set(block.budgets))}
+    flags["save"] = f"{dataset}:{size}" if size else dataset
+    flags.pop("lr", None)
+    words = ["python", "-m", "train.tune"]
     for name, value in flags.items():
-        if name != "lr":
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
     return shlex.join(words)
 
 
@@ -131,7 +132,7 @@ class Plan:
     runs: dict[str, Run]  # by key, in the order of the blocks, and in each by budget, agent and seed
     device: str  # type of the device that they train on
     failures: list[Failure]  # of runs whose agents cannot be imported
-    own_files: dict[str, str]  # by spec, the digest of the files of somebody's own that it names now; "" without any
+    own_files: dict[str, str]  # by spec, the digest of the user's own files that it names now; "" without any
 
 
 def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
@@ -149,8 +150,16 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
     runs: dict[str, Run] = {}
     failures: list[Failure] = []
     own_files: dict[str, str] = {}
-    tests: dict[tuple[str, int | None], str] = {}  # digest of the test split, by data set and size of images
     device = "cpu"
+    of_machine = {"root": place.root, "images": place.images}
+    of_machine = {name: value for name, value in of_machine.items() if value not in (None, "auto")}
+
+    @functools.cache
+    def test_digest(dataset: str, size: int | None) -> str:
+        """Read the test split: that it is missing, or damaged, should not be found out at the end of a run."""
+        where = {"root": place.root, "download": place.download, "images": place.images}
+        return data.load_test(dataset, image_size=size, **where).digest
+
     for block in blocks:
         for name in ("agents", "budgets", "keep"):
             if not getattr(block, name):
@@ -167,9 +176,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
                 specs[full_spec] = None
             except agents.Unimportable as error:
                 specs[spec] = error
-        test = _test_split(dataset, block, place, tests)
-        of_machine = {name: getattr(place, name) for name in ("root", "images")}
-        of_machine = {name: value for name, value in of_machine.items() if value not in (None, "auto")}
+        test = test_digest(dataset, block.settings.get("image_size"))
         for budget, (of_task, rate) in with_rates(block).items():
             settings = {**of_task, **of_machine, "budget": budget, "device": place.device}
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
@@ -179,18 +186,6 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
                 run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate))
                 if error is not None:
                     failures.append(Failure(run, line_of(error), "".join(traceback.format_exception(error))))
-            device = cast(PruneEnv, env.unwrapped).train_data.device.type
+            device = configuration["device"]
             env.close()
     return Plan(runs, device, failures, own_files)
-
-
-def _test_split(dataset: str, block: Block, place: Place, known: dict[tuple[str, int | None], str]) -> str:
-    """Return the digest of the test split of a block's data set.
-
-    Runs open that split at their end: that it is missing, or damaged, should not be found out then.
-    """
-    _, size = split = dataset, block.settings.get("image_size")
-    if split not in known:
-        test = data.load_test(dataset, root=place.root, download=place.download, image_size=size, images=place.images)
-        known[split] = test.digest
-    return known[split]

@@ -29,11 +29,12 @@ class Taken(Exception):
 
 @contextmanager
 def locked(folder: Path, seconds: float = 0.0) -> Iterator[None]:
-    """Be the only program that writes to a folder, which must exist.
+    """Be the only program that writes to a folder, which is made if absent.
 
     Raises:
         Taken: another program still holds it after so many seconds.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / ".lock", timeout=seconds):
             yield

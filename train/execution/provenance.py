@@ -21,27 +21,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """SHA-256 (hex) of the content of files; "" without any."""
+    """Return the SHA-256 (hex) of the content of files; "" without any."""
     digests = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
     return hashlib.sha256(b"".join(digests)).hexdigest() if digests else ""
 
 
 def of_code(root: Path = ROOT) -> dict[str, str | bool | None]:
-    """Versions of the package and of what it runs on, and the state of the checkout at `root`.
+    """Return the versions of the package and its libraries, and the state of the checkout at `root`.
 
     `commit` and `dirty` (files that differ from the commit, or are unknown to it, but for results/, which a run
     writes itself) are None where `root` is not the top of a git checkout that has a commit.
     """
-    commit = _git(root, "rev-parse", "HEAD")
-    top = _git(root, "rev-parse", "--show-toplevel")
-    if commit is None or top is None or Path(top).resolve() != root.resolve():
-        commit = dirty = None
-    else:
-        dirty = bool(_git(root, "status", "--porcelain", "--", ".", ":!results"))
+    commit, top = _git(root, "rev-parse", "HEAD"), _git(root, "rev-parse", "--show-toplevel")
+    is_checkout = commit is not None and top is not None and Path(top).resolve() == root.resolve()
     return {
         "version": prune_env.__version__,
-        "commit": commit,
-        "dirty": dirty,
+        "commit": commit if is_checkout else None,
+        "dirty": bool(_git(root, "status", "--porcelain", "--", ".", ":!results")) if is_checkout else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
@@ -54,24 +50,19 @@ def _git(root: Path, *arguments: str) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or nothing to ask it about
         return None
-    return done.stdout.strip()
 
 
 def of_machine() -> str:
-    """What rounding depends on: a run that went on elsewhere is as exact as these agree."""
+    """Return what rounding depends on: a run that went on elsewhere is as exact as these agree."""
     gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return ", ".join([_processor(), *gpu, f"torch {torch.__version__}"])
 
 
-def _processor() -> str:
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
 def of_process(device: torch.device) -> dict[str, str | int]:
-    """What this process computes on, and the time (UTC)."""
+    """Return what this process computes on, and the time (UTC)."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": f"{device.type} ({name})",
@@ -79,3 +70,7 @@ def of_process(device: torch.device) -> dict[str, str | int]:
         "ranks": ranks.here().size,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"

@@ -17,7 +17,6 @@ from prune_env.students.recipes import Recipe
 Record = dict[str, Any]
 OF_MACHINE = ("root", "images", "device")  # settings of an environment on which no result depends
 OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open}
-SEAL = "prune_env record 1 sha256"  # the last entry of lines that were written before 2026-11-29
 
 
 def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -> str:
@@ -25,10 +24,10 @@ def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -
 
     What the recipe says counts once, and only where it differs from a recipe's defaults. So a new option with a
     default, or a default that is written out, makes no run another one. The code is no part of the key: a record
-    tells the commit that it is from.
+    has the commit that it is from.
 
     Args:
-        configuration: of a record, see `train.execution.run.configuration`.
+        configuration: see `train.execution.run.Run.configuration`.
         agent: its spec.
         seed: of the run.
         test: digest of the test split.
@@ -64,23 +63,15 @@ def read(path: Path) -> tuple[dict[str, Record], int]:
             for line in file:
                 try:
                     record = json.loads(line)
-                    if record.pop(SEAL, None) and "configuration" in record:  # its key is of an older kind
-                        test = record["provenance"]["data"]["test"]
-                        record["key"] = key_of(record["configuration"], record["agent"], record["seed"], test)
                     records[record["key"]] = record
-                except (ValueError, KeyError, TypeError, AttributeError):  # torn, or something else
+                except (ValueError, KeyError, TypeError):  # torn, or something else
                     unreadable += 1
     return records, unreadable
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
-    """Put these records in place of the file. Errors as for `append`."""
+    """Put these records in place of the file; see `io.write_atomic` and `io.line` for errors."""
     io.write_atomic(path, b"".join(map(io.line, records)))
-
-
-def append(path: Path, record: Record) -> None:
-    """Add one line; see `io.append_line`."""
-    io.append_line(path, record)
 
 
 def write_plan(folder: Path, keys: Iterable[str], source: str) -> None:

@@ -13,21 +13,21 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+import agents
 import prune_env
 from prune_env import data
 from prune_env.budget import SCORE_COST, TRAIN_COST
 from prune_env.trainer import Trainer
 from train.execution import checkpoints, diagnostics, provenance, results
-from train.execution.agent import AgentError, Seat, TimeLimit, line_of, printable
+from train.execution.agent import AgentError, Seat, TimeLimit, late, line_of
 from train.execution.checkpoints import Checkpoint
 from train.execution.diagnostics import Diary
 from train.execution.process import locked
 from train.execution.results import OF_MACHINE, Record
 
 CURVE = ("spent", "val_accuracy", "train_accuracy", "kept", "mixed", "scored", "coverage", "lr", "reward")
-CHANGED = "the data changed while the evaluation ran"
 DIED = "the process died: out of memory, or ended by the agent"
-TRACEBACK = 20_000  # characters kept of one
+NOTE = "late"  # in the folder of a run's checkpoint, see `TimeLimit`
 OTHERS_END = 120.0  # seconds for another process at a run: an engine that was killed ends its own, not all at once
 
 
@@ -44,11 +44,11 @@ class Run:
     rate: str = ""  # what the learning rate was tuned for, in words
 
     def make_env(self) -> gym.Env:
-        """The environment of this run; building it reads the data."""
+        """Return the environment of this run; building it reads the data."""
         return gym.make(self.env, disable_env_checker=True, **self.settings)
 
     def configuration(self, env: gym.Env) -> dict[str, Any]:
-        """Everything that a result depends on, but for agent, seed and code. `env` is from `make_env`."""
+        """Return everything that a result depends on, but for agent, seed and code. `env` is from `make_env`."""
         plain = _unwrapped(env)
         return {
             "env": self.env,
@@ -64,8 +64,8 @@ class Run:
 class Terms:
     """How runs are done."""
 
+    folder: Path  # of the results, where checkpoints are kept meanwhile
     agent_timeout: float = 600.0  # seconds that an agent may take for one decision
-    folder: Path | None = None  # of the results, where checkpoints are kept meanwhile
     checkpoint_seconds: float = 60.0  # from one to the next
     device: str = "cpu"  # type of the device that `auto` stands for
 
@@ -79,151 +79,123 @@ class Failure:
     traceback: str
     final: bool = False  # it is the agent's: going on from a checkpoint would end there again
 
-    def __post_init__(self) -> None:
-        told = printable(self.traceback)
-        if len(told) > TRACEBACK:  # it ends with the agent's message, which can be of any length
-            told = f"{told[:TRACEBACK]}... ({len(told):,} characters)"
-        object.__setattr__(self, "traceback", told)
 
+Outcome = Record | Failure
 
 # the last environment by its settings: its data is not read for every run
-_kept: dict[str, gym.Env] = {}
+_last_env: dict[str, gym.Env] = {}
 
 
-def environment(run: Run) -> gym.Env:
-    """The environment of a run, that of the run before if it had the same settings."""
-    settings = repr((run.env, run.settings))
-    if settings not in _kept:
-        _kept.clear()  # first, so that two data sets are never held at once
-        _kept[settings] = run.make_env()
-    return _kept[settings]
-
-
-def attempt(run: Run, terms: Terms) -> Record | Failure:
+def attempt(run: Run, terms: Terms) -> Outcome:
     """Do one planned run, or go on with it; whatever is raised becomes a `Failure`, but for what ends the process."""
+    folder = checkpoints.folder_of(terms.folder, run.key)
     try:
-        if terms.folder is None:
-            return _attempt(run, terms, None)
-        folder = checkpoints.folder_of(terms.folder, run.key)
-        folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, OTHERS_END):
-            return _attempt(run, terms, folder)
+            return perform(run, terms, Checkpoint(folder, terms.checkpoint_seconds), folder / NOTE, late(folder / NOTE))
     except Exception as error:
         return Failure(run, line_of(error), traceback.format_exc())
 
 
-def _attempt(run: Run, terms: Terms, folder: Path | None) -> Record | Failure:
-    note = None if folder is None else folder / NOTE
-    if note is not None and (late := TimeLimit.told(note)):  # another process was ended at this run
+def perform(run: Run, terms: Terms, checkpoint: Checkpoint, note: Path | None, late: AgentError | None) -> Outcome:
+    """Do one planned run, or go on with it. Raises what is not the agent's.
+
+    Args:
+        run: what to do.
+        terms: how.
+        checkpoint: of the run.
+        note: where the agent's time limit leaves its note; without one there is no limit.
+        late: what another process, which the limit ended at this run, has left there.
+    """
+    if late:
         return Failure(run, str(late), late.traceback, final=True)
     limit = TimeLimit(terms.agent_timeout, note)
     try:
-        env = environment(run)
-        record = play(run, env, Seat(run.agent, run.seed, limit), Checkpoint(folder, terms.checkpoint_seconds))
+        record = play(run, _env_of(run), limit, checkpoint)
     except AgentError as error:
         return Failure(run, str(error), error.traceback, final=True)
     finally:
         limit.close()
     if record["key"] != run.key:
-        raise RuntimeError(CHANGED)
+        raise RuntimeError("the data changed while the evaluation ran")
     return record
 
 
-NOTE = "late"  # in the folder of a run's checkpoint, see `TimeLimit`
-
-
 def lost(run: Run, terms: Terms, why: str) -> Failure:
-    """Why a run's process is gone: the agent's time limit has ended it, or nobody knows."""
-    note = None if terms.folder is None else checkpoints.folder_of(terms.folder, run.key) / NOTE
-    late = None if note is None else TimeLimit.told(note)
-    return Failure(run, DIED, why) if late is None else Failure(run, str(late), late.traceback, final=True)
+    """Say why a run's process is gone: the agent's time limit has ended it, or nobody knows."""
+    error = late(checkpoints.folder_of(terms.folder, run.key) / NOTE)
+    return Failure(run, str(error), error.traceback, final=True) if error else Failure(run, DIED, why)
 
 
-def play(run: Run, env: gym.Env, seat: Seat | None = None, checkpoint: Checkpoint | None = None) -> Record:
-    """Do one run in `env` (from `run.make_env()`, or that of another run with the same settings).
+def _env_of(run: Run) -> gym.Env:
+    """Return the environment of a run: the last run's if the settings are the same."""
+    settings = repr((run.env, run.settings))
+    if settings not in _last_env:
+        _last_env.clear()  # first, so that two data sets are never held at once
+        _last_env[settings] = run.make_env()
+    return _last_env[settings]
+
+
+def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Checkpoint | None = None) -> Record:
+    """Do one run in `env` (from `run.make_env()`, also of another run with the same settings).
 
     Args:
         run: what to do.
         env: where.
-        seat: the run's agent; by default one without a time limit.
+        limit: on the time that the agent takes for an answer; none by default.
         checkpoint: of the run, which goes on from there if there is one. By default nothing is kept.
 
     Returns:
         The record: plain numbers, strings, lists and dicts. Accuracies and shares lie in [0, 1], `spent` is in
         full-epoch equivalents, seconds are wall-clock. `curve` has a list a name of CURVE, a number a step.
+
+    Raises:
+        AgentError: whatever the agent raises.
     """
-    seat = seat or Seat(run.agent, run.seed)
-    checkpoint = checkpoint or Checkpoint()
     plain = _unwrapped(env)
+    seat = Seat(run.agent, run.seed, limit)
+    own_files = provenance.files_digest(agents.own_files(run.agent))
     observation, info = env.reset(seed=run.seed)
     diary = Diary(len(plain.train_data))
-    curve: dict[str, list[float]] = {name: [] for name in CURVE}
-    seconds = {"select": 0.0, "total": 0.0}
-    nonfinite = 0
-    machines = [provenance.of_machine()]
-    kept = checkpoint.load()
-    if kept is not None:
+    log: dict[str, Any] = {
+        "curve": {name: [] for name in CURVE},
+        "select": 0.0,
+        "total": 0.0,
+        "nonfinite": 0,
+        "machines": [],
+    }
+    kept = checkpoint.load() if checkpoint else None
+    if checkpoint and kept is not None:
         try:
             seat.load_state(kept["agent"])
             observation = plain.load_state_dict(kept["env"])
+            vars(diary).update(kept["diary"])
+            log = kept["log"]
         except (AgentError, KeyError, ValueError) as error:  # as of an agent whose code is another now
             warnings.warn(f"run {run.agent!r}, seed {run.seed}, starts over: {line_of(error)}", stacklevel=2)
             checkpoint.forget()
-            return play(run, env, seat.anew(), checkpoint)
-        vars(diary).update(kept["diary"])
-        curve, seconds, nonfinite = kept["curve"], kept["seconds"], kept["nonfinite"]
-        machines = list(dict.fromkeys([*kept["machines"], *machines]))
-    start = time.perf_counter() - seconds["total"]
+            return play(run, env, limit, checkpoint)
+    log["machines"] = list(dict.fromkeys([*log["machines"], provenance.of_machine()]))
+    start = time.perf_counter() - log["total"]
     terminated = False
     while not terminated:
         difficulty, visits = observation["loss_mean"].copy(), observation["visits"].copy()
         share = float(observation["spent"][0])
         before = time.perf_counter()
         action = seat.act(observation)
-        seconds["select"] += time.perf_counter() - before
+        log["select"] += time.perf_counter() - before
         observation, reward, terminated, _, info = env.step(action)
         diary.record(difficulty, share, observation["visits"] > visits)  # after the budget's cut
-        nonfinite += int(info["nonfinite"])
+        log["nonfinite"] += int(info["nonfinite"])
         point = {**info, "spent": info["total_spent"], "reward": reward}
-        for name, values in curve.items():
+        for name, values in log["curve"].items():
             values.append(float(f"{point[name]:.6g}"))
-        if not terminated and checkpoint.due() and (of_agent := seat.state()) is not None:
-            seconds["total"] = time.perf_counter() - start
-            checkpoint.save(
-                {
-                    "env": plain.state_dict(),
-                    "agent": of_agent,
-                    "diary": vars(diary),
-                    "curve": curve,
-                    "seconds": seconds,
-                    "nonfinite": nonfinite,
-                    "machines": machines,
-                }
-            )
-    seconds["total"] = time.perf_counter() - start
+        if checkpoint and not terminated and checkpoint.due() and (of_agent := seat.state()) is not None:
+            log["total"] = time.perf_counter() - start
+            checkpoint.save({"env": plain.state_dict(), "agent": of_agent, "diary": vars(diary), "log": log})
+    log["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
-    visits = observation["visits"]
-    of_class = diagnostics.class_visits(visits, observation["label"], len(plain.train_data.classes))
-    outcome: dict[str, Any] = {
-        "val_accuracy": trainer.val_accuracy,
-        "kept": float(
-            np.mean([kept for kept in curve["kept"] if kept > 0] or [0.0])
-        ),  # steps that only score do not keep
-        "coverage": float(np.mean(visits > 0)),
-        "visits": diagnostics.quantiles(visits),
-        "visits_gini": diagnostics.gini(visits),
-        "class_visits": diagnostics.plain(of_class),
-        "wrong_visits": _relative(visits, plain.train_data.wrong.cpu().numpy()),
-        "age": float(np.mean(observation["age"], dtype=np.float64)),
-        "kept_by_difficulty": diary.kept_by_difficulty(),
-        "sometimes": diary.sometimes(),
-        "steps": len(curve["spent"]),
-        "diverged": bool(info["diverged"]),
-        "nonfinite": nonfinite,
-        "spent": _spent(trainer),
-        "seconds": {**trainer.ledger.seconds, **seconds},
-    }
+    outcome = _outcome(plain, observation, diary, log) | {"diverged": bool(info["diverged"])}
     test = data.load_test(
         gym.spec(run.env).kwargs["dataset"],
         root=run.settings.get("root"),
@@ -249,12 +221,12 @@ def play(run: Run, env: gym.Env, seat: Seat | None = None, checkpoint: Checkpoin
         "seed": run.seed,
         "configuration": configuration,
         "results": outcome,
-        "curve": curve,
+        "curve": log["curve"],
         "provenance": {
             **provenance.of_process(trainer.device),
             "bf16": trainer.bf16,
-            "machines": machines,  # more than one if the run was killed and went on elsewhere
-            "own_files": seat.own_files,
+            "machines": log["machines"],  # more than one if the run was killed and went on elsewhere
+            "own_files": own_files,
             "data": {**configuration["data"], "test": test.digest},
         },
     }
@@ -264,17 +236,35 @@ def _unwrapped(env: gym.Env) -> prune_env.PruneEnv:
     return cast(prune_env.PruneEnv, env.unwrapped)
 
 
-def _relative(visits: NDArray, group: NDArray[np.bool_]) -> float | None:
-    """Mean visits of a group of samples, a mask (N,), relative to those of all; None without such, or visits."""
-    return float(visits[group].mean() / visits.mean()) if group.any() and visits.any() else None
-
-
-def _spent(trainer: Trainer) -> dict[str, float]:
-    """Full-epoch equivalents by class; `evaluate`, the validation, is free and not in `total`."""
-    ledger = trainer.ledger
+def _outcome(
+    plain: prune_env.PruneEnv, observation: dict[str, NDArray], diary: Diary, log: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what a run came to before its test: how it trained, on what, and what it spent."""
+    trainer = cast(Trainer, plain.trainer)
+    ledger, visits, wrong = trainer.ledger, observation["visits"], plain.train_data.wrong.cpu().numpy()
+    class_visits = diagnostics.class_visits(visits, observation["label"], len(plain.train_data.classes))
+    units = ledger.n * TRAIN_COST  # of a full epoch
     return {
-        "train": ledger.train / ledger.n,
-        "score": ledger.score * SCORE_COST / (ledger.n * TRAIN_COST),
-        "evaluate": ledger.evaluate * SCORE_COST / (ledger.n * TRAIN_COST),
-        "total": ledger.spent,
+        "val_accuracy": trainer.val_accuracy,
+        # steps that only score do not keep
+        "kept": float(np.mean([kept for kept in log["curve"]["kept"] if kept > 0] or [0.0])),
+        "coverage": float(np.mean(visits > 0)),
+        "visits": diagnostics.quantiles(visits),
+        "visits_gini": diagnostics.gini(visits),
+        "class_visits": diagnostics.plain(class_visits),
+        # mean visits of wrongly labelled samples, relative to the mean of all
+        "wrong_visits": float(visits[wrong].mean() / visits.mean()) if wrong.any() and visits.any() else None,
+        "age": float(np.mean(observation["age"], dtype=np.float64)),
+        "kept_by_difficulty": diary.kept_by_difficulty(),
+        "sometimes": diary.sometimes(),
+        "steps": len(log["curve"]["spent"]),
+        "nonfinite": log["nonfinite"],
+        # `evaluate`, the validation, is free and not in `total`
+        "spent": {
+            "train": ledger.train / ledger.n,
+            "score": ledger.score * SCORE_COST / units,
+            "evaluate": ledger.evaluate * SCORE_COST / units,
+            "total": ledger.spent,
+        },
+        "seconds": {**ledger.seconds, "select": log["select"], "total": log["total"]},
     }

@@ -13,7 +13,7 @@ else:
 
 
 def read(path: Path) -> tuple[dict[str, Any], str]:
-    """What a file says, and its text as it is. Raises ValueError if it is no TOML, OSError if it cannot be read."""
+    """Return the content of a file, and its text. Raises ValueError if it is no TOML, OSError if it cannot be read."""
     try:
         text = path.read_bytes().decode()
         return tomllib.loads(text), text

@@ -2,7 +2,7 @@
 
 Every rank runs the whole program: it plans, and in each run asks the agent itself, about the same statistics and with
 the same generator. In training only gradients and statistics are exchanged, see `prune_env.ranks`. Rank 0 alone reads
-and writes results, prints, and keeps checkpoints; what it has read it tells the others.
+and writes results, prints, and keeps checkpoints; it tells the others what it has read.
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ import torch
 import torch.distributed as dist
 
 from train.execution import checkpoints
-from train.execution.agent import AgentError, Seat, TimeLimit
+from train.execution.agent import late
 from train.execution.checkpoints import Checkpoint
-from train.execution.executors import Outcome
-from train.execution.run import CHANGED, NOTE, Failure, Run, Terms, environment, play
+from train.execution.run import NOTE, Outcome, Run, Terms, perform
 
 PATIENCE = timedelta(seconds=300)  # that ranks wait for each other in training
 WAIT = timedelta(days=7)  # and for what may take long: images that are decoded, a whole plan
-STAYS = "what is there stays, and the same command goes on, on any number of ranks"
 
 T = TypeVar("T")
 
 
-class ToldToEnd(BaseException):
+class Terminated(BaseException):
     """A signal asks this process to end."""
 
 
-def _told_to_end(*_: object) -> None:
-    raise ToldToEnd("this one was told to end")
+def _terminate(*_: object) -> None:
+    raise Terminated("this one was told to end")
+
+
+def active() -> bool:
+    """Say whether this process is one of those that torchrun has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def together(device: str, program: Callable[[], int]) -> int:
@@ -52,7 +55,7 @@ def together(device: str, program: Callable[[], int]) -> int:
             print("error: torchrun started more processes here than there are CUDA devices", file=sys.stderr)
             return 2
         torch.cuda.set_device(own)
-    signal.signal(signal.SIGTERM, _told_to_end)  # torchrun's way to end the others once a rank is gone
+    signal.signal(signal.SIGTERM, _terminate)  # torchrun's way to end the others once a rank is gone
     try:
         dist.init_process_group(timeout=PATIENCE)
         status = program()
@@ -60,15 +63,16 @@ def together(device: str, program: Callable[[], int]) -> int:
             dist.barrier(group=_group())  # torchrun ends the others once one is gone: rank 0 has a report to write
             dist.destroy_process_group()
         return status
-    except (RuntimeError, ToldToEnd) as error:  # collectives raise RuntimeErrors; runs keep what is theirs
-        why = " ".join(str(error).split())
-        print(f"error: a rank of this job is lost, or cannot go on: {why}; {STAYS}", file=sys.stderr, flush=True)
+    except (RuntimeError, Terminated) as error:  # collectives raise RuntimeErrors; runs keep what is theirs
+        lost = f"a rank of this job is lost, or cannot go on: {' '.join(str(error).split())}"
+        stays = "what is there stays, and the same command goes on, on any number of ranks"
+        print(f"error: {lost}; {stays}", file=sys.stderr, flush=True)
         return 4
 
 
 @functools.cache
 def _group() -> Any:
-    """For what ranks tell each other beside training; all ranks ask for it at the same point, first."""
+    """Return the group for what ranks tell each other beside training; all ranks ask for it at the same point."""
     return dist.new_group(backend="gloo", timeout=WAIT)
 
 
@@ -93,39 +97,27 @@ def after_first(make: Callable[[], T]) -> T:
     return made[0] if made else make()
 
 
-def outcomes(runs: Iterable[Run], terms: Terms) -> Generator[Outcome, None, None]:
-    """Yield what each run came to, one after the other, on every rank. What is not the agent's ends the program."""
-    for run in runs:
-        checkpoint = _Shared(run, terms)
-        note = checkpoint.folder / NOTE if dist.get_rank() == 0 else None
-        dist.barrier(group=_group())
+def outcomes(runs: Callable[[], Iterable[Run]], terms: Terms) -> Generator[Outcome, None, None]:
+    """Yield what each run of rank 0 came to, one after the other, on every rank.
+
+    Raises:
+        RuntimeError: what is not the agent's ends the program.
+    """
+    for run in from_first(lambda: list(runs())):
+        checkpoint = _Shared(checkpoints.folder_of(terms.folder, run.key), terms.checkpoint_seconds)
         try:
-            from_first(functools.partial(_raise_if_late, note))
-            limit = TimeLimit(terms.agent_timeout, note)
-            try:
-                record = play(run, environment(run), Seat(run.agent, run.seed, limit), checkpoint)
-            finally:
-                limit.close()
-        except AgentError as error:
-            yield Failure(run, str(error), error.traceback, final=True)
+            if dist.get_rank() == 0:
+                checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
+            note = checkpoint.path.with_name(NOTE)
+            told = from_first(functools.partial(late, note))
+            outcome = perform(run, terms, checkpoint, note if dist.get_rank() == 0 else None, told)
         except OSError as error:
             raise RuntimeError(str(error)) from error
-        else:
-            yield record if record["key"] == run.key else Failure(run, CHANGED, "")
-
-
-def _raise_if_late(note: Any) -> None:
-    if late := TimeLimit.told(note):
-        raise late
+        yield outcome
 
 
 class _Shared(Checkpoint):
-    """The checkpoint of a run, on rank 0: where that goes on, the others do."""
-
-    def __init__(self, run: Run, terms: Terms):
-        assert terms.folder is not None
-        self.folder = checkpoints.folder_of(terms.folder, run.key)
-        super().__init__(self.folder, terms.checkpoint_seconds)
+    """The checkpoint of a run, on rank 0: the others go on from it too."""
 
     def load(self) -> Any:
         """As `Checkpoint`."""

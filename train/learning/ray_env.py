@@ -1,24 +1,20 @@
-"""Training environments and episodes on a Ray cluster: actors and tasks in place of processes."""
+"""Workers on a Ray cluster: actors in place of processes."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+from ray.exceptions import RayError, RayTaskError
 
 from prune_env.policy.tasks import TaskDistribution
-from train.learning import rollouts, subproc_env
-from train.learning.subproc_env import DIED, Died
+from train.learning.workers import DIED, Died, Worker, Workers
 
 PATHS = ("PRUNE_ENV_DATA", "PRUNE_ENV_CACHE")  # which the cluster's processes use too
 
@@ -49,59 +45,29 @@ def cluster(given: Any) -> Iterator[None]:
         ray.shutdown()
 
 
-class RayVecEnv(subproc_env.ProcessVecEnv):
-    """`ProcessVecEnv` in actors of one CPU each."""
+class RayWorkers(Workers):
+    """`Workers` in actors of one CPU each."""
 
-    def _start(self, make: Callable[[], VecEnv]) -> subproc_env.Pipe:
-        return _Line(make)
+    def __init__(self, tasks: TaskDistribution, count: int):
+        self.count = count
+        actor: Any = ray.remote(num_cpus=1)(_Actor)
+        self._actors = [actor.remote(tasks) for _ in range(count)]
 
-
-class _Line:
-    """An actor, with the methods of a connection to a process."""
-
-    def __init__(self, make: Callable[[], VecEnv]):
-        self._actor: Any = ray.remote(num_cpus=1)(_Server).remote(make)
-        self.send(("build", None))
-
-    def send(self, message: tuple[str, Any], /) -> None:
-        self._answer = self._actor.answer.remote(*message)
-
-    def recv(self) -> Any:
+    def call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        calls = [getattr(actor, method) for actor in self._actors]
         try:
-            return ray.get(self._answer)
-        except RayTaskError as error:
-            return error.cause
-        except RayActorError as error:
-            raise Died(f"{DIED}; {error}") from None
-
-    def close(self) -> None:
-        ray.kill(self._actor)
-
-
-class _Server(subproc_env.Server):
-    def __init__(self, make: Callable[[], VecEnv]):
-        torch.set_num_threads(1)
-        super().__init__(make)
-
-
-class RayPlayers(rollouts.Players):
-    """`Players` in tasks, which take no CPU, since they run while the actors of `RayVecEnv` wait."""
-
-    def __init__(self, tasks: TaskDistribution, processes: int):
-        self._tasks, self._count = tasks, processes
-
-    def _play(self, parts: list[tuple[Any, ...]]) -> list[NDArray[np.float64]]:
-        task: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_play)
-        try:
-            return ray.get([task.remote(*part, self._tasks) for part in parts])
+            return ray.get([call.remote(*its) for call, its in zip(calls, arguments, strict=False)])
         except RayTaskError as error:
             raise error.cause from None
         except RayError as error:
             raise Died(f"{DIED}; {error}") from None
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
 
 
-def _play(*part: Any) -> NDArray[np.float64]:
-    torch.set_num_threads(1)
-    return rollouts.play(*part)
+class _Actor(Worker):
+    def __init__(self, tasks: TaskDistribution):
+        torch.set_num_threads(1)
+        super().__init__(tasks)

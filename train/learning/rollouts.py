@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ from numpy.typing import NDArray
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import Task, TaskDistribution
 from prune_env.policy.wrappers import vector_summary
-from train.execution import process, toml
+from train.execution import toml
+from train.learning.sb3_env import SB3VecEnv
 
 Pair = tuple[Task, int]  # what is trained on, and the seed of the run
 # Rule parameters (K, R) from features (K, D) and which runs (K,) have just begun
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
 
+CLIP = 10.0  # points, largest reward: one failed run must not outweigh all others
 FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE_PARAMETERS])
 
 
@@ -68,7 +69,7 @@ def play(
     begun = np.ones(env.num_envs, np.bool_)
     seen, _ = assign(env, begun, [pairs[i] for i in at])
     while np.isnan(accuracy).any():
-        parameters = policy(seen, begun) if callable(policy) else rules[at]  # pyright: ignore[reportOptionalSubscript]
+        parameters = policy(seen, begun) if rules is None else rules[at]  # pyright: ignore[reportCallIssue]
         seen, _, done, _, infos = env.step(parameters)
         begun = done  # members without a pair left begin a step later, and nobody looks at them
         again = np.zeros(env.num_envs, np.bool_)
@@ -98,44 +99,6 @@ def assign(env: VectorEnv, mask: NDArray[np.bool_], pairs: Sequence[Pair]) -> tu
     return env.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]  (a list of seeds is allowed)
 
 
-class Players:
-    """`play` in several processes. Results do not depend on their number."""
-
-    def __init__(self, tasks: TaskDistribution, processes: int):
-        self._count = processes
-        self._pool = ProcessPoolExecutor(processes, process.CONTEXT, _start, (tasks,))
-
-    def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
-        """Return what `play` does."""
-        parts = [range(i, len(pairs), self._count) for i in range(min(self._count, len(pairs)))]
-        rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
-        played = self._play([([pairs[i] for i in part], policy if rules is None else rules[part]) for part in parts])
-        accuracy = np.empty(len(pairs))
-        for part, result in zip(parts, played, strict=True):
-            accuracy[part] = result
-        return accuracy
-
-    def _play(self, parts: list[tuple[Any, ...]]) -> list[NDArray[np.float64]]:
-        """Play each part, given by pairs and policy."""
-        futures = [self._pool.submit(_play, *part) for part in parts]
-        return [future.result() for future in futures]
-
-    def close(self) -> None:
-        self._pool.shutdown()
-
-
-_own_tasks: list[TaskDistribution] = []  # of a process of `Players`, which gets them once
-
-
-def _start(tasks: TaskDistribution) -> None:
-    process.start()
-    _own_tasks.append(tasks)
-
-
-def _play(pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
-    return play(pairs, policy, _own_tasks[0])
-
-
 class Rollouts(VectorWrapper):
     """Episodes of pairs drawn from a pool. An episode's only reward comes at its end, in points over a baseline.
 
@@ -145,21 +108,13 @@ class Rollouts(VectorWrapper):
         env: from `make_env`.
         pairs: the pool of P pairs.
         baseline: (P,) accuracy to compare with on each pair, from `play`.
-        rng: draws the pairs.
-        clip: bound of the reward in points, so that one failed run does not outweigh all others.
     """
 
-    def __init__(
-        self,
-        env: VectorEnv,
-        pairs: Sequence[Pair],
-        baseline: NDArray[np.float64],
-        rng: np.random.Generator,
-        clip: float,
-    ):
+    def __init__(self, env: VectorEnv, pairs: Sequence[Pair], baseline: Sequence[float] | NDArray):
         super().__init__(env)
-        self._pairs, self._baseline, self._rng, self._clip = pairs, baseline, rng, clip
-        self._at = np.zeros(env.num_envs, np.int64)
+        self._pairs, self._baseline = pairs, np.array(baseline)
+        self._rng = np.random.default_rng()
+        self._at = np.zeros(env.num_envs, np.int64)  # pair of each member
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray, dict[str, Any]]:
         """Reset all members, or those of `options["reset_mask"]`, to new pairs; `seed` seeds the draws."""
@@ -173,7 +128,12 @@ class Rollouts(VectorWrapper):
         """Step the inner env; the reward (K,) is this wrapper's."""
         seen, _, terminated, truncated, infos = self.env.step(np.clip(actions, -1.0, 1.0))
         points = np.zeros(self.num_envs)
-        done = np.flatnonzero(terminated)
-        if len(done):
-            points[done] = 100.0 * (infos["val_accuracy"][done] - self._baseline[self._at[done]])
-        return seen, np.clip(points, -self._clip, self._clip), terminated, truncated, {}
+        if terminated.any():
+            over = 100.0 * (infos["val_accuracy"] - self._baseline[self._at])
+            points[terminated] = np.clip(over[terminated], -CLIP, CLIP)
+        return seen, points, terminated, truncated, {}
+
+
+def training_env(tasks: TaskDistribution, members: int, pairs: Sequence[Pair], baseline: Sequence[float]) -> SB3VecEnv:
+    """Return the environment that PPO trains on in one process, and seeds; see `Rollouts`."""
+    return SB3VecEnv(Rollouts(make_env(members, tasks), pairs, baseline))

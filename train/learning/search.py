@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
-from train.learning.rollouts import FULL, Players, draw_pairs
+from train.learning.rollouts import FULL, draw_pairs
+from train.learning.workers import Workers
 
 CANDIDATES = 48  # rules of a generation
 ELITES = 12
@@ -20,14 +21,14 @@ SMALLEST_SPREAD = 0.08
 
 
 def fixed_rule(
-    players: Players, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[int], bool]
+    workers: Workers, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[int], bool]
 ) -> tuple[NDArray[np.float64], int]:
     """Search the rule (R,) with the highest mean validation accuracy over training tasks.
 
     All candidates of a generation are tried on the same tasks and seeds, new ones in each generation.
 
     Args:
-        players: plays the episodes.
+        workers: play the episodes.
         tasks: only the training part is drawn from.
         rng: draws candidates and tasks.
         go_on: asked before each generation but the first, with the number of generations so far.
@@ -40,7 +41,7 @@ def fixed_rule(
     while episodes == 0 or go_on(episodes // (CANDIDATES * PAIRS)):
         rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE_PARAMETERS))), -1.0, 1.0)
         pairs = draw_pairs(tasks.training, PAIRS, rng)
-        accuracy = players.play(pairs * CANDIDATES, np.repeat(rules, PAIRS, axis=0)).reshape(CANDIDATES, PAIRS)
+        accuracy = workers.play(pairs * CANDIDATES, np.repeat(rules, PAIRS, axis=0)).reshape(CANDIDATES, PAIRS)
         episodes += accuracy.size
         elites = rules[np.argsort(-accuracy.mean(axis=1))[:ELITES]]
         mean = (1 - SMOOTHING) * mean + SMOOTHING * elites.mean(axis=0)

@@ -9,18 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, Protocol
+from typing import Literal
 
-from train.execution.results import Record
-from train.execution.run import DIED, Failure, Run, Terms
-
-Outcome = Record | Failure
+from train.execution import torchrun
+from train.execution.run import DIED, Failure, Outcome, Run, Terms
 
 
 @dataclass
@@ -42,25 +39,44 @@ class Where:
     """With slurm: time limit of a job, 60 by default; a run that takes longer goes on in the next."""
 
 
-class Executor(Protocol):
-    """Does runs, at most `at_once` of them at a time."""
-
-    at_once: int
-
-    def submit(self, run: Run) -> Future[Outcome]:
-        """Begin a run. One whose process, machine or job is lost is a `Failure` with `DIED`."""
-        ...
-
-    def close(self) -> None:
-        """End what is still running."""
-        ...
+ENGINES = {"address": ("ray",), "gpus_per_run": ("ray", "slurm"), "partition": ("slurm",), "minutes": ("slurm",)}
 
 
 class Unavailable(Exception):
     """An executor that cannot work here; one line, which says what to do."""
 
 
-OPTIONS = {"local": (), "ray": ("address", "gpus_per_run"), "slurm": ("gpus_per_run", "partition", "minutes")}
+class Executor:
+    """Does runs, each watched by a thread of this process.
+
+    Args:
+        size: runs at a time.
+        do: does a run, and returns when it has ended. A run whose process, machine or job is lost is a `Failure` with
+            `DIED`.
+        stop: ends what is running, so that every `do` returns soon.
+        end: called when every `do` has returned.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        do: Callable[[Run], Outcome],
+        stop: Callable[[], None] = lambda: None,
+        end: Callable[[], None] = lambda: None,
+    ):
+        self._do, self._stop, self._end = do, stop, end
+        self._threads = ThreadPoolExecutor(size)
+
+    def submit(self, run: Run) -> Future[Outcome]:
+        """Begin a run once there is room for it."""
+        return self._threads.submit(self._do, run)
+
+    def close(self) -> None:
+        """End what is queued or running."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._stop()
+        self._threads.shutdown()
+        self._end()
 
 
 def outcomes(executor: Executor, runs: Iterable[Run]) -> Generator[Outcome, None, None]:
@@ -71,76 +87,51 @@ def outcomes(executor: Executor, runs: Iterable[Run]) -> Generator[Outcome, None
     """
     died: list[Run] = []
     with closing(executor):
-        for outcome in _as_they_end(executor, runs, executor.at_once):
+        for future in as_completed([executor.submit(run) for run in runs]):
+            outcome = future.result()
             if isinstance(outcome, Failure) and outcome.error == DIED:
                 died.append(outcome.run)
             else:
                 yield outcome
-        yield from _as_they_end(executor, died, 1)
-
-
-def _as_they_end(executor: Executor, runs: Iterable[Run], at_once: int) -> Generator[Outcome, None, None]:
-    waiting, running = deque(runs), set[Future[Outcome]]()
-
-    def fill() -> None:
-        while waiting and len(running) < at_once:
-            running.add(executor.submit(waiting.popleft()))
-
-    fill()
-    while running:
-        ended, running = wait(running, return_when=FIRST_COMPLETED)
-        fill()  # before whoever asks writes a record down
-        for future in ended:
-            yield future.result()
+        for run in died:
+            yield executor.submit(run).result()
 
 
 def check(where: Where) -> None:
     """Raise ValueError if the executor asked for is not installed, or given what is for another, or wrong."""
-    if by_torchrun() and (where.engine != "local" or where.workers is not None):
+    if torchrun.active() and (where.engine != "local" or where.workers is not None):
         raise ValueError("--engine and --workers are not for torchrun, whose processes train one student together")
-    for option in ("address", "gpus_per_run", "partition", "minutes"):
-        if getattr(where, option) is not None and option not in OPTIONS[where.engine]:
-            theirs = " or ".join(f"--engine {name}" for name, options in OPTIONS.items() if option in options)
+    for option, engines in ENGINES.items():
+        if getattr(where, option) is not None and where.engine not in engines:
+            theirs = " or ".join(f"--engine {engine}" for engine in engines)
             raise ValueError(f"--{option.replace('_', '-')} needs {theirs}; the engine is {where.engine}")
-    if where.workers is not None and where.workers < 1:
-        raise ValueError(f"--workers is {where.workers}; it must be at least 1")
-    if where.minutes is not None and where.minutes < 1:
-        raise ValueError(f"--minutes is {where.minutes}; it must be at least 1")
+    for option, value in (("workers", where.workers), ("minutes", where.minutes)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} is {value}; it must be at least 1")
     gpus = where.gpus_per_run or 0.0
     if not gpus >= 0 or (gpus % 1 and (gpus > 1 or where.engine == "slurm")):
         whole = "a whole number" if where.engine == "slurm" else "a part of one, or a whole number"
         raise ValueError(f"--gpus-per-run is {where.gpus_per_run}; it must be {whole}, 0 or more")
-    if where.engine != "local":
-        module(where.engine, where.engine)
+    _module(where.engine)
 
 
 def start(where: Where, terms: Terms, runs: int) -> Executor:
     """Return the executor asked for, ready for so many runs. Raises Unavailable if it cannot work here."""
-    if where.engine != "local":
-        return module(where.engine, where.engine).start(where, terms)
-    from train.execution.executors import local
-
-    return local.start(where, terms, runs)
+    return _module(where.engine).start(where, terms, runs)
 
 
-def module(name: str, engine: str) -> ModuleType:
-    """Import the module NAME of this package; raise ValueError if the extra called `engine` is not installed."""
+def _module(engine: str) -> ModuleType:
     try:
-        return importlib.import_module(f"train.execution.executors.{name}")
+        return importlib.import_module(f"train.execution.executors.{engine}")
     except ModuleNotFoundError as error:
         raise ValueError(f"--engine {engine} needs {error.name}: pip install -e '.[{engine}]'") from error
 
 
 def gpus_for(terms: Terms, where: Where) -> float:
-    """GPUs that a run has to itself."""
+    """Return the number of GPUs that a run has to itself."""
     return where.gpus_per_run if where.gpus_per_run is not None else float(terms.device == "cuda")
 
 
 def import_path() -> str:
-    """PYTHONPATH with which a process elsewhere imports what this one does: agents too lie outside of packages."""
+    """Return the PYTHONPATH with which a process elsewhere imports what this one does, agents among it."""
     return os.pathsep.join(map(os.path.abspath, sys.path))
-
-
-def by_torchrun() -> bool:
-    """Whether this process is one of those that torchrun has started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ

@@ -1,7 +1,8 @@
 """Processes of this machine, with one thread each: the numbers do not depend on how many there are.
 
 On Linux they are forked from the program, which has imported everything: that takes milliseconds. What may have used
-CUDA must not be forked, and other systems advise against it: there processes are spawned.
+CUDA must not be forked, and other systems advise against it: there processes are spawned. A process does one run after
+the other; one that dies is replaced. The pool of `concurrent.futures` would lose every run when one process dies.
 """
 
 from __future__ import annotations
@@ -9,71 +10,55 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import traceback
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from queue import SimpleQueue
+from threading import Lock
 
 import torch
 
 from prune_env.machine import cores
 from train.execution import process
 from train.execution.agent import line_of
-from train.execution.executors import Outcome, Where
+from train.execution.executors import Executor, Outcome, Where
 from train.execution.run import Failure, Run, Terms, attempt, lost
 
 POLL = 0.25  # seconds between looks whether a process is alive
 
 
-def start(where: Where, terms: Terms, runs: int) -> Processes:
-    """The executor: one process a core on the CPU, and one on CUDA."""
-    size = where.workers or (1 if terms.device == "cuda" else cores())
-    return Processes(min(size, runs), terms)
+def start(where: Where, terms: Terms, runs: int) -> Executor:
+    """Return the executor: one process a core on the CPU, and one on CUDA."""
+    size = min(where.workers or (1 if terms.device == "cuda" else cores()), runs)
+    may_fork = sys.platform == "linux" and not torch.cuda.is_available()
+    context = multiprocessing.get_context("fork") if may_fork else process.CONTEXT
+    workers = {_Worker(context, terms) for _ in range(size)}  # before this process has threads
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+    lock, stopped = Lock(), False
 
-
-class Processes:
-    """An executor. A process does one run after the other; one that dies is replaced.
-
-    The pool of `concurrent.futures` would lose every run when one process dies.
-    """
-
-    def __init__(self, size: int, terms: Terms):
-        self.at_once = size
-        self._terms = terms
-        self._closed = False
-        may_fork = sys.platform == "linux" and not torch.cuda.is_available()
-        context = multiprocessing.get_context("fork") if may_fork else process.CONTEXT
-        self._workers = [_Worker(context, terms) for _ in range(size)]  # before this process has threads
-        self._idle: SimpleQueue[_Worker] = SimpleQueue()
-        for worker in self._workers:
-            self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(size)
-
-    def submit(self, run: Run) -> Future[Outcome]:
-        """As `Executor`."""
-        return self._threads.submit(self._do, run)
-
-    def _do(self, run: Run) -> Outcome:
-        worker = self._idle.get()
+    def do(run: Run) -> Outcome:
+        worker = idle.get()
         outcome = worker.do(run)
-        if not worker.process.is_alive() and not self._closed:
-            self._workers.remove(worker)
-            worker.end()
-            worker = _Worker(process.CONTEXT, self._terms)  # threads are there now, so it is not forked
-            self._workers.append(worker)
-            if self._closed:
+        with lock:
+            if not worker.process.is_alive() and not stopped:
                 worker.end()
-        self._idle.put(worker)
+                workers.remove(worker)
+                worker = _Worker(process.CONTEXT, terms)  # threads are there now, so it is not forked
+                workers.add(worker)
+        idle.put(worker)
         return outcome
 
-    def close(self) -> None:
-        """As `Executor`: a run can take hours, so processes are killed."""
-        self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in list(self._workers):
-            worker.end()
-        self._threads.shutdown()
+    def stop() -> None:
+        """Kill the processes: a run can take hours."""
+        nonlocal stopped
+        with lock:
+            stopped = True
+            for worker in workers:
+                worker.end()
+
+    return Executor(size, do, stop)
 
 
 class _Worker:
@@ -111,7 +96,7 @@ class _Worker:
 
 
 def _serve(connection: Connection, terms: Terms) -> None:
-    """The life of a process: one run after the other until the program closes `connection`, or is gone."""
+    """Do one run after the other until the program closes `connection`, or is gone."""
     process.start()
     with suppress(EOFError, ConnectionError):
         while True:

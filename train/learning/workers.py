@@ -1,0 +1,97 @@
+"""Worker processes: each plays episodes, and holds one of the vector environments that a policy is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+
+from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.tasks import TaskDistribution
+from train.execution import process
+from train.learning.rollouts import Pair, Policy, play
+
+DIED = "a process of the training environment died: out of memory, or ended"
+
+
+class Died(RuntimeError):
+    """A process is gone."""
+
+
+class Worker:
+    """What is in a process."""
+
+    def __init__(self, tasks: TaskDistribution):
+        self._tasks = tasks
+
+    def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
+        """Return what `rollouts.play` does."""
+        return play(pairs, policy, self._tasks)
+
+    def build(self, make: Callable[[], VecEnv]) -> tuple[Any, ...]:
+        """Build the training environment; return its size, observation space and action space."""
+        self._env = make()
+        return self._env.num_envs, self._env.observation_space, self._env.action_space
+
+    def reset(self, seed: int | None) -> Any:
+        """Reset the training environment."""
+        if seed is not None:  # without a number, seed() draws one from a generator that nobody seeded
+            self._env.seed(seed)
+        return self._env.reset()
+
+    def step(self, actions: NDArray) -> tuple[Any, ...]:
+        """Step the training environment."""
+        return self._env.step(actions)
+
+
+class Workers:
+    """Processes on this machine, of one thread each. What they return does not depend on their number."""
+
+    def __init__(self, tasks: TaskDistribution, count: int):
+        self.count = count
+        self._pools = [ProcessPoolExecutor(1, process.CONTEXT, _start, (tasks,)) for _ in range(count)]
+
+    def call(self, method: str, arguments: Sequence[Any]) -> list[Any]:
+        """Call a method of `Worker` in as many workers as there are tuples of arguments, at once.
+
+        Raises:
+            Died: a worker is gone.
+            Exception: what the method raised.
+        """
+        try:
+            futures = [pool.submit(_call, method, *its) for pool, its in zip(self._pools, arguments, strict=False)]
+            return [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise Died(DIED) from None
+
+    def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
+        """Return what `rollouts.play` does."""
+        parts = [range(i, len(pairs), self.count) for i in range(min(self.count, len(pairs)))]
+        rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
+        arguments = [([pairs[i] for i in part], policy if rules is None else rules[part]) for part in parts]
+        accuracy = np.empty(len(pairs))
+        for part, played in zip(parts, self.call("play", arguments), strict=True):
+            accuracy[part] = played
+        return accuracy
+
+    def close(self) -> None:
+        """End the processes."""
+        for pool in self._pools:
+            pool.shutdown()
+
+
+_worker: list[Worker] = []  # of a process
+
+
+def _start(tasks: TaskDistribution) -> None:
+    process.start()
+    _worker.append(Worker(tasks))
+
+
+def _call(method: str, *arguments: Any) -> Any:
+    return getattr(_worker[0], method)(*arguments)
