@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import agents
+from prune_env import streams
 from prune_env.memory import load_state, state_of
 from tests.agents.test_learned import choosing
 from tests.helpers.processes import fork, wait
 from train.execution import provenance
-from train.execution.agent import AGENT_STREAM, AgentError, Seat, TimeLimit, late, line_of
+from train.execution.agent import AgentError, Seat, TimeLimit, late, line_of
 from train.execution.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,4 +199,4 @@ def test_the_digest_is_of_ones_own_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(before) == 64
     assert provenance.files_digest(files) != before
     assert provenance.files_digest([]) == ""
-    assert AGENT_STREAM == 4  # in every committed result
+    assert streams.AGENT == 4  # in every committed result

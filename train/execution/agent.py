@@ -16,11 +16,10 @@ import torch
 import agents
 import prune_env
 from agents import switches
-from prune_env import selection
+from prune_env import selection, streams
 from prune_env.memory import load_state, state_of
 from prune_env.sampling import Action, Observation
 
-AGENT_STREAM = 4  # of random numbers, beside the trainer's four
 YEAR = 3.2e7  # seconds; timers do not take much more
 LINE = 1000  # characters of an error's line, of which an agent can make any number
 NOT_AGENTS = (  # folders of code that no agent has written
@@ -110,7 +109,7 @@ class Seat:
         self._limit = limit or TimeLimit()
         self._step = 0
         self._agent = self._do("to be made", lambda: _made(spec))
-        self._rng = np.random.default_rng([seed, AGENT_STREAM])
+        self._rng = np.random.default_rng([seed, streams.AGENT])
 
     def act(self, observation: Observation) -> Action:
         """Return a valid action. The agent sees read-only arrays, and must leave global generators be."""
