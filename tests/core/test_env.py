@@ -312,7 +312,7 @@ def test_arrays_never_share_memory():
 
 
 def test_the_package_has_its_public_names():
-    assert set(prune_env.__all__) == {"PruneEnv", "select"}
+    assert set(prune_env.__all__) == {"PruneEnv", "Pruner", "select"}
     assert re.match(r"\d+\.\d+\.\d+", prune_env.__version__)
 
 
