@@ -18,12 +18,12 @@ SCORE_COST = 1
 class Ledger:
     """What a run has put through the network, against a hard budget.
 
-    One unit is the forward and backward pass of all N training samples; a forward pass alone is a third.
-    Validation is counted and never charged.
+    A full-epoch equivalent is the forward and backward pass of all N training samples. `total` and `used` are integers:
+    they count forward passes of one sample, and training on a sample costs 3. Validation is counted and never charged.
 
     Args:
         n: number of training samples N.
-        budget: units that may be spent.
+        budget: full-epoch equivalents that may be spent.
     """
 
     n: int
@@ -35,32 +35,32 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        """The budget in units of 1 / (3 N)."""
-        units = self.budget * self.n * TRAIN_COST
-        return int(units + 1e-6 + 1e-15 * units)  # 4.1 * 30 * 3 is 368.99…; of 1e10 units the last digit is 2e-6
+        """Return the budget in forward passes of one sample."""
+        passes = self.budget * self.n * TRAIN_COST
+        return int(passes + 1e-6 + 1e-15 * passes)  # 4.1 * 30 * 3 is 368.99…; of 1e10 the last digit is 2e-6
 
     @property
     def used(self) -> int:
-        """What is charged so far, in units of 1 / (3 N)."""
+        """Return what is charged so far, in forward passes of one sample."""
         return TRAIN_COST * self.train + SCORE_COST * self.score
 
     @property
     def spent(self) -> float:
-        """What is charged so far, in full-epoch equivalents."""
+        """Return what is charged so far, in full-epoch equivalents."""
         return self.used / (TRAIN_COST * self.n)
 
     @property
     def share(self) -> float:
-        """Share of the budget that is used, in [0, 1]."""
+        """Return the share of the budget that is used, in [0, 1]."""
         return self.used / self.total
 
     @property
     def affordable(self) -> int:
-        """How many more samples can be trained on."""
+        """Return how many more samples can be trained on."""
         return (self.total - self.used) // TRAIN_COST
 
     def fit(self, train: int, score: int) -> tuple[int, int]:
-        """How many of `train` samples can be trained on, and then how many of `score` be scored."""
+        """Return how many of `train` samples can be trained on, and then how many of `score` be scored."""
         train = min(train, self.affordable)
         return train, min(score, (self.total - self.used - TRAIN_COST * train) // SCORE_COST)
 
@@ -82,13 +82,13 @@ class Epoch:
 
     rows: Selection  # to train on, and to score afterwards
     cut: bool  # whether the budget allowed a part of the selection only
-    used: int  # compute charged before, in units of the ledger
-    spent: float  # full-epoch equivalents when it has ended
-    horizon: int  # in units of the ledger, where everything that is annealed has come to its end
+    used: int  # `Ledger.used` before it
+    ends_at: float  # full-epoch equivalents that are charged once it has ended
+    horizon: int  # `Ledger.used` at which the learning rate is 0
     last: bool  # no batch can follow
 
     @classmethod
-    def fit(cls, selection: Selection, ledger: Ledger, batch_size: int) -> Epoch:
+    def plan(cls, selection: Selection, ledger: Ledger, batch_size: int) -> Epoch:
         """Return what a ledger still allows of a selection; nothing is charged yet."""
         k, s = ledger.fit(len(selection), len(selection.scored))
         trained_to = ledger.used + TRAIN_COST * k
@@ -98,14 +98,14 @@ class Epoch:
             rows=selection.head(k, s),
             cut=k < len(selection) or s < len(selection.scored),
             used=ledger.used,
-            spent=after / (TRAIN_COST * ledger.n),
+            ends_at=after / (TRAIN_COST * ledger.n),
             # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
             horizon=max(trained_to, 1) if last else ledger.total,
             last=last,
         )
 
     def progress(self, rows: float) -> float:
-        """Return the share of the budget that is spent once so many rows were trained on, in [0, 1]."""
+        """Return the share of the budget that is spent once so many of the rows were trained on, in [0, 1]."""
         return (self.used + TRAIN_COST * rows) / self.horizon
 
 

@@ -41,8 +41,9 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     ## Observation Space
     `Dict`. Statistics (N,) float32 from the training pass itself: `loss`, `loss_mean`, `loss_var`, `confidence`,
-    `margin`, `entropy`, `el2n`, `correct`, `forgets`, `visits`, `age`; `label` (N,) int64; and the run's `spent`,
-    `budget`, `val_accuracy` and `train_accuracy`, (1,) float32. docs/environment.md says what each one means.
+    `margin`, `entropy`, `el2n`, `correct`, `forgets`, `visits`, `age`; `label` (N,) int64; and the run's `spent`
+    (share of the budget), `budget`, `val_accuracy` and `train_accuracy`, (1,) float32. docs/environment.md says what
+    each one means.
 
     ## Rewards
     `(val_accuracy - previous val_accuracy) / budget - price * spent`, with this step's `spent` in full-epoch
@@ -95,7 +96,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         images: str = "auto",
         device: str = "auto",
         render_mode: str | None = None,
-        **options: Any,
+        **options: Any,  # fields of Variant and of Training
     ):
         if not 0.0 < real("budget", budget) <= MAX_BUDGET:
             raise ValueError(f"budget is {budget}; it must lie in (0, {MAX_BUDGET:g}], in full-epoch equivalents")
@@ -125,7 +126,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self.trainer: Trainer | None = None
         self.history = render.History()
         self._finished = False
-        self._before = np.empty((2, 0), np.float32)  # `loss_mean` and `visits` as last seen, to render what follows
+        self._before: dict[str, NDArray] = {}  # `loss_mean` and `visits` before the next step, to render it
 
         n, channels, size, _ = train.images.shape
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
@@ -145,7 +146,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         """Start training anew.
 
         Args:
-            seed: of the run; without one the next run follows from the last seed.
+            seed: of the run; without one it is drawn from the environment's generator.
             options: none exist.
 
         Raises:
@@ -163,7 +164,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self._finished = False
         self.history.record(0.0, self.trainer.val_accuracy)
         observation = self._observe()
-        return observation, self._info(self.trainer.nothing_yet(), observation)
+        return observation, self._info(self.trainer, self.trainer.nothing_yet(), observation)
 
     def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
         """Train once on what `action` selects.
@@ -172,7 +173,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             gymnasium.error.ResetNeeded: before the first `reset`, or after the episode ended.
             TypeError, ValueError: the action is not valid, see `selection.check`.
 
-        Whatever it raises, also an OSError of images that cannot be read, nothing has changed then.
+        If it raises, also an OSError of images that cannot be read, the run is unchanged.
         """
         trainer = self.running
         chosen = trainer.select(selection.check(action, len(self.train_data)))
@@ -190,21 +191,20 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         return self.trainer
 
     def outcome(self, result: EpochResult) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
-        """What `step` returns of an epoch's result."""
+        """Turn the result of an epoch into the five values that `step` returns."""
         trainer = self.running
         before = self._before
         observation = self._observe()
         if self.render_mode is not None:
-            self.history.choose(before[0], observation["visits"] > before[1])
+            self.history.choose(before["loss_mean"], observation["visits"] > before["visits"])
             self.history.record(trainer.ledger.spent, result.val_accuracy)
         reward = result.gained / self.budget - self.price * result.spent
-        info = self._info(result, observation)
+        info = self._info(trainer, result, observation)
         self._finished = result.finished
         return observation, reward, result.finished, False, info
 
-    def _info(self, result: EpochResult, observation: dict[str, NDArray]) -> dict[str, np.generic]:
-        """The same names after `reset` and `step`, as numpy scalars, which tools can stack."""
-        trainer = self.running
+    def _info(self, trainer: Trainer, result: EpochResult, observation: dict[str, NDArray]) -> dict[str, np.generic]:
+        """Return the same names after `reset` and `step`, as numpy scalars, which tools can stack."""
         values = vars(result) | {
             "kept": result.trained / len(self.train_data),
             "coverage": float(np.mean(observation["visits"] > 0)),
@@ -258,7 +258,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         assert self.trainer is not None
         observation = self.trainer.observe()
         if self.render_mode is not None:
-            self._before = np.stack([observation["loss_mean"], observation["visits"]])
+            self._before = {name: observation[name].copy() for name in ("loss_mean", "visits")}
         return {**observation, "label": self._labels.copy()}
 
     def render(self) -> NDArray[np.uint8] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -282,13 +282,13 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
 
 def actions(n: int) -> spaces.Dict:
-    """What can be done with n samples."""
+    """Return the action space for n samples."""
     bounds = selection.BOUNDS.items()
     return spaces.Dict({name: spaces.Box(0.0, bound, (n,), np.float32) for name, bound in bounds})
 
 
 def observations(n: int, classes: int, budget: float, first_label: int = 0) -> spaces.Dict:
-    """What is seen of up to n samples of some classes under up to a budget; a label of -1 stands for no sample."""
+    """Return the observation space for n samples. With `first_label=-1`, a label of -1 marks padding."""
     per_sample = {**stats.BOUNDS, "age": (0.0, budget)}
     figures = {"spent": 1.0, "budget": budget, "val_accuracy": 1.0, "train_accuracy": 1.0}
     seen: dict[str, spaces.Space[Any]] = {"label": spaces.Box(first_label, classes - 1, (n,), np.int64)}

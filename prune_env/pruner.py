@@ -112,7 +112,7 @@ class Pruner:
                 raise RuntimeError("the budget is spent: loop `while not pruner.finished`")
             action = selection.check(self.agent(self.observe(), self.rng), len(self.labels))
             order = np.random.default_rng([self.seed, streams.ORDER, self.step])
-            self._start(Epoch.fit(Selection.from_action(action, order), self.ledger, self.batch_size))
+            self._start(Epoch.plan(Selection.from_action(action, order), self.ledger, self.batch_size))
         assert self._epoch is not None
         return self._epoch
 
@@ -220,7 +220,7 @@ class Pruner:
         self._scored += len(index)
         targets = torch.from_numpy(self.labels).to(self.device)[index]
         clean = torch.ones_like(index, dtype=torch.bool)
-        self.stats.update(index, logits.detach().float(), targets, clean, epoch.spent, trained=False)
+        self.stats.update(index, logits.detach().float(), targets, clean, epoch.ends_at, trained=False)
 
     def end_epoch(self, val_accuracy: float | None = None) -> None:
         """Enter the statistics, charge the epoch, and end the run if the budget is spent. The host waits once.
@@ -261,7 +261,7 @@ class Pruner:
 
     def _flush(self) -> None:
         for index, logits, targets, clean in self._pending:
-            flags = self.stats.update(index, logits, targets, clean, self._running().spent)
+            flags = self.stats.update(index, logits, targets, clean, self._running().ends_at)
             self._counts += flags.sum(dim=1)
         self._pending = []
 

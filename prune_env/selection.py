@@ -126,7 +126,7 @@ def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.f
 
 
 def order(place: NDArray[np.float64]) -> NDArray[np.int64]:
-    """What `np.argsort` makes of uniform draws from [0, 1), (k,), in half the time: a radix sort goes first."""
+    """Return `np.argsort` of uniform draws (k,) from [0, 1), in half the time: a radix sort goes first."""
     coarse = np.argsort((place * 2**16).astype(np.uint16), kind="stable")
     return coarse[np.argsort(place[coarse], kind="stable")]
 
@@ -161,7 +161,8 @@ class Selection:
         """Shuffle what a checked action keeps, and draw the partners.
 
         Every sample draws its place and its partner's whether it is kept or not, so that with equal
-        generators two agents see the samples that both keep in the same order.
+        generators two agents see the samples that both keep in the same order. Partners are drawn from the dropped
+        samples, or from all if none is dropped; a sample can then be its own partner.
 
         Args:
             action: as returned by `check` or `select`; (N,) each.

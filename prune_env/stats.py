@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -61,14 +62,8 @@ class Stats:
     def update(
         self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float, *, trained: bool = True
     ) -> Tensor:
-        """Do `enter` on this table, with the same arguments and result.
-
-        A CPU does it a few rows at a time: with a thousand classes that takes a quarter of the time.
-        """
-        rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
-        parts = zip(*(values.split(rows) for values in (indices, logits, labels, clean)), strict=True)
-        flags = [enter(self.table, i, z, y, c, spent, self.ema, trained=trained) for i, z, y, c in parts]
-        return torch.cat(flags, dim=1)
+        """Call `enter_pieces` on this table, with the same arguments and result."""
+        return enter_pieces(self.table, indices, logits, labels, clean, spent, self.ema, trained=trained)
 
     def visits(self, indices: Tensor) -> Tensor:
         """Return how often each of (B,) samples was trained on, (B,) int64."""
@@ -91,6 +86,29 @@ class Stats:
         return {**seen, **{name: np.array([value], np.float32) for name, value in figures.items()}}
 
 
+def enter_pieces(
+    table: Tensor,
+    indices: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    clean: Tensor,
+    spent: float | Tensor,
+    ema: float | Tensor,
+    *,
+    trained: bool = True,
+) -> Tensor:
+    """Call `enter`, with the same arguments and result.
+
+    A CPU does it a few rows at a time: with a thousand classes that takes a quarter of the time.
+    """
+    rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    columns = [
+        values.split(rows) if isinstance(values, Tensor) else repeat(values)
+        for values in (indices, logits, labels, clean, spent, ema)
+    ]
+    return torch.cat([enter(table, *piece, trained=trained) for piece in zip(*columns, strict=False)], dim=1)
+
+
 def enter(
     table: Tensor,
     indices: Tensor,
@@ -108,7 +126,7 @@ def enter(
     finite: they are counted, never measured.
 
     Args:
-        table: (N, F) float32, changed in place; of one run, or those of several one below the other.
+        table: (N, F) float32, changed in place; the tables of several runs may be concatenated.
         indices: (B,) int64, distinct.
         logits: (B, C) float32, of that pass.
         labels: (B,) int64.

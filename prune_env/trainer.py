@@ -54,8 +54,9 @@ class Work(NamedTuple):
     """What an epoch's passes through the network came to, before it is charged."""
 
     epoch: Epoch
-    counts: list[int]  # rows trained on with finite logits, measured of these, right of these; scored with finite
-    # logits; then the counts of `tally` over the validation part
+    # trained rows with finite logits; of these measured; of these right; scored rows with finite logits; then the
+    # counts of `tally` over the validation part
+    counts: list[int]
     loss: float  # summed over the validation part
     seconds: Sequence[float]  # of training, scoring and validation
 
@@ -133,7 +134,7 @@ class Trainer:
         mean, std = train.moments
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
         self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
-        self.augmentation = self._seed(streams.AUGMENTATION)
+        self.augmentation_seed = self._seed(streams.AUGMENTATION)
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
 
         self.initial = self.evaluate(val)
@@ -143,7 +144,7 @@ class Trainer:
         return int(np.random.SeedSequence([self.seed, *purpose]).generate_state(1)[0])
 
     def select(self, action: Action) -> Selection:
-        """The rows a checked action keeps, and those it scores, in this step's order."""
+        """Return the rows that a checked action keeps, and those it scores, in this step's order."""
         return Selection.from_action(action, np.random.default_rng([self.seed, streams.ORDER, self.step]))
 
     def train_epoch(self, selection: Selection) -> EpochResult:
@@ -153,7 +154,7 @@ class Trainer:
         leaves everything as it was.
         """
         with self.all_or_nothing():
-            work = self.run(self.fit(selection))
+            work = self.run(self.plan(selection))
         return self.charge(work)
 
     def run(self, epoch: Epoch) -> Work:
@@ -171,9 +172,9 @@ class Trainer:
             *counts, loss_bits = counts.tolist()  # the host waits here
         return Work(epoch, counts, number(loss_bits), watch.stretches())
 
-    def fit(self, selection: Selection) -> Epoch:
+    def plan(self, selection: Selection) -> Epoch:
         """Return what the budget allows of a selection; nothing is charged yet."""
-        return Epoch.fit(selection, self.ledger, self.batch_size)
+        return Epoch.plan(selection, self.ledger, self.batch_size)
 
     def charge(self, work: Work) -> EpochResult:
         """Enter an epoch's work into the ledger and the run's figures."""
@@ -237,7 +238,7 @@ class Trainer:
 
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, epoch: Epoch) -> Tensor:
-        """Train on the rows of an epoch; return (3,) int64 counts on the device, as `stats.enter` has them."""
+        """Train on the rows of an epoch; return (3,) int64: rows with finite logits, measured, right."""
         counts = torch.zeros(3, dtype=torch.int64, device=self.device)
         selection, sizes = epoch.rows, self.sizes(len(epoch.rows))
         if not sizes:
@@ -251,16 +252,16 @@ class Trainer:
         indices, weights, shares, partners = (  # (k,) each
             torch.from_numpy(column[np.concatenate(parts)]).to(self.device) for column in columns
         )
-        weights = weights * self.ranks.size / self.batch_size  # gradients are a mean over ranks
+        loss_weights = weights * self.ranks.size / self.batch_size  # w_i / batch_size; gradients are a mean over ranks
         clean = shares == 0.0
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
         batches = self._fetch(indices, lengths)
-        others = self._fetch(partners, lengths) if selection.mixed else repeat(None)
+        others = self._fetch(partners, lengths) if selection.mixed else repeat(None, len(sizes))
         rates = self.rates(epoch, sizes)
         for i, ((images, labels), other, weight) in enumerate(
-            zip(batches, others, weights.split(lengths), strict=False)
+            zip(batches, others, loss_weights.split(lengths), strict=True)
         ):
             last += lengths[i]
             self.optimizer.param_groups[0]["lr"] = rates[i]
@@ -281,8 +282,8 @@ class Trainer:
             logits = logits.detach()
             pending.append((logits.clone() if self.recipe.compile == "graphs" else logits, labels))  # replays reuse it
             if i + 1 == len(sizes) or (last - first) * logits.shape[1] >= PENDING_LOGITS:
-                seen, truth = (torch.cat(parts) for parts in zip(*pending, strict=True))
-                flags = self.stats.update(indices[first:last], seen, truth, clean[first:last], epoch.spent)
+                seen, truth = (torch.cat(tensors) for tensors in zip(*pending, strict=True))
+                flags = self.stats.update(indices[first:last], seen, truth, clean[first:last], epoch.ends_at)
                 counts += flags.sum(dim=1)
                 pending, first = [], last
         self.ranks.exchange(self.stats.table, indices, self.ranks.totals(sizes))
@@ -298,7 +299,7 @@ class Trainer:
         indices = torch.from_numpy(self.ranks.part(samples)).to(self.device)
         for rows, logits, labels in self._predict(self.train_data, indices):
             clean = torch.ones_like(rows, dtype=torch.bool)
-            count += self.stats.update(rows, logits, labels, clean, epoch.spent, trained=False)[0].sum()
+            count += self.stats.update(rows, logits, labels, clean, epoch.ends_at, trained=False)[0].sum()
         self.ranks.exchange(self.stats.table, indices, self.ranks.totals([len(samples)]))
         return count
 
@@ -345,7 +346,7 @@ class Trainer:
         for (group, rows, seen), (images, labels) in zip(augmented, self.train_data.batches(parts), strict=True):
             images = self._normalize(images)
             if self.train_data.augment:
-                images = augment.crop_flip(images, self.augmentation, rows, seen)
+                images = augment.crop_flip(images, self.augmentation_seed, rows, seen)
             yield from zip(images.split(group), labels.split(group), strict=True)
 
     def _normalize(self, images: Tensor) -> Tensor:
@@ -365,7 +366,7 @@ class Trainer:
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
     def mixed_loss(self, logits: Tensor, labels: Tensor, others: Tensor, share: Tensor) -> Tensor:
-        """(B,) float32 `loss`, with a share (B,) of that for other labels (B,)."""
+        """Return (B,) float32: (1 - share) loss(labels) + share loss(others)."""
         return torch.lerp(self.loss(logits, labels), self.loss(logits, others), share)
 
     def evaluate(self, data: Data) -> Evaluation:
@@ -415,7 +416,7 @@ class Trainer:
         }
 
     def _identity(self) -> dict[str, object]:
-        """What a run is of; a state goes with no other."""
+        """Return what must agree between a run and a state that it loads."""
         parts = {"data": self.train_data.digest, "validation": self.val_data.digest}
         return {**asdict(self.recipe), **parts, "budget": self.ledger.budget, "seed": self.seed}
 
@@ -423,8 +424,8 @@ class Trainer:
         """Go on from `state_dict()` of a trainer of the same data, recipe, budget and seed.
 
         Raises:
-            ValueError: the state belongs to another run; nothing has changed then. What has not the parts of a state
-                raises other errors too, and this trainer is of no use any more.
+            ValueError: the state belongs to another run; nothing has changed then. A state with missing parts raises
+                other errors, and leaves this trainer unusable.
         """
         for name, own in self._identity().items():
             theirs = state.get("run", {}).get(name)
@@ -473,7 +474,7 @@ def tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def copied(state: Any) -> Any:
-    """Return a state of nested dicts and lists with tensors of its own."""
+    """Copy nested dicts and lists, and clone their tensors."""
     if isinstance(state, Tensor):
         return state.clone()
     if isinstance(state, dict):
@@ -484,13 +485,16 @@ def copied(state: Any) -> Any:
 
 
 def bits(loss: Tensor) -> Tensor:
-    """Return the bits of float32 numbers as int64: they reach the host exactly, in one transfer with counts."""
+    """Return the bits of float32 numbers as int64: these reach the host exactly, in one transfer with counts.
+
+    Not every device has float64, which would hold both.
+    """
     return loss.view(torch.int32).long()
 
 
-def number(bits: int) -> float:
+def number(its_bits: int) -> float:
     """Return the float32 number that has these bits."""
-    return float(np.array(bits, np.int32).view(np.float32))
+    return float(np.array(its_bits, np.int32).view(np.float32))
 
 
 def _has_bf16(device: torch.device) -> bool:

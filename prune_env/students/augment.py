@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _MASK = 0xFFFFFFFF
 
@@ -39,24 +38,28 @@ def crop_flip(images: Tensor, seed: int, indices: Tensor, visits: Tensor) -> Ten
     (alternating flip, arXiv 2404.00498, keyed on epochs there, which a subset epoch would break).
 
     Args:
-        images: (B, C, H, W) float32; the result has the same shape.
+        images: (B, C, H, W) of any dtype; the result is like it.
         seed, indices, visits: see `draw`.
     """
     sample, visit = draw(seed, indices, visits)
     height, width = images.shape[2:]
-    pad_y, pad_x = height // 8, width // 8
-    padded = F.pad(images, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
-    top = visit % (2 * pad_y + 1)
-    left = (visit >> 16) % (2 * pad_x + 1)
+    reach_y, reach_x = height // 8, width // 8
+    top = visit % (2 * reach_y + 1) - reach_y
+    left = (visit >> 16) % (2 * reach_x + 1) - reach_x
     flip = (sample + visits) % 2 == 1
     column = torch.arange(width, device=images.device)
     column = torch.where(flip[:, None], width - 1 - column, column)  # (B, W)
-    y = top[:, None] + torch.arange(height, device=images.device)  # (B, H)
-    x = left[:, None] + column  # (B, W)
-    flat = (y[:, :, None] * padded.shape[3] + x[:, None, :]).flatten(1)  # (B, H * W)
+    y = _mirrored(top[:, None] + torch.arange(height, device=images.device), height)  # (B, H)
+    x = _mirrored(left[:, None] + column, width)  # (B, W)
+    flat = (y[:, :, None] * width + x[:, None, :]).flatten(1)  # (B, H * W)
     channels = images.shape[1]
-    gathered = padded.flatten(2).gather(2, flat[:, None].expand(-1, channels, -1))
+    gathered = images.flatten(2).gather(2, flat[:, None].expand(-1, channels, -1))
     return gathered.view_as(images)
+
+
+def _mirrored(places: Tensor, side: int) -> Tensor:
+    """Return places in [0, side) for places up to a side beyond the border, mirrored at the outermost pixel."""
+    return (side - 1) - ((side - 1) - places.abs()).abs()
 
 
 def blend(images: Tensor, partners: Tensor, shares: Tensor) -> Tensor:

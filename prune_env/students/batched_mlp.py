@@ -6,10 +6,11 @@ have zero gradients and stay zero, so padding changes no number but by rounding,
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from prune_env.students import augment, models
 from prune_env.threads import one_thread
 from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, bits, number, tally
 
-FETCHED = 2**24  # bytes of images that are gathered at a time: 16 MiB
-ENTERED = 2**18  # logits whose statistics are entered at a time: 1 MiB, which a cache holds
+FETCHED = 2**24  # bytes of images that are gathered at a time: 16 MiB, and as many of partners
 # options of training that may differ inside a batch; a student that sets another one trains by itself
 KNOWN = ("model", "batch_size", "lr", "weight_decay", "momentum", "warmup", "label_smoothing", "ema", "precision")
 
@@ -35,19 +35,17 @@ def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -
 
     On a CPU vmapped convolutions are slower than a loop, and batched matrix products faster.
     """
-    epochs = [trainer.fit(selection) for trainer, selection in zip(trainers, selections, strict=True)]
+    epochs = [trainer.plan(selection) for trainer, selection in zip(trainers, selections, strict=True)]
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for k, trainer in enumerate(trainers):
-        alike[_kind(trainer) or k].append(k)
+        alike[_kind(trainer) or ("alone", k)].append(k)
     works: dict[int, Work] = {}
     with ExitStack() as stack:
-        if len(alike) > 1 or any(len(epoch.rows.scored) for epoch in epochs):
-            # else all train on copies, and change when nothing can raise any more
-            for trainer in trainers:
-                stack.enter_context(trainer.all_or_nothing())
+        for trainer in trainers:
+            stack.enter_context(trainer.all_or_nothing())
         for members in alike.values():
             of_members = [trainers[k] for k in members], [epochs[k] for k in members]
-            works |= zip(members, run_alike(*of_members), strict=True)
+            works |= zip(members, run_batched(*of_members), strict=True)
     return [trainer.charge(works[k]) for k, trainer in enumerate(trainers)]
 
 
@@ -61,31 +59,44 @@ def _kind(trainer: Trainer) -> Hashable:
     return depth, len(trainer.train_data.classes), trainer.device, trainer.small
 
 
-def run_alike(trainers: list[Trainer], epochs: list[Epoch]) -> list[Work]:
+def run_batched(trainers: list[Trainer], epochs: list[Epoch]) -> list[Work]:
     """Do for each trainer of one kind what its `run` does."""
     if len(trainers) == 1:
         return [trainers[0].run(epochs[0])]
     # with the most batches first, those that still train are always the first so many
     batches = [len(trainer.sizes(len(epoch.rows))) for trainer, epoch in zip(trainers, epochs, strict=True)]
-    order = sorted(range(len(trainers)), key=lambda k: -batches[k])
+    by_length = sorted(range(len(trainers)), key=lambda k: -batches[k])
     watch = Stopwatch(trainers[0].device)
     with one_thread(trainers[0].small):
         watch.mark()
-        students = Students([trainers[k] for k in order])
-        trained = students.train([epochs[k] for k in order])
+        students = Students([trainers[k] for k in by_length])
+        trained = students.train([epochs[k] for k in by_length])
         watch.mark()
         loss, validated = students.validate()
         watch.mark()
         students.hand_back()
-        scored = torch.cat([trainers[k].score(epochs[k]) for k in order])[:, None]
+        scored = torch.cat([trainers[k].score(epochs[k]) for k in by_length])[:, None]
         watch.mark()
         counts = torch.cat([trained, scored, validated, bits(loss)[:, None]], dim=1).tolist()  # the host waits here
     train, evaluate, score = (passed / len(trainers) for passed in watch.stretches())
     works = {
         k: Work(epochs[k], own, number(loss_bits), (train, score, evaluate))
-        for k, (*own, loss_bits) in zip(order, counts, strict=True)
+        for k, (*own, loss_bits) in zip(by_length, counts, strict=True)
     }
     return [works[k] for k in range(len(trainers))]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rows of K epochs, in T batches of B slots."""
+
+    index: Tensor  # (K, T, B) int64, samples; 0 in empty slots
+    partner: Tensor  # (K, T, B) int64
+    weight: Tensor  # (K, T, B) float32, of the loss, over the batch size; 0 in empty slots
+    share: Tensor  # (K, T, B) float32, of the partner
+    rate: Tensor  # (K, T, 1, 1) float32, learning rates
+    valid: NDArray[np.bool_]  # (K, T, B), whether a slot holds a row; on the host
+    active: list[int]  # (T,), how many students have a t-th batch: the first ones
 
 
 class Students:
@@ -94,18 +105,18 @@ class Students:
     def __init__(self, trainers: list[Trainer]):
         self.trainers = trainers
         self.device = trainers[0].device
-        # weights and biases of each layer in turn, a view (outputs, inputs) or (outputs, 1) a student
-        self.views = [[_matrix(p.detach()) for p in t.parameters] for t in trainers]
-        self.buffers = [[_matrix(buffer) for buffer in t.optimizer.momenta()] for t in trainers]
+        # of each student's layers in turn, as views: weights (outputs, inputs) and biases (outputs, 1)
+        self.own_weights = [[_matrix(p.detach()) for p in t.parameters] for t in trainers]
+        self.own_momenta = [[_matrix(buffer) for buffer in t.optimizer.momenta()] for t in trainers]
         self.weights, self.momenta = (
-            [_stacked(column) for column in zip(*each, strict=True)] for each in (self.views, self.buffers)
+            [_stacked(column) for column in zip(*each, strict=True)] for each in (self.own_weights, self.own_momenta)
         )  # (K, outputs, inputs) and (K, outputs, 1)
-        self.gradients = [torch.empty_like(weight) for weight in self.weights]
-        self.features, self.classes = self.weights[0].shape[2], self.weights[-1].shape[1]
-        self.samples = [len(trainer.stats.table) for trainer in trainers]
+        self.gradients = [torch.empty_like(weight) for weight in self.weights]  # filled by each step anew
+        self.features, self.classes = self.weights[0].shape[2], self.weights[-1].shape[1]  # the last is a bias
+        self.table_sizes = [len(trainer.stats.table) for trainer in trainers]
         self.table = torch.cat([trainer.stats.table for trainer in trainers])  # (sum of N, F)
         self.batches = [trainer.batches for trainer in trainers]
-        self.rates = [trainer.optimizer.param_groups[0]["lr"] for trainer in trainers]
+        self.rates = [trainer.optimizer.param_groups[0]["lr"] for trainer in trainers]  # checkpoints have them
 
         def column(name: str) -> Tensor:
             values = [getattr(trainer.recipe, name) for trainer in trainers]
@@ -120,12 +131,12 @@ class Students:
 
     @torch.no_grad()
     def hand_back(self) -> None:
-        """Give every trainer what its copies have become."""
-        tables = self.table.split(self.samples)
+        """Copy weights, momenta and statistics back to the trainers."""
+        tables = self.table.split(self.table_sizes)
         for k, trainer in enumerate(self.trainers):
-            for mine, stacked in ((self.views[k], self.weights), (self.buffers[k], self.momenta)):
-                corners = [all_of[k, : own.shape[0], : own.shape[1]] for own, all_of in zip(mine, stacked, strict=True)]
-                torch._foreach_copy_(mine, corners)  # pyright: ignore[reportPrivateImportUsage]
+            for own, stacked in ((self.own_weights[k], self.weights), (self.own_momenta[k], self.momenta)):
+                corners = [all_k[k, : p.shape[0], : p.shape[1]] for p, all_k in zip(own, stacked, strict=True)]
+                torch._foreach_copy_(own, corners)  # pyright: ignore[reportPrivateImportUsage]
             trainer.stats.table.copy_(tables[k])
             trainer.batches = self.batches[k]
             trainer.optimizer.param_groups[0]["lr"] = self.rates[k]
@@ -133,76 +144,87 @@ class Students:
     @torch.no_grad()
     def train(self, epochs: list[Epoch]) -> Tensor:
         """Train on the rows of each epoch, the most batches first; return (K, 3) counts as `stats.enter` gives them."""
-        trainers, device, count = self.trainers, self.device, len(epochs)
-        counts = torch.zeros(count, 3, dtype=torch.int64, device=device)
-        sizes = [trainer.sizes(len(epoch.rows)) for trainer, epoch in zip(trainers, epochs, strict=True)]
-        ticks, most = len(sizes[0]), max(trainer.batch_size for trainer in trainers)  # T batches of at most B rows
-        rates = np.zeros((count, ticks))
-        places = []  # of each student's rows among T * B: smaller batches, and the last one, leave some empty
-        for k, (trainer, epoch) in enumerate(zip(trainers, epochs, strict=True)):
-            batch, place = np.divmod(np.arange(len(epoch.rows)), trainer.batch_size)
-            places.append(k * ticks * most + batch * most + place)
-            self.batches[k] += sum(rows > 1 for rows in sizes[k])
-            rates[k, : len(sizes[k])] = trainer.rates(epoch, sizes[k])
-            if sizes[k]:
-                self.rates[k] = float(rates[k, len(sizes[k]) - 1])
-        places = np.concatenate(places)
-
-        def placed(rows: list[NDArray]) -> NDArray:
-            """(K, T, B), 0 where there is no row."""
-            values = np.zeros(count * ticks * most, rows[0].dtype)
-            values[places] = np.concatenate(rows)
-            return values.reshape(count, ticks, most)
-
-        weights = [epoch.rows.weights / trainer.batch_size for trainer, epoch in zip(trainers, epochs, strict=True)]
-        index, partner, weight, share = (
-            torch.from_numpy(placed(rows)).to(device)
-            for rows in (
-                [epoch.rows.indices for epoch in epochs],
-                [epoch.rows.partners for epoch in epochs],
-                weights,
-                [epoch.rows.shares for epoch in epochs],
-            )
-        )
-        real = placed([np.ones(len(places), np.bool_)])
+        counts = torch.zeros(len(epochs), 3, dtype=torch.int64, device=self.device)
+        plan = self._schedule(epochs)
         mixed = any(epoch.rows.mixed for epoch in epochs)
-        rate = torch.from_numpy(rates).to(device).float()[..., None]  # (K, T, 1)
-        active = [sum(len(own) > tick for own in sizes) for tick in range(ticks)]
-        first = torch.tensor([0, *np.cumsum(self.samples)[:-1]], device=device)  # (K,) row of each one's first sample
-        spent = torch.tensor([epoch.spent for epoch in epochs], device=device)  # (K,)
-        ema = torch.tensor([trainer.stats.ema for trainer in trainers], device=device)  # (K,)
-        several = max(1, FETCHED // max(1, count * most * self.features))
-        for start in range(0, ticks, several):
-            part = slice(active[start]), slice(start, start + several)
-            images, labels = self._fetch(index[part])
-            target, (others, other_labels) = self._target(labels), self._fetch(partner[part]) if mixed else (None, None)
-            if other_labels is not None:
-                target = torch.lerp(target, self._target(other_labels), share[part][..., None])
+        offsets = torch.tensor([0, *np.cumsum(self.table_sizes)[:-1]], device=self.device)  # (K,) in the table
+        ends = torch.tensor([epoch.ends_at for epoch in epochs], device=self.device)  # (K,)
+        ema = torch.tensor([trainer.stats.ema for trainer in self.trainers], device=self.device)  # (K,)
+        _, n_batches, batch_rows = plan.valid.shape
+        at_once = max(1, FETCHED // max(1, len(epochs) * batch_rows * self.features))
+        for start in range(0, n_batches, at_once):
+            chunk = slice(plan.active[start]), slice(start, start + at_once)  # T of the batches, of A students
+            index, share = plan.index[chunk], plan.share[chunk]
+            images, labels = self._fetch(index)
+            target, others = self._target(labels), None
+            if mixed:
+                others, other_labels = self._fetch(plan.partner[chunk])
+                target = torch.lerp(target, self._target(other_labels), share[..., None])
             logits = torch.zeros_like(target)
-            for tick in range(start, min(start + several, ticks)):
-                a, t = active[tick], tick - start
+            for t, a in enumerate(plan.active[start : start + at_once]):
                 x = self._normalize(images[:a, t])
                 if others is not None:
-                    x = torch.lerp(x, self._normalize(others[:a, t]), share[:a, tick, :, None])
-                logits[:a, t] = self._step(x, target[:a, t], weight[:a, tick], rate[:a, tick, None])
-            # places of real rows among these A * T * B, found on the host, lest it waits for the device
-            found = torch.from_numpy(np.flatnonzero(real[part])).to(device)
-            member = found // (labels.shape[1] * most)
-            samples = first[member] + index[part].flatten()[found]
-            clean = share[part].flatten()[found] == 0.0
-            columns = logits.flatten(0, 2)[found], labels.flatten()[found], clean, spent[member], ema[member]
-            pieces = zip(*(column.split(ENTERED // self.classes) for column in (samples, *columns)), strict=True)
-            flags = torch.cat([stats.enter(self.table, *piece) for piece in pieces], dim=1)  # (3, R)
-            counts.index_add_(0, member, flags.long().t())
+                    x = torch.lerp(x, self._normalize(others[:a, t]), share[:a, t, :, None])
+                weight, rate = plan.weight[:a, start + t], plan.rate[:a, start + t]
+                logits[:a, t] = self._step(x, target[:a, t], weight, rate)
+            # slots that hold a row, found on the host, lest it waits for the device
+            rows = torch.from_numpy(np.flatnonzero(plan.valid[chunk])).to(self.device)
+            student = rows // (labels.shape[1] * batch_rows)  # (R,)
+            flags = stats.enter_pieces(
+                self.table,
+                offsets[student] + index.flatten()[rows],
+                logits.flatten(0, 2)[rows],
+                labels.flatten()[rows],
+                share.flatten()[rows] == 0.0,
+                ends[student],
+                ema[student],
+            )
+            counts.index_add_(0, student, flags.long().t())
         return counts
+
+    def _schedule(self, epochs: list[Epoch]) -> Schedule:
+        """Lay the rows of each epoch out in batches."""
+        sizes = [trainer.sizes(len(epoch.rows)) for trainer, epoch in zip(self.trainers, epochs, strict=True)]
+        shape = len(epochs), len(sizes[0]), max(trainer.batch_size for trainer in self.trainers)  # (K, T, B)
+        rates = np.zeros((*shape[:2], 1, 1))
+        slots = []  # where each student's rows go: smaller batches, and the last one, leave some empty
+        for k, (trainer, epoch) in enumerate(zip(self.trainers, epochs, strict=True)):
+            batch, place = np.divmod(np.arange(len(epoch.rows)), trainer.batch_size)
+            slots.append((k * shape[1] + batch) * shape[2] + place)
+            self.batches[k] += sum(rows > 1 for rows in sizes[k])
+            if sizes[k]:
+                rates[k, : len(sizes[k]), 0, 0] = trainer.rates(epoch, sizes[k])
+                self.rates[k] = float(rates[k, len(sizes[k]) - 1, 0, 0])
+        slots = np.concatenate(slots)
+
+        def scattered(rows: list[NDArray]) -> NDArray:
+            """Put each student's rows (k,) into their slots (K, T, B); the empty ones are 0."""
+            values = np.zeros(math.prod(shape), rows[0].dtype)
+            values[slots] = np.concatenate(rows)
+            return values.reshape(shape)
+
+        def sent(values: NDArray) -> Tensor:
+            return torch.from_numpy(values).to(self.device)
+
+        pairs = list(zip(self.trainers, epochs, strict=True))
+        return Schedule(
+            index=sent(scattered([epoch.rows.indices for epoch in epochs])),
+            partner=sent(scattered([epoch.rows.partners for epoch in epochs])),
+            weight=sent(scattered([epoch.rows.weights / trainer.batch_size for trainer, epoch in pairs])),
+            share=sent(scattered([epoch.rows.shares for epoch in epochs])),
+            rate=sent(rates.astype(np.float32)),
+            valid=scattered([np.ones(len(epoch.rows), np.bool_) for epoch in epochs]),
+            active=[sum(len(own) > t for own in sizes) for t in range(shape[1])],
+        )
 
     def _fetch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Images (A, T, B, features) uint8, augmented and padded, and labels (A, T, B) int64 of `index`."""
         batches = []
-        for trainer, rows in zip(self.trainers, index.flatten(1), strict=False):
+        for trainer, rows in zip(self.trainers[: len(index)], index.flatten(1), strict=True):
             images, labels = trainer.train_data.batch(rows)
             if trainer.train_data.augment:
-                images = augment.crop_flip(images, trainer.augmentation, rows, trainer.stats.visits(rows))
+                visits = trainer.stats.visits(rows)  # before this epoch: self.table is a copy
+                images = augment.crop_flip(images, trainer.augmentation_seed, rows, visits)
             batches.append((images.flatten(1), labels))
         images, labels = zip(*batches, strict=True)
         return _stacked(images).unflatten(1, index.shape[1:]), torch.stack(labels).view_as(index)
@@ -268,7 +290,7 @@ class Students:
 
 
 def forward(layers: list[Tensor], x: Tensor) -> list[Tensor]:
-    """Inputs (A, …, B) of each layer of A students, and the logits (A, C, B).
+    """Return the input (A, …, B) of each layer of A students, from the second on after ReLU, and the logits (A, C, B).
 
     The batch comes last: products with few outputs are then twice as fast on a CPU.
 
@@ -279,7 +301,7 @@ def forward(layers: list[Tensor], x: Tensor) -> list[Tensor]:
     passed = [x]
     for weight, bias in zip(layers[::2], layers[1::2], strict=True):
         if len(passed) > 1:
-            x = x.relu_()
+            x = x.relu_()  # in place: it is the input of this layer in `passed`
         x = torch.baddbmm(bias, weight, x)
         passed.append(x)
     return passed

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from prune_env import trainer as trainer_of_one
 from prune_env.data import Data
 from prune_env.selection import Selection, select
 from prune_env.students import batched_mlp
@@ -101,7 +102,7 @@ def test_an_episode_of_many_learns_as_much_as_one_of_each():
 def test_padded_weights_stay_zero_exactly():
     students = [student("mlp:9"), student("mlp:3", train=toy(24, size=2), seed=1)]
     stack = Students(students)
-    epochs = [s.fit(s.select(select(np.ones(24)))) for s in students]
+    epochs = [s.plan(s.select(select(np.ones(24)))) for s in students]
     stack.train(epochs)
     for stacked, own in zip(stack.weights, students[1].model.parameters(), strict=True):
         inside = torch.zeros_like(stacked[1], dtype=torch.bool)
@@ -166,8 +167,8 @@ class Clipped(Recipe):
 def test_a_student_with_an_option_that_batches_do_not_know_trains_by_itself(clip, by_itself, monkeypatch):
     students = [student(seed=k) for k in range(3)]
     students[0].recipe = Clipped(**asdict(students[0].recipe), clip=clip)
-    sizes, run = [], batched_mlp.run_alike
-    monkeypatch.setattr(batched_mlp, "run_alike", lambda some, epochs: sizes.append(len(some)) or run(some, epochs))
+    sizes, run = [], batched_mlp.run_batched
+    monkeypatch.setattr(batched_mlp, "run_batched", lambda some, epochs: sizes.append(len(some)) or run(some, epochs))
     train_epochs(students, [s.select(select(np.ones(24))) for s in students])
     assert sorted(sizes) == ([1, 2] if by_itself else [3])
 
@@ -187,6 +188,33 @@ def test_one_that_diverges_leaves_the_others_alone():
             assert_close(students[k], alone[k])
     assert finished == [[(False, False), (True, True), (False, False)]] * 2
     assert not all(torch.isfinite(p).all() for p in students[1].model.parameters())
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("where", ["while it trains", "while it waits"])
+def test_an_epoch_that_is_interrupted_changes_no_student(members, where, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    students = [student(seed=seed) for seed in range(members)]
+    everything = select(np.ones(24), 0.1)
+    train_epochs(students, [s.select(everything) for s in students])
+    before = copy.deepcopy(students)
+    with monkeypatch.context() as patch:
+        if where == "while it waits":
+            patch.setattr(batched_mlp if members > 1 else trainer_of_one, "bits", interrupt)
+        else:
+            patch.setattr(Trainer, "_fetch", interrupt)
+            patch.setattr(Students, "_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_epochs(students, [s.select(everything) for s in students])
+    for s, other in zip(students, before, strict=True):
+        assert counted(s) == counted(other)
+        for a, b in zip(s.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(s.stats.table, other.stats.table)
+        for a, b in zip(s.optimizer.momenta(), other.optimizer.momenta(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_a_state_goes_on_alone_where_it_was_trained_together():

@@ -70,7 +70,7 @@ class Watched(Data):
 
 def train(trainer: Trainer, chosen: np.ndarray) -> None:
     """An epoch on the samples `chosen` (k,), without validation."""
-    trainer._train(trainer.fit(trainer.select(select(chosen, n=trainer.ledger.n))))
+    trainer._train(trainer.plan(trainer.select(select(chosen, n=trainer.ledger.n))))
 
 
 def measure(resident: Trainer, other: Trainer, chosen: np.ndarray) -> tuple[float, float, float, float]:
