@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from prune_env.threads import one_thread
 from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, bits, number, tally
 
 FETCHED = 2**24  # bytes of images that are gathered at a time: 16 MiB, and as many of partners
+# options of training that may differ inside a batch; a student that sets another one trains by itself
+KNOWN = ("model", "batch_size", "lr", "weight_decay", "momentum", "warmup", "label_smoothing", "ema", "precision")
 
 
 def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -> list[EpochResult]:
@@ -49,8 +51,9 @@ def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -
 
 def _kind(trainer: Trainer) -> Hashable:
     """What students that train in one batch have in common; None if this one trains by itself."""
-    alone = trainer.bf16 or trainer.recipe.compile != "off" or trainer.ranks.size > 1
-    if alone or not models.is_fully_connected(trainer.model):
+    other = [option for option in fields(trainer.recipe) if option.name not in KNOWN]
+    unknown = any(getattr(trainer.recipe, option.name) != option.default for option in other)
+    if unknown or trainer.bf16 or trainer.ranks.size > 1 or not models.is_fully_connected(trainer.model):
         return None
     depth = len(trainer.parameters)
     return depth, len(trainer.train_data.classes), trainer.device, trainer.small

@@ -28,7 +28,7 @@ def plain_summary(obs: Obs, earlier: list[Obs]) -> dict[str, float]:
     rows = [i for i, label in enumerate(obs["label"]) if label >= 0]
     n = len(rows)
     label = [int(obs["label"][i]) for i in rows]
-    stat = {name: [float(obs[name][i]) for i in rows] for name in (*BOUNDS, "age")}
+    stat = {name: [float(obs[name][i]) for i in rows] for name in (*BOUNDS, "age") if name in obs}
     now = {name: float(obs[name][0]) for name in FIGURES}
     there = sorted(set(label))
     c = max(len(there), 2)

@@ -1,6 +1,7 @@
 """Many students in one: against the same students trained one after another, and against loops over samples."""
 
 import copy
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -155,6 +156,21 @@ def test_nobody_trains_where_nothing_is_selected():
         for a, b in zip(s.model.state_dict().values(), weights.values(), strict=True):
             assert torch.equal(a, b)
     assert train_epochs([], []) == []
+
+
+@dataclass(frozen=True)
+class Clipped(Recipe):
+    clip: float | None = None
+
+
+@pytest.mark.parametrize(("clip", "by_itself"), [(None, False), (1.0, True)])
+def test_a_student_with_an_option_that_batches_do_not_know_trains_by_itself(clip, by_itself, monkeypatch):
+    students = [student(seed=k) for k in range(3)]
+    students[0].recipe = Clipped(**asdict(students[0].recipe), clip=clip)
+    sizes, run = [], batched_mlp.run_batched
+    monkeypatch.setattr(batched_mlp, "run_batched", lambda some, epochs: sizes.append(len(some)) or run(some, epochs))
+    train_epochs(students, [s.select(select(np.ones(24))) for s in students])
+    assert sorted(sizes) == ([1, 2] if by_itself else [3])
 
 
 def test_one_that_diverges_leaves_the_others_alone():
