@@ -477,4 +477,4 @@ def test_long_class_names_have_room_below_few_agents(agents: int):
     """Matplotlib warns, and cuts the names off, where a figure is too low for them."""
     names = [LONG, "W" * 40, "dog"]
     values = {f"agent {i}": np.array([0.9, 1.0, 1.1]) for i in range(agents)}
-    assert figures.classes(values, names, "visits", even=1.0)
+    assert DRAWING["classes"](values, names, "visits", even=1.0)
