@@ -19,6 +19,7 @@ UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".tmp")  # what p
 # What systems and programs leave among the user's files, in lower case. Names that begin with a dot are left out too.
 LITTER = {
     *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "@synoresource"),  # network storage
+    *("@__thumb", "@recently-snapshot", "@snapshot", "@sharebin"),
     *("$recycle.bin", "system volume information", "recycler", "thumbs.db", "ehthumbs.db", "desktop.ini"),  # Windows
     *("__macosx", "icon\r", "network trash folder", "temporary items"),  # macOS
     *("lost+found", "__pycache__", "_gsdata_", "~tmp"),

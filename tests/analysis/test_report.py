@@ -469,3 +469,12 @@ def test_figures_call_classes_what_their_font_can_write():
         warnings.simplefilter("error")
         image = DRAWING["classes"]({"full": np.linspace(0, 100, len(NAMES))}, NAMES, "accuracy", even=50.0)
     assert image.startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("agents", [1, 2, 8])
+def test_long_class_names_have_room_below_few_agents(agents: int):
+    """Matplotlib warns, and cuts the names off, where a figure is too low for them."""
+    names = [LONG, "W" * 40, "dog"]
+    values = {f"agent {i}": np.array([0.9, 1.0, 1.1]) for i in range(agents)}
+    assert DRAWING["classes"](values, names, "visits", even=1.0)

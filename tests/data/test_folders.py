@@ -101,7 +101,7 @@ def test_test_classes_may_be_fewer_but_not_others(tmp_path):
 
 @pytest.mark.parametrize(
     "litter",
-    ["@eaDir", "__MACOSX", ".AppleDouble", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN", "lost+found"],
+    ["@eaDir", "__MACOSX", ".AppleDouble", ".ipynb_checkpoints", "#recycle", "$RECYCLE.BIN", "lost+found", "@__thumb"],
 )
 def test_litter_is_left_out_wherever_it_lies(tmp_path, litter):
     splits = trees.imagefolder(tmp_path, per_class=3)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tyro
 from matplotlib.image import imread
+from rich.console import Group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import prune_env
@@ -188,6 +189,17 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
         assert asked.settings() == {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
         assert (asked.env, asked.budget) == (env, (8.0, 30.0))
         assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
+
+
+def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
+    """It has the folder of the images, and stands in one line whatever its length."""
+    block = Block("it", "prune_env/CIFAR10-v0", {"model": "resnet18"}, ("full",), (0.5,), (8.0,), 1)
+    root = str(tmp_path / ("long name " * 12))
+    ((_, rate),) = plan.with_rates(block, root).values()
+    shown = table.write(tmp_path / "table.txt", Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
+    asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[3:])
+    assert asked.root == root
+    assert asked.save == "cifar10"
 
 
 @pytest.mark.slow

@@ -225,7 +225,10 @@ def classes(values: Mapping[str, NDArray], names: Sequence[str], label: str, eve
     """Draw a line an agent, a column a class, (classes,) each; colours diverge from `even` if there is one."""
     agents = [_folded(agent, 24) for agent in values]
     heights = 0.11 * (1 + max(agent.count("\n") for agent in agents)) + 0.06  # inches
-    figure = Figure(figsize=(WIDTH, 1.6 + heights * len(agents)), dpi=DPI, layout="constrained")
+    labels = class_labels(names) if len(names) <= NAMED else []
+    letters = max(map(len, labels), default=0)
+    below = 0.075 * letters if letters > 3 else 0.1  # inches, of names that stand on end
+    figure = Figure(figsize=(WIDTH, 1.5 + below + heights * len(agents)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.8")
     grid = np.ma.masked_invalid(np.stack(list(values.values())))
@@ -233,10 +236,8 @@ def classes(values: Mapping[str, NDArray], names: Sequence[str], label: str, eve
         drawn = axes.imshow(grid, "viridis", aspect="auto")
     else:
         drawn = axes.imshow(grid, "PuOr_r", CenteredNorm(even), aspect="auto")
-    if len(names) <= NAMED:
-        labels = class_labels(names)
-        upright = max(map(len, labels)) <= 3
-        axes.set_xticks(range(len(labels)), [_text(name) for name in labels], rotation=0 if upright else 90)
+    if labels:
+        axes.set_xticks(range(len(labels)), [_text(name) for name in labels], rotation=90 if letters > 3 else 0)
     axes.set_yticks(range(len(agents)), agents)
     axes.tick_params(length=0)
     axes.set_xlabel("class")

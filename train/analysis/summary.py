@@ -368,15 +368,25 @@ def mixed_commits(records: Sequence[Record]) -> str:
 
 
 def rates(records: Sequence[Record]) -> str:
-    """Say what the learning rates were tuned for, with their budgets if that differs; nothing where no record tells."""
+    """Say what the learning rates were tuned for, with their budgets if that differs; nothing where no record tells.
+
+    Commands that tune what is not tuned come last, once each and without a full stop, as people copy them.
+    """
     budgets: dict[str, set[float]] = {}
+    commands: dict[str, None] = {}
     for record in records:
         if record.get("rate"):  # older records do not tell
-            budgets.setdefault(record["rate"], set()).add(record["budget"])
+            rate, _, command = record["rate"].partition("; tune it: ")
+            budgets.setdefault(rate, set()).add(record["budget"])
+            commands |= {command: None} if command else {}
+    if not budgets:
+        return ""
     if len(budgets) < 2:
-        return "".join(f"Learning rate: {rate}." for rate in budgets)
-    told = (f"{rate} (budget {', '.join(f'{b:g}' for b in sorted(at))})" for rate, at in budgets.items())
-    return f"Learning rates: {'; '.join(told)}."
+        told = f"Learning rate: {', '.join(budgets)}"
+    else:
+        at = (f"{rate} (budget {', '.join(f'{b:g}' for b in sorted(at))})" for rate, at in budgets.items())
+        told = f"Learning rates: {'; '.join(at)}"
+    return "\n".join([f"{told}; tune it:", *commands]) if commands else f"{told}."
 
 
 @cache

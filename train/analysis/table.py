@@ -26,8 +26,7 @@ MOSTLY = 0.98  # share of the budget below which compute is not equal any more
 def render(records: Sequence[Record], seeds: int) -> RenderableType:
     """Make the tables of one task, a budget each, with how to read them; `seeds` is how many were asked for."""
     groups = grouped(records)
-    rates = summary.rates(records)
-    parts: list[RenderableType] = [Text(rates)] if rates else []
+    parts: list[RenderableType] = [*rate_lines(records)]
     incomplete, unspent = [], []
     for budget, agents in groups.items():
         ordered = rows(agents)
@@ -58,6 +57,13 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
     return Group(*parts, *(Text(readable(note)) for note in notes if note))
 
 
+def rate_lines(records: Sequence[Record]) -> list[Text]:
+    """Return what the learning rates were tuned for, and commands that tune them, which are not wrapped."""
+    told, *commands = summary.rates(records).splitlines() or [""]
+    lines = [Text(told)] if told else []
+    return lines + [Text(command, no_wrap=True, overflow="ignore") for command in commands]
+
+
 def render_tasks(records: Sequence[Record]) -> RenderableType:
     """Make the tables of every task of a sweep, below its name."""
     parts: list[RenderableType] = []
@@ -71,7 +77,7 @@ def show(path: Path, tables: RenderableType) -> None:
     """Print tables, in colour where that is a terminal, and write them to `path`."""
     plain = write(path, tables)
     if sys.stdout.isatty():
-        Console().print(tables)
+        Console().print(tables, crop=False)  # no command is cut
     else:
         print(plain, end="")
 
@@ -79,7 +85,7 @@ def show(path: Path, tables: RenderableType) -> None:
 def write(path: Path, tables: RenderableType) -> str:
     """Write tables to `path` as plain text, and return it."""
     text = StringIO()
-    Console(width=WIDTH, file=text).print(tables)
+    Console(width=WIDTH, file=text).print(tables, crop=False)
     plain = "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
     io.write_atomic(path, plain.encode())
     return plain

@@ -74,11 +74,15 @@ def dataset_of(env_id: str) -> str:
     return spec.kwargs["dataset"]
 
 
-def with_rates(block: Block) -> dict[float, tuple[dict[str, Any], str]]:
+def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[str, Any], str]]:
     """Return a block's settings at each of its budgets, and what their learning rate was tuned for.
 
     A rate that the settings lack is the one tuned for full training at this budget and share of wrong labels. The
     environment does not take it by itself, since agents could read the share from it.
+
+    Args:
+        block: what is run.
+        root: folder with the images, for the command that tunes the rate.
 
     Raises:
         TypeError, ValueError: an option that `recipes.tuned` refuses.
@@ -98,16 +102,18 @@ def with_rates(block: Block) -> dict[float, tuple[dict[str, Any], str]]:
         elif best.fits:
             found[budget] = settings, best.description
         else:
-            found[budget] = settings, f"{best.description}; tune it: {_tune_command(block)}"
+            found[budget] = settings, f"{best.description}; tune it: {_tune_command(block, root)}"
     return found
 
 
-def _tune_command(block: Block) -> str:
+def _tune_command(block: Block, root: str | None) -> str:
     """Return the command line that tunes the rates of a block."""
     dataset, size = dataset_of(block.env), block.settings.get("image_size")
     flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": sorted(set(block.budgets))}
     flags["save"] = f"{dataset}:{size}" if size else dataset
     flags.pop("lr", None)
+    if root is not None and dataset != "digits":
+        flags["root"] = root
     words = ["python", "-m", "train.tune"]
     for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is True else [value]
@@ -177,7 +183,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             except agents.Unimportable as error:
                 specs[spec] = error
         test = test_digest(dataset, block.settings.get("image_size"))
-        for budget, (of_task, rate) in with_rates(block).items():
+        for budget, (of_task, rate) in with_rates(block, place.root).items():
             settings = {**of_task, **of_machine, "budget": budget, "device": place.device}
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
             configuration = Run(block.env, settings, "", 0).configuration(env)
