@@ -119,6 +119,8 @@ class Pruner:
     def _start(self, epoch: Epoch, done: int = 0) -> None:
         """Go through an epoch from batch number `done` on."""
         rows = epoch.rows
+        if 0 < len(rows) < self.ranks.size:
+            raise ValueError(f"the agent keeps {len(rows)} samples; each of {self.ranks.size} ranks needs one")
         ends = np.cumsum([0, *_sizes(len(rows), self.batch_size, self.least)])
         self._epoch = epoch
         self._parts = [rows.indices[a:b] for a, b in pairwise(ends)]  # over all ranks

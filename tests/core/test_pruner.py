@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import agents
 from prune_env import PruneEnv, Pruner, select
+from prune_env.ranks import Ranks
 from prune_env.students.recipes import Recipe
 from tests.helpers.processes import fork, wait
 
@@ -271,6 +272,13 @@ def test_two_ranks_train_as_one(tmp_path):
         assert theirs.keys() == alone.keys()
         for name, value in alone.items():
             np.testing.assert_allclose(theirs[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_every_rank_needs_a_sample(monkeypatch):
+    monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
+    pruner, _ = toy(lambda observation, rng: select(np.arange(50) == 3))
+    with pytest.raises(ValueError, match="the agent keeps 1 samples; each of 2 ranks needs one"):
+        list(pruner)
 
 
 def test_wrong_arguments_name_themselves():
