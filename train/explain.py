@@ -104,13 +104,14 @@ class Recorder:
 def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDArray) -> tuple[Table, Table]:
     """Measure the points of accuracy lost when groups of features, and single ones, are held at `means` (D,)."""
     whole, mean_of = workers.play(pairs, network), dict(zip(FEATURES, means.tolist(), strict=True))
+    seeds = np.array([seed for _, seed in pairs])  # the units of the intervals: each has the same tasks
 
     def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
         lost = []
         for part, names in parts.items():
             without = Without(network, {name: mean_of[name] for name in names})
             points = 100.0 * (whole - workers.play(pairs, without))
-            found = statistics.mean_of(points)
+            found = statistics.mean_of([points[seeds == seed].mean() for seed in np.unique(seeds)])
             lost.append((found.mean, found.interval, part))
         table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")
         table.add_column(f"{kind} held at its mean")
