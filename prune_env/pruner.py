@@ -83,6 +83,7 @@ class Pruner:
         if self.labels.max() >= self.classes:
             raise ValueError(f"classes is {classes}; there is a label {self.labels.max()}")
         self.device = torch.device(device)
+        self._targets = torch.from_numpy(self.labels).to(self.device)  # (N,) int64
         self.batch_size = min(whole("batch_size", batch_size), len(self.labels))
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
@@ -176,7 +177,7 @@ class Pruner:
         """
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         if self._mixed:
-            others = torch.from_numpy(self.labels).to(self.device)[self._partners[index]]
+            others = self._targets[self._partners[index]]
             losses = torch.lerp(losses, F.cross_entropy(logits.float(), others, reduction="none"), self._shares[index])
         return losses @ self.record(index, logits, targets)
 
@@ -220,7 +221,7 @@ class Pruner:
         epoch = self._running()
         self._flush()
         self._scored += len(index)
-        targets = torch.from_numpy(self.labels).to(self.device)[index]
+        targets = self._targets[index]
         clean = torch.ones_like(index, dtype=torch.bool)
         self.stats.update(index, logits.detach().float(), targets, clean, epoch.ends_at, trained=False)
 

@@ -87,15 +87,7 @@ class Stats:
 
 
 def enter_pieces(
-    table: Tensor,
-    indices: Tensor,
-    logits: Tensor,
-    labels: Tensor,
-    clean: Tensor,
-    spent: float | Tensor,
-    ema: float | Tensor,
-    *,
-    trained: bool = True,
+    table: Tensor, indices: Tensor, logits: Tensor, *others: Tensor | float, trained: bool = True
 ) -> Tensor:
     """Call `enter`, with the same arguments and result.
 
@@ -103,8 +95,7 @@ def enter_pieces(
     """
     rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
     columns = [
-        values.split(rows) if isinstance(values, Tensor) else repeat(values)
-        for values in (indices, logits, labels, clean, spent, ema)
+        values.split(rows) if isinstance(values, Tensor) else repeat(values) for values in (indices, logits, *others)
     ]
     return torch.cat([enter(table, *piece, trained=trained) for piece in zip(*columns, strict=False)], dim=1)
 
