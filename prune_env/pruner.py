@@ -25,6 +25,7 @@ from prune_env.io import write_atomic
 from prune_env.memory import load_state, state_of
 from prune_env.selection import Action, Selection
 from prune_env.stats import Stats
+from prune_env.trainer import PENDING_LOGITS
 
 Agent = Callable[[dict[str, NDArray], np.random.Generator], Action]
 
@@ -193,6 +194,8 @@ class Pruner:
         self._done += 1
         clean = self._shares[index] == 0.0
         self._pending.append((index, logits.detach().float(), targets, clean))
+        if len(self._pending) * logits.numel() >= PENDING_LOGITS:  # all batches but the last have as many rows
+            self._flush()
         return self._weights[index]
 
     def partners(self, index: Tensor) -> Tensor:
@@ -263,9 +266,9 @@ class Pruner:
         self._epoch = None
 
     def _flush(self) -> None:
-        for index, logits, targets, clean in self._pending:
-            flags = self.stats.update(index, logits, targets, clean, self._running().ends_at)
-            self._counts += flags.sum(dim=1)
+        if self._pending:
+            index, logits, targets, clean = (torch.cat(column) for column in zip(*self._pending, strict=True))
+            self._counts += self.stats.update(index, logits, targets, clean, self._running().ends_at).sum(dim=1)
         self._pending = []
 
     def _running(self) -> Epoch:
