@@ -14,12 +14,12 @@ from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
 from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.sb3 import SB3VecEnv
 from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import VARIED
 from train.learning import rollouts, search
 from train.learning.rollouts import FULL, Pair, Rollouts, draw_pairs, make_env, play, training_env
-from train.learning.sb3_env import SB3VecEnv
 from train.learning.subproc_env import ProcessVecEnv
 from train.learning.workers import Died, Workers
 

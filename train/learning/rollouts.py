@@ -11,10 +11,10 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.sb3 import SB3VecEnv
 from prune_env.policy.tasks import Task, TaskDistribution
 from prune_env.policy.wrappers import vector_summary
 from train.execution import toml
-from train.learning.sb3_env import SB3VecEnv
 
 Pair = tuple[Task, int]  # what is trained on, and the seed of the run
 # Rule parameters (K, R) from features (K, D) and which runs (K,) have just begun
