@@ -26,6 +26,7 @@ RULE_PARAMETERS = (
     "weighting",  # loss weights: 1 undoes the preference (importance weights), -1 doubles it, 0 is none
     "mixup",  # share of the kept samples that are blended with a dropped one: none at -1, all at 1
 )
+FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE_PARAMETERS])  # full training
 SMALLEST_KEEP = 0.1
 SHARE_DIGITS = 6  # a keep share is rounded to so many: float32 keeps these
 TILT = 2.0  # preference of a sample at the logit 1 of its rank, where the parameter is 1

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
-from train.learning.rollouts import FULL, draw_pairs
+from train.learning.rollouts import draw_pairs
 from train.learning.workers import Workers
 
 CANDIDATES = 48  # rules of a generation
