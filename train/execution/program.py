@@ -167,8 +167,8 @@ def _run_missing(
         for outcome in chain(plan.failures, outcomes):
             if isinstance(outcome, Failure):
                 failure = {"key": outcome.run.key, **asdict(outcome)}
-                for name in ("root", "images"):
-                    failure["run"]["settings"].pop(name, None)
+                settings = results.plain_settings(outcome.run.settings)
+                failure["run"]["settings"] = {n: v for n, v in settings.items() if n not in ("root", "images")}
                 io.append_line(failures, failure)
                 failed.append(outcome.run)
                 if outcome.final:

@@ -49,14 +49,15 @@ class Run:
 
     def configuration(self, env: gym.Env) -> dict[str, Any]:
         """Return everything that a result depends on, but for agent, seed and code. `env` is from `make_env`."""
-        plain = _unwrapped(env)
+        plain, settings = _unwrapped(env), results.plain_settings(self.settings)
         return {
             "env": self.env,
             # where the data lies says nothing about a result: the digests stand for it
-            "settings": {n: value for n, value in self.settings.items() if n not in OF_MACHINE or n == "device"},
-            "recipe": dataclasses.asdict(plain.recipe),
+            "settings": {n: value for n, value in settings.items() if n not in OF_MACHINE or n == "device"},
+            "recipe": plain.recipe.plain(),
             "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
+            **({"network": plain.traits.outline} if plain.traits.outline else {}),
         }
 
 
@@ -197,7 +198,7 @@ def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Che
     trainer = cast(Trainer, plain.trainer)
     outcome = _outcome(plain, observation, diary, log) | {"diverged": bool(info["diverged"])}
     test = data.load_test(
-        gym.spec(run.env).kwargs["dataset"],
+        run.settings.get("dataset", gym.spec(run.env).kwargs["dataset"]),
         root=run.settings.get("root"),
         image_size=run.settings.get("image_size"),
         images=run.settings.get("images", "auto"),
