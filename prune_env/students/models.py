@@ -38,12 +38,21 @@ class Seeded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        self.drew |= torch.Tag.nondeterministic_seeded in func.tags
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        names = [argument.name for argument in func._schema.arguments]
+        if {"dropout_p", "dropout"} & set(names):  # fused attention and recurrent layers, which take no generator
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if given.get("dropout_p") or given.get("dropout"):
+                raise ValueError(
+                    f"{func} draws its dropout from torch's global generator: leave that dropout out, or run attention "
+                    "under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+                )
+            return func(*args, **kwargs)
+        self.drew = True
         if func is torch.ops.aten.native_dropout.default:  # fused on CUDA, where it takes no generator
             return self._dropout(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            return func.overloadpacket(*args, **{**kwargs, "generator": self.generator})
-        return func(*args, **kwargs)
+        return func.overloadpacket(*args, **{**kwargs, "generator": self.generator})
 
     def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
         if train is False:

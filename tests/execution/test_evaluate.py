@@ -182,6 +182,7 @@ def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
     ("env", "settings"),
     [
         ("prune_env/CIFAR10-v0", {"model": "resnet18"}),
+        ("prune_env/Digits-v0", {"model": "my_module:make_model", "optimizer": "adamw"}),
         ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0, "image_size": 32, "weight_decay": 0.001}),
         ("prune_env/Digits-v0", {"model": "mlp:7", "val_rest": True, "train_size": 100, "lr": 0.2}),
     ],

@@ -34,6 +34,20 @@ class Careless(nn.Module):
         return self.head(F.dropout(x.view(len(x), -1), 0.3, self.training))
 
 
+class Attentive(nn.Module):
+    """Attends between rows of pixels, whose kernel has a dropout that no generator is given to."""
+
+    def __init__(self, channels: int, size: int, classes: int, dropout: float = 0.0):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(size, 2, dropout, batch_first=True)
+        self.gru, self.head = nn.GRU(size, 4, 2, batch_first=True, dropout=dropout), nn.Linear(4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(dim=1)
+        x, _ = self.gru(self.attention(x, x, x, need_weights=False)[0])
+        return self.head(x[:, -1])
+
+
 def lazy(channels: int, size: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, 3, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(classes))
 
@@ -56,7 +70,7 @@ class Maker:
 TASK: dict[str, Any] = {"train_size": 60, "budget": 2.0, "batch_size": 16, "precision": "float32", "device": "cpu"}
 
 
-@pytest.mark.parametrize("model", [Careless, lazy])
+@pytest.mark.parametrize("model", [Careless, lazy, Attentive, functools.partial(Attentive, dropout=0.2)])
 def test_a_run_follows_from_its_seed_and_leaves_the_global_generator_be(model):
     before = torch.get_rng_state()
     runs = [play(PruneEnv(model=model, **TASK), seed) for seed in (0, 0, 1)]
@@ -131,6 +145,14 @@ def test_its_rate_is_customary_until_it_is_tuned():
         found = tuned("digits", model, 10)
         assert (found.values["lr"], found.fits) == (0.05, False)
         assert found.description == "lr 0.05: customary, not tuned"
+
+
+def test_what_draws_is_seen_in_a_trial():
+    drawing = [Careless, lazy, Attentive, functools.partial(Attentive, dropout=0.2), perceptron]
+    assert [models.check(model, 1, 8, 10).random for model in drawing] == [True, False, False, True, False]
+    x = torch.zeros(1, 1, 4, 8)
+    with models.Seeded(torch.Generator()), pytest.raises(ValueError, match="draws its dropout from torch's global"):
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x, 0.1)
 
 
 def test_its_outline_tells_apart_what_has_one_name():
