@@ -140,9 +140,10 @@ def _tried(model: Any, channels: int, size: int, classes: int) -> Traits:
     name = named("model", model)
     network, outline, error = build(model, channels, size, classes, seed=0).train(), "", None
     if _factory(model) is not None:
-        if build(model, channels, size, classes, seed=0) is network:
-            raise ValueError(f"model {name!r} made the same network twice; each run needs a new one")
-        shapes = [(name, tuple(value.shape)) for name, value in network.state_dict().items()]
+        other = build(model, channels, size, classes, seed=0)
+        if set(network.parameters()) & set(other.parameters()):
+            raise ValueError(f"model {name!r} made two networks that share weights; each run needs its own: copy them")
+        shapes = [(key, tuple(value.shape)) for key, value in network.state_dict().items()]
         outline = hashlib.sha256(f"{network}{shapes}".encode()).hexdigest()
     # views of images in channels_last fail, as in x.view(len(x), -1)
     for memory_format in [torch.channels_last] * is_convolutional(network) + [torch.contiguous_format]:

@@ -167,7 +167,8 @@ KEPT = perceptron(1, 8, 10)
     ("model", "words"),
     [
         (KEPT, "is a network; it must be a function that makes one"),
-        (lambda channels, size, classes: KEPT, "made the same network twice"),
+        (lambda channels, size, classes: KEPT, "made two networks that share weights"),
+        (lambda channels, size, classes: nn.Sequential(KEPT[:2], nn.Linear(5, classes)), "share weights"),
         (lambda channels, size, classes: perceptron(channels, size, 7), r"makes \(2, 7\) .* logits \(2, 10\)"),
         (lambda channels, size, classes: {"layers": 3}, "made a dict"),
         (lambda channels, size, classes: nn.Linear(3, 10), "does not take images of 8 pixels"),
