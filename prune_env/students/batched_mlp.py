@@ -289,7 +289,7 @@ class Students:
             batches = [t.val_data.batch(rows.clamp(max=len(t.val_data) - 1)) for t in self.trainers]
             labels = [y.where(rows < len(t.val_data), -1) for t, (_, y) in zip(self.trainers, batches, strict=True)]
             images = self._normalize(_stacked([images.flatten(1) for images, _ in batches]))
-            logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2)
+            logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2).contiguous()  # for fast argmax
             sums.append(tally(logits, torch.stack(labels)))
         loss, counts = zip(*sums, strict=True)
         return torch.stack(loss).sum(dim=0), torch.stack(counts).sum(dim=0)
