@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from agents.learned import SHIPPED, Network
 from prune_env import io
 from prune_env.machine import cores
 from prune_env.policy.features import FEATURES, LOSS_QUANTILES
+from prune_env.policy.learned import SHIPPED, Network
 from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import statistics, table
 from train.analysis.figures import COLOURS, png
@@ -55,7 +55,7 @@ class Arguments:
     """Show what a policy chooses over time, and what it would lose without each input, and each group of inputs."""
 
     policy: tyro.conf.Positional[Path] = SHIPPED
-    """A safetensors file of `train.learn`."""
+    """A policy of `train.learn`."""
     tasks: str = "digits"
     """Distribution, or a TOML file of one, whose validation tasks are played."""
     seeds: int = 8
