@@ -1,4 +1,4 @@
-"""What a policy does and which of its inputs it uses: `python -m train.explain POLICY`.
+"""What a policy does and which of its inputs it uses: `prune-env explain POLICY`.
 
 Plays the validation tasks of a distribution three times: with the policy as it is, with one group of features after the
 other held at its mean, and with one feature after the other. Many features are nearly redundant, so a single one is
@@ -161,6 +161,7 @@ def _natural(name: str, numbers: NDArray) -> NDArray:
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
+    torch.set_num_threads(1)  # the other cores have processes of their own
     folder = given.out or given.policy.parent
     try:
         for name in ("seeds", "processes"):
@@ -187,5 +188,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the other cores have processes of their own
     sys.exit(main())

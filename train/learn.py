@@ -1,7 +1,7 @@
-"""Train a policy over pruning decisions with PPO: `python -m train.learn --help`.
+"""Train a policy over pruning decisions with PPO: `prune-env learn --help`.
 
-python -m train.learn                               # ten minutes: a policy for any task, from digits tasks only
-python -m train.evaluate --agents full learned:runs/learn/digits-ppo-0/policy.npz
+prune-env learn                               # ten minutes: a policy for any task, from digits tasks only
+prune-env evaluate --agents full learned:runs/learn/digits-ppo-0/policy.npz
 """
 
 from __future__ import annotations
@@ -360,6 +360,7 @@ def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
+    torch.set_num_threads(1)  # the other cores have processes of their own
     if given.minutes is None and given.steps is None:
         given = replace(given, minutes=10.0)
     cluster, make_workers = nullcontext(), Workers
@@ -399,5 +400,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the other cores have processes of their own
     sys.exit(main())
