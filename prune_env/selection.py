@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -156,7 +157,7 @@ class Selection:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
+    @cached_property  # loops ask for every batch
     def mixed(self) -> int:
         """Number of rows that are blended with a partner."""
         return int(np.count_nonzero(self.shares))

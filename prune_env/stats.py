@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import repeat
 
 import numpy as np
@@ -94,6 +95,19 @@ class Stats:
         seen["age"] = np.clip(np.float32(now) - np.maximum(seen["age"], 0.0), 0.0, np.float32(now))
         np.clip(columns[: len(BOUNDS)], LOW, HIGH, out=columns[: len(BOUNDS)])
         return {**seen, **{name: np.array([value], np.float32) for name, value in figures.items()}}
+
+
+class OfLosses(dict[str, NDArray]):
+    """What an agent sees of losses without logits. An entry that is missing says why."""
+
+    def __missing__(self, name: str) -> NDArray:
+        raise KeyError(f"the agent reads {name!r}, and the loop gives losses without logits: there are {list(self)}")
+
+
+def of_losses(seen: Mapping[str, NDArray]) -> OfLosses:
+    """Return the part of an observation that losses without logits tell."""
+    unknown = {*COLUMNS, "train_accuracy"} - set(OF_LOSSES)
+    return OfLosses({name: values for name, values in seen.items() if name not in unknown})
 
 
 def enter_pieces(
