@@ -25,7 +25,7 @@ from prune_env.selection import Action, Selection
 from prune_env.stats import Stats, of_losses
 from prune_env.trainer import PENDING_LOGITS
 
-FIGURES = ("step", "finished", "val_accuracy", "train_accuracy")  # of a run, in its state
+FIGURES = ("step", "done", "finished", "val_accuracy", "train_accuracy")  # of a run, in its state
 Agent = Callable[[dict[str, NDArray], np.random.Generator], Action]
 
 
@@ -111,8 +111,6 @@ class Pruner:
         if callable(reset := getattr(agent, "reset", None)):
             reset()
 
-    # An epoch
-
     def begin_epoch(self) -> Epoch:
         """Ask the agent what this epoch trains on, unless it was asked already; the loader and `indices` do it too."""
         if self._epoch is None:
@@ -121,8 +119,7 @@ class Pruner:
             action = selection.check(self.agent(self.observe(), self.rng), self.n)
             order = np.random.default_rng([self.seed, streams.ORDER, self.step])
             self._start(Epoch.plan(Selection.from_action(action, order), self.ledger, self.batch_size))
-        assert self._epoch is not None
-        return self._epoch
+        return self._running()
 
     def _start(self, epoch: Epoch, done: int = 0) -> None:
         """Go through an epoch from batch number `done` on."""
@@ -264,9 +261,7 @@ class Pruner:
         if self.done < len(self):
             raise RuntimeError(f"{self.done} of {len(self)} batches of this epoch were trained on")
         if self._scored < len(self.ranks.part(rows.scored)):
-            raise ValueError(
-                f"the agent scores {len(rows.scored)} samples: give the logits of pruner.to_score() to pruner.score"
-            )
+            raise ValueError(f"the agent scores {len(rows.scored)} samples: call pruner.score for pruner.to_score()")
         self._exchange()
         self.ranks.exchange(self.stats.table, self.to_score(), self.ranks.totals([len(rows.scored)]))
         finite, measured, right = self.ranks.sum(self._counts).tolist()  # the host waits here
@@ -376,7 +371,6 @@ class Pruner:
             "statistics": self.stats.table,
             "ledger": self.ledger.state_dict(),
             "epoch": epoch,
-            "done": self.done,
             "counts": counts,
             "history": self._history,
             **{name: getattr(self, name) for name in FIGURES},
@@ -396,7 +390,7 @@ class Pruner:
         self.rng.bit_generator.state = state["rng"]
         self.stats.table.copy_(state["statistics"])
         self.ledger = Ledger(**state["ledger"])
-        self._epoch, self.done, self._history = None, 0, state["history"]
+        self._epoch, self._history = None, state["history"]
         for name in FIGURES:
             setattr(self, name, state[name])
         if state["epoch"] is not None:

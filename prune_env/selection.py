@@ -180,7 +180,7 @@ class Selection:
         """
         weight, mixup = action["weight"], action["mixup"]
         place = rng.random(len(weight))
-        kept, scored = (rows[order(place[rows])] for rows in map(np.flatnonzero, (weight, action["score"])))
+        kept, scored = (rows[order(place[rows])] for rows in map(np.flatnonzero, (weight > 0, action["score"] > 0)))
         shares = mixup[kept]
         partners = kept.copy()
         mixed = np.flatnonzero(shares)

@@ -189,7 +189,7 @@ def test_what_the_agent_wants_and_the_loop_leaves_out_is_refused_by_name():
         plain = 0.7 * nll[rows, labels[index]] + 0.3 * nll[rows, labels[partners]]
         torch.testing.assert_close(pruner.loss(logits, labels[index], index), plain.sum() / 8)
     assert (pruner.done, len(pruner)) == (3, 3)
-    with pytest.raises(ValueError, match=r"scores 5 samples: give the logits of pruner.to_score\(\) to pruner.score"):
+    with pytest.raises(ValueError, match=r"scores 5 samples: call pruner.score for pruner.to_score\(\)"):
         pruner.end_epoch()
     logits = torch.zeros(5, 3)
     logits[:, 0] = 5.0
