@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CACHED_ROWS = 8192  # transposed at a time: 352 KiB, which a core's cache holds
-CACHED_NUMBERS = 2**19  # logits at a time: 2 MiB, of which each of a dozen passes makes as many anew
+CACHED_NUMBERS = 2**17  # logits at a time: 512 KiB, of which each of a dozen passes makes as many anew
 MAX_LOSS = 100.0
 MAX_COUNT = 2.0**24  # the largest count float32 holds exactly
 
