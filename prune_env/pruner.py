@@ -20,7 +20,7 @@ from prune_env import ranks, selection, streams
 from prune_env.budget import Epoch, Ledger
 from prune_env.checks import whole
 from prune_env.io import write_columns
-from prune_env.memory import arrays_to_tensors, load_state, state_of, tensors_to_arrays
+from prune_env.memory import arrays_to_tensors, load_state, reset, state_of, tensors_to_arrays
 from prune_env.selection import Action, Selection
 from prune_env.stats import Stats, of_losses
 from prune_env.trainer import PENDING_LOGITS
@@ -108,8 +108,7 @@ class Pruner:
         self.finished = False
         self._epoch: Epoch | None = None
         self._history: list[NDArray[np.float32]] | None = [] if history else None  # weights (N,) of each epoch
-        if callable(reset := getattr(agent, "reset", None)):
-            reset()
+        reset(agent)
 
     def begin_epoch(self) -> Epoch:
         """Ask the agent what this epoch trains on, unless it was asked already; the loader and `indices` do it too."""

@@ -117,7 +117,7 @@ def enter_pieces(
 
     A CPU does it a few rows at a time: with a thousand classes that takes a quarter of the time.
     """
-    width = 32 if logits is None else max(logits.shape[1], 32)  # the table's columns need room too
+    width = 8 if logits is None else logits.shape[1]  # without logits it is rows of the table that the cache holds
     rows = max(1, CACHED_NUMBERS // width if table.device.type == "cpu" else len(indices))
     columns = [
         values.split(rows) if isinstance(values, Tensor) else repeat(values) for values in (indices, logits, *others)
