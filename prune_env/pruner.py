@@ -144,7 +144,9 @@ class Pruner:
         return (part.tolist() for part in self._own())
 
     def __len__(self) -> int:
-        """Return the number of batches of this epoch."""
+        """Return the number of batches of this epoch, 0 once the budget is spent: a loader may still be asked then."""
+        if self.finished:
+            return 0
         self.begin_epoch()
         return len(self._parts)
 
