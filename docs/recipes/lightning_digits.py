@@ -78,7 +78,7 @@ def main(agent=thin, epochs=10, lr=0.003, folder="runs/lightning", resume=None, 
         enable_progress_bar=False,
         callbacks=[ModelCheckpoint(folder, save_last=True)],
     )
-    trainer.fit(module, ckpt_path=resume, weights_only=False)  # the pruner's state holds numpy arrays
+    trainer.fit(module, ckpt_path=resume)
     return module.model, module.pruner
 
 

@@ -32,7 +32,7 @@ def train_one_epoch(model, model_ema, loader, optimizer, scheduler, pruner, epoc
     for index, images, labels in loader:
         logits = model(images)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)  # (B,), not their mean
-        loss = losses @ pruner.record(index, logits, labels)
+        loss = (losses * pruner.record(index, logits)).sum()
         optimizer.zero_grad()
         loss.backward()
         timm.utils.dispatch_clip_grad(model.parameters(), 1.0)

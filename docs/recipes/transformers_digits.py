@@ -65,8 +65,9 @@ class EndEpoch(TrainerCallback):
             control.should_training_stop = self.pruner.finished
 
     def on_save(self, args, state, control, **_):  # after on_evaluate
+        state_dict = self.pruner.state_dict()  # on all ranks: they exchange statistics
         if state.is_world_process_zero:
-            torch.save(self.pruner.state_dict(), f"{args.output_dir}/checkpoint-{state.global_step}/pruner.pt")
+            torch.save(state_dict, f"{args.output_dir}/checkpoint-{state.global_step}/pruner.pt")
 
 
 def make_model():
@@ -90,7 +91,7 @@ def main(agent=thin, epochs=10, lr=0.005, folder="runs/transformers", resume=Non
     model, (train, val) = make_model(), load("digits")
     pruner = Pruner(agent, train.labels, epochs, batch_size=64, device=arguments.device)
     if resume is not None:
-        pruner.load_state_dict(torch.load(Path(resume) / "pruner.pt", weights_only=False))
+        pruner.load_state_dict(torch.load(Path(resume) / "pruner.pt"))
     optimizer = torch.optim.AdamW(model.parameters(), lr)
     trainer = PrunedTrainer(
         pruner,
