@@ -62,12 +62,13 @@ def _a_process_of_their_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "budget", "floor"),
     [
-        ("pytorch_digits", 10.0, 0.95),
-        pytest.param("lightning_digits", 10.0, 0.95, marks=slow),
-        pytest.param("transformers_digits", 10.0, 0.95, marks=slow),
-        pytest.param("accelerate_digits", 10.0, 0.95, marks=slow),
-        pytest.param("timm_digits", 10.0, 0.95, marks=slow),
-        ("unicode_text", 3.0, 0.9),
+        ("pytorch_digits", 10.0, 0.93),
+        pytest.param("lightning_digits", 10.0, 0.93, marks=slow),
+        pytest.param("transformers_digits", 10.0, 0.93, marks=slow),
+        pytest.param("accelerate_digits", 10.0, 0.93, marks=slow),
+        pytest.param("timm_digits", 10.0, 0.93, marks=slow),
+        ("unicode_text", 3.0, 0.88),
+        ("friedman_table", 20.0, 0.88),
     ],
 )
 def test_a_recipe_spends_its_budget_and_learns(name, budget, floor, capsys):
@@ -131,6 +132,27 @@ def test_the_statistics_are_of_the_samples_that_the_agent_selects(name):
     np.testing.assert_allclose(seen["loss"], losses, rtol=1e-4, atol=1e-5)
 
 
+def test_the_statistics_are_of_the_right_texts():
+    actions: list[NDArray] = []
+    module = recipe("unicode_text")
+    model, pruner = module.main(hardest(actions), epochs=BUDGET, lr=0.0)
+    train, _, _ = module.texts()
+    with torch.no_grad():
+        logits = [model[1](model[0](module.Texts(train)[i][1][None]))[0] for i in range(len(train))]  # one by one
+    losses = F.cross_entropy(torch.stack(logits), torch.tensor([label for _, label in train]), reduction="none")
+    np.testing.assert_allclose(pruner.observe()["loss"], losses, rtol=1e-4, atol=1e-5)
+
+
+def test_the_statistics_are_of_the_right_rows_of_a_table():
+    actions: list[NDArray] = []
+    module = recipe("friedman_table")
+    model, pruner = module.main(hardest(actions), epochs=BUDGET, lr=0.0)
+    x, y = module.table(pruner.n, seed=1)
+    seen = pruner.observe()
+    np.testing.assert_array_equal(seen["visits"], np.sum([weights > 0 for weights in actions], axis=0))
+    np.testing.assert_allclose(seen["loss"], (model(x)[:, 0] - y).detach().square(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "name", ["lightning_digits", pytest.param("transformers_digits", marks=slow), "accelerate_digits"]
 )
@@ -191,6 +213,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(name, checkpoint, chang
 )
 def test_two_ranks_train_as_one(name, settings, tmp_path):
     module = recipe(name)
+    if name != "accelerate_digits":  # states are told in the middle of an epoch, too
+        save_every_nine_steps(module)
     alone: list[NDArray] = []
     expected, _ = module.main(hardest(alone), epochs=BUDGET, lr=0.001)
     with socket.socket() as free:
