@@ -146,7 +146,9 @@ class Pruner:
         yield from (rows[part].tolist() for part in self._parts(self.done, len(self)))
 
     def __len__(self) -> int:
-        """Return the number of batches of this epoch."""
+        """Return the number of batches of this epoch, 0 once the budget is spent: a loader may still be asked then."""
+        if self.finished:
+            return 0
         self.begin_epoch()
         return len(self._ends) - 1
 
