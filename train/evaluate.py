@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import tyro
 from rich.console import Group
 from rich.text import Text
@@ -32,7 +33,6 @@ from train.execution.agent import Given
 from train.execution.plan import TASK, Block, Options, dataset_of
 from train.execution.program import Running, carry_out
 from train.execution.results import Record
-from train.execution.run import is_plain, named
 
 DEFAULT_AGENTS = (
     "full",
@@ -80,7 +80,7 @@ class Arguments(Options, Running):
 
 def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str, str]:
     """Return the default name of the folder of results, and the heading of their tables. Raises as `dataset_of`."""
-    dataset, settings = dataset_of(env), named(settings)
+    dataset, settings = dataset_of(env), results.plain_settings(settings)
     model = settings.pop("model", None) or default_model(dataset)
     images = [sources.folder(root).name] if dataset == "imagefolder" else []
     task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
@@ -149,14 +149,14 @@ def evaluate(
         **settings: of the environment, such as `train_size`, `model` and `lr`.
 
     Raises:
-        ValueError, TypeError: a wrong argument; or callables and other objects with workers, whose processes do not
-            have them.
+        ValueError, TypeError: a wrong argument; or callables with workers, whose processes do not have them.
         RuntimeError: no run has ended well. With workers, a warning says which runs failed.
     """
     if not isinstance(agents, Mapping):
         agents = {a if isinstance(a, str) else getattr(a, "__name__", type(a).__name__): a for a in agents}
+    settings = {name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items()}
     given = {name: agent for name, agent in agents.items() if not isinstance(agent, str)}
-    own = [*given, *(name for name, value in settings.items() if not is_plain(value))]
+    own = [*given, *(name for name, value in settings.items() if callable(value))]
     if workers != 0 and own:
         raise ValueError(
             f"workers is {workers}; {', '.join(own)} must then be given by name, as 'my_module:MyAgent' is"
@@ -164,7 +164,7 @@ def evaluate(
     if (save_models or save_selections) and folder is None:
         raise ValueError("save_models and save_selections need a folder")
     labels, (_, heading) = _labels(agents), names(env, settings, root)
-    block = Block(heading, env, settings, tuple(labels), KEEP, tuple(budgets), whole("seeds", seeds), given)
+    block = Block(heading, env, settings, tuple(labels), KEEP, tuple(map(float, budgets)), whole("seeds", seeds), given)
     found: list[Record] = []
     with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         running = Running(

@@ -24,7 +24,7 @@ from train.execution import process
 from train.execution.run import CURVE
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL: dict[str, Any] = {"train_size": 100, "budgets": [1.5], "seeds": 2}
+SMALL: dict[str, Any] = {"train_size": np.int64(100), "budgets": [1.5], "seeds": 2}
 
 
 class FirstHalf:

@@ -48,8 +48,8 @@ class Run:
 
     @property
     def own(self) -> bool:
-        """Whether it needs objects of the calling program: they have no key, so no record stands for this run."""
-        return self.given is not None or not all(map(is_plain, self.settings.values()))
+        """Whether it runs code of the calling program, which has no key: no record stands for this run."""
+        return self.given is not None or any(map(callable, self.settings.values()))
 
     def make_env(self) -> gym.Env:
         """Return the environment of this run; building it reads the data."""
@@ -57,29 +57,15 @@ class Run:
 
     def configuration(self, env: gym.Env) -> dict[str, Any]:
         """Return everything that a result depends on, but for agent, seed and code. `env` is from `make_env`."""
-        plain = _unwrapped(env)
+        plain, settings = _unwrapped(env), results.plain_settings(self.settings)
         return {
             "env": self.env,
             # where the data lies says nothing about a result: the digests stand for it
-            "settings": named({n: v for n, v in self.settings.items() if n not in OF_MACHINE or n == "device"}),
-            "recipe": named(vars(plain.recipe)),
+            "settings": {n: value for n, value in settings.items() if n not in OF_MACHINE or n == "device"},
+            "recipe": results.plain_settings(vars(plain.recipe)),
             "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
         }
-
-
-def is_plain(value: object) -> bool:
-    """Say whether a setting can be written down: it is no object of the calling program."""
-    return value is None or isinstance(value, str | int | float | dict)
-
-
-def named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as records have them: an object by its name; the digests tell data from data."""
-    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()}
-    return {
-        name: value if is_plain(value) else getattr(value, "__qualname__", type(value).__name__)
-        for name, value in values.items()
-    }
 
 
 @dataclasses.dataclass(frozen=True)
