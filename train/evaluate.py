@@ -96,7 +96,7 @@ def report(folder: Path, records: Sequence[Record], _: str = "") -> None:
     if others := len(there) - len(shown):
         note = readable(f"{folder / 'table.txt'} also has the {count(others, 'other run')} in this folder.")
         parts.append(Text(note, no_wrap=True, overflow="ignore"))
-    table.show(Group(*parts))
+    table.display(Group(*parts))
 
 
 def write_files(folder: Path, records: Sequence[Record]) -> list[Record]:
@@ -132,7 +132,7 @@ def evaluate(
     save_selections: bool = False,
     **settings: Any,
 ) -> Results:
-    """Compare agents at equal compute, as `python -m train.evaluate` does; see docs/python.md.
+    """Compare agents at equal compute, as `prune-env evaluate` does; see docs/python.md.
 
     Args:
         agents: by the names that they have in the results: specs, callables `agent(observation, rng) -> action`, of

@@ -183,8 +183,7 @@ def main(args: list[str] | None = None) -> int:
     means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
     with closing(Workers(tasks, given.processes)) as workers:
         tables = inputs(network, pairs, workers, means)
-    table.write(folder / "inputs.txt", Group(*tables))
-    table.show(Group(*tables))
+    table.show(folder / "inputs.txt", Group(*tables))
     return 0
 
 

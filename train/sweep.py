@@ -119,9 +119,7 @@ def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[A
 def report(folder: Path, records: Sequence[Record], source: str) -> None:
     """Print the tables, task by task; write them and the sweep file's text into the folder of results."""
     io.write_atomic(folder / "sweep.toml", source.encode())
-    tables = table.render_tasks(records)
-    table.write(folder / "table.txt", tables)
-    table.show(tables)
+    table.show(folder / "table.txt", table.render_tasks(records))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -73,7 +73,13 @@ def render_tasks(records: Sequence[Record]) -> RenderableType:
     return Group(*parts)
 
 
-def show(tables: RenderableType) -> None:
+def show(path: Path, tables: RenderableType) -> None:
+    """Print tables, and write them to `path`."""
+    write(path, tables)
+    display(tables)
+
+
+def display(tables: RenderableType) -> None:
     """Print tables, in colour where that is a terminal."""
     if sys.stdout.isatty():
         Console().print(tables, crop=False)  # no command is cut
