@@ -473,7 +473,8 @@ def test_who_writes_to_a_folder_is_alone_also_in_the_report(
 def test_other_budgets_and_agents_hide_nothing(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     arguments = done.copy(tmp_path)
     assert evaluate.main([*arguments, "--agents", "full", "ucb", "--budget", "1", "--workers", "0"]) == 0
-    printed = capsys.readouterr().out
+    printed, error = capsys.readouterr()
+    assert f"4 runs, 0 of them done before; {tmp_path / 'small'} has 6 more, not asked for now" in error
     assert printed.endswith(f"{tmp_path / 'small' / 'table.txt'} also has the 6 other runs in this folder.\n")
     assert "first_half" not in printed
     now = {("full", 1.0), ("ucb:keep=0.5", 1.0)}

@@ -43,12 +43,8 @@ def write_events(folder: Path, records: Sequence[Record]) -> None:
     """
     shutil.rmtree(folder, ignore_errors=True)
     for record in records:
-        name, curve, results = (
-            run_name(record["agent"], record["budget"], record["seed"]),
-            record["curve"],
-            record["results"],
-        )
-        writer = EventFileWriter(str(folder / name))
+        curve, results = record["curve"], record["results"]
+        writer = EventFileWriter(str(folder / run_name(record["agent"], record["budget"], record["seed"])))
         for step, spent in enumerate(curve["spent"]):
             _add(writer, spent, {name: curve[name][step] for name in SCALARS})
         _add(writer, results["spent"]["total"], {"test_accuracy": results["test_accuracy"]})

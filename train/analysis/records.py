@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ def _row(record: Record) -> dict[str, Any]:
     return row | {f"{of}_{name}": value for of in ("spent", "seconds") for name, value in outcome[of].items()}
 
 
-def told_apart(records: Iterable[Record]) -> list[Record]:
+def told_apart(records: Collection[Record]) -> list[Record]:
     """Return records in which tasks of one name and different data, as of two image folders, have different names."""
     data: dict[str, dict[str, str]] = defaultdict(dict)  # by task and key, a digest of the data
     for record in records:
