@@ -41,8 +41,10 @@ def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -
         alike[_kind(trainer) or ("alone", k)].append(k)
     works: dict[int, Work] = {}
     with ExitStack() as stack:
-        for trainer in trainers:
-            stack.enter_context(trainer.all_or_nothing())
+        for k, trainer in enumerate(trainers):
+            # a batch works on copies and hands them back last of all, unless something is scored
+            if len(alike) > 1 or len(trainers) == 1 or len(epochs[k].rows.scored):
+                stack.enter_context(trainer.all_or_nothing())
         for members in alike.values():
             of_members = [trainers[k] for k in members], [epochs[k] for k in members]
             works |= zip(members, run_batched(*of_members), strict=True)
@@ -74,10 +76,14 @@ def run_batched(trainers: list[Trainer], epochs: list[Epoch]) -> list[Work]:
         watch.mark()
         loss, validated = students.validate()
         watch.mark()
-        students.hand_back()
+        scoring = any(len(epoch.rows.scored) for epoch in epochs)
+        if scoring:  # by the trainers themselves, whose states `train_epochs` keeps
+            students.hand_back()
         scored = torch.cat([trainers[k].score(epochs[k]) for k in by_length])[:, None]
         watch.mark()
         counts = torch.cat([trained, scored, validated, bits(loss)[:, None]], dim=1).tolist()  # the host waits here
+        if not scoring:
+            students.hand_back()
     train, evaluate, score = (passed / len(trainers) for passed in watch.stretches())
     works = {
         k: Work(epochs[k], own, number(loss_bits), (train, score, evaluate))
@@ -283,7 +289,7 @@ class Students:
             batches = [t.val_data.batch(rows.clamp(max=len(t.val_data) - 1)) for t in self.trainers]
             labels = [y.where(rows < len(t.val_data), -1) for t, (_, y) in zip(self.trainers, batches, strict=True)]
             images = self._normalize(_stacked([images.flatten(1) for images, _ in batches]))
-            logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2)
+            logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2).contiguous()  # for fast argmax
             sums.append(tally(logits, torch.stack(labels)))
         loss, counts = zip(*sums, strict=True)
         return torch.stack(loss).sum(dim=0), torch.stack(counts).sum(dim=0)

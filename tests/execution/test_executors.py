@@ -262,6 +262,7 @@ def test_a_job_is_submitted_watched_and_cancelled(home: Path, monkeypatch: pytes
         def submit(self, work: Any, run: Run, terms: Terms) -> Any:
             made = job(self.folder, f"job{len(submitted)}")
             submitted.append(os.environ["PYTHONPATH"])
+            assert os.environ["PYTHONSAFEPATH"] == "1"
             self.folder.mkdir(parents=True, exist_ok=True)
             made.paths.result_pickle.touch()
             outcome = None if run.agent.endswith("waits") else work(run, terms)
@@ -341,7 +342,8 @@ WRONG: list[tuple[Where, list[str]]] = [  # and what the line says
     (Where(engine="ray", gpus_per_run=1.5), ["--gpus-per-run is 1.5", "a part"]),
     (Where(engine="ray", gpus_per_run=float("nan")), ["--gpus-per-run is nan"]),
     (Where(engine="slurm", minutes=0), ["--minutes is 0"]),
-    (Where(workers=0), ["--workers is 0"]),
+    (Where(workers=-1), ["--workers is -1"]),
+    (Where(engine="ray", debug=True), ["--workers is 0"]),
 ]
 
 

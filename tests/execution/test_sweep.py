@@ -260,7 +260,7 @@ def test_the_cells_are_the_product_each_once(done: Done):
         settings = {"train_size": 100, "budget": record["budget"], "device": "auto"}
         settings |= {"label_noise": 0.2, "lr": 0.1} if record["task"] == "noisy" else {}
         assert record["configuration"]["settings"] == settings
-        assert re.match(r"python -m train.sweep \S*mine.toml --workers 1 --agents my", record["provenance"]["command"])
+        assert re.match(r"prune-env sweep \S*mine.toml --workers 1 --agents my", record["provenance"]["command"])
         spent = record["results"]["spent"]
         assert spent["total"] == pytest.approx(spent["train"] + spent["score"])
         assert spent["total"] <= record["budget"]
@@ -280,9 +280,10 @@ def test_the_folder_of_results(done: Done):
 
 
 def test_progress_tells_the_time_left_where_there_is_no_terminal(done: Done):
-    first, *lines = done.stderr.splitlines()
+    where, first, *lines = done.stderr.splitlines()
     total = len(CELLS)
-    assert first == f"{total} runs, 0 of them done before; results in {done.home}/runs/mine"
+    assert where == f"results in {done.home}/runs/mine"
+    assert first == f"{total} runs, 0 of them done before"
     pattern = re.compile(
         r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+), seed (\d): [\d.]+%; (\d+):(\d\d):(\d\d) left"
     )
