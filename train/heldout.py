@@ -1,8 +1,8 @@
 """Judge a policy on tasks that no policy is trained on.
 
-python -m train.heldout tasks digits                                  # the three parts of a distribution, listed
-python -m train.heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
-python -m train.heldout compare learned runs/x                        # paired differences to every other agent
+prune-env heldout tasks digits                                  # the three parts of a distribution, listed
+prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
+prune-env heldout compare learned runs/x                        # paired differences to every other agent
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Sweep:
                     f"{times} held-out tasks would be called {name!r}: they differ in root or val_rest only"
                 )
         lines = [
-            f"# The held-out tasks of {self.name!r}; made by `python -m train.heldout sweep {self.name}`.",
+            f"# The held-out tasks of {self.name!r}; made by `prune-env heldout sweep {self.name}`.",
             f"seeds = {self.seeds}",
             f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
             "keep = [0.5]",

@@ -1,6 +1,6 @@
 """Tune the learning rate of full training, on validation, at several budgets.
 
-    python -m train.tune --budget 3 10 30 --save digits
+    prune-env tune --budget 3 10 30 --save digits
 
 Every agent uses the rate that is best for `full`, so that the baseline of every comparison is a tuned one.
 """
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TypeError, ValueError) as error:  # an option that is out of its range
         print(f"error: {error}", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "-m", "train.tune", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["prune-env", "tune", *(sys.argv[1:] if arguments is None else arguments)])
     fixed = args.settings() | ({} if args.root is None else {"root": args.root})
     try:
         recipe = check(args, fixed)
