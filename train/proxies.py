@@ -56,7 +56,7 @@ def agreement(proxy: dict[tuple[str, str], float], target: dict[tuple[str, str],
     common = sorted(proxy.keys() & target.keys())
     a, b = (np.array([of[cell] for cell in common]) for of in (proxy, target))
     troubles = np.array([trouble for trouble, _ in common])
-    inside = [spearmanr(a[troubles == t], b[troubles == t])[0] for t in sorted(set(troubles.tolist()))]
+    inside = [float(spearmanr(a[troubles == t], b[troubles == t]).statistic) for t in set(troubles.tolist())]  # pyright: ignore[reportAttributeAccessIssue]
     return np.array([np.corrcoef(a, b)[0, 1], np.mean(inside)])
 
 
