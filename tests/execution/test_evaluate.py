@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from matplotlib.image import imread
 from rich.console import Group
@@ -24,12 +25,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import prune_env
 from prune_env import data, io
 from prune_env.data.task import Variant
+from prune_env.students import models
 from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
 from tests.helpers.processes import alive, until
-from train import evaluate, tune
+from tests.helpers.runs import own_digits
+from train import evaluate, report, tune
 from train.analysis import curves, table
-from train.execution import checkpoints, executors, plan, process, program, provenance, results
+from train.execution import checkpoints, executors, plan, process, program, provenance, results, saved
 from train.execution.plan import Block, Place, make_plan
 from train.execution.run import DIED, Failure, Run, play
 
@@ -47,6 +50,12 @@ class FirstHalf:
 """
 # what takes as long to import as torch, and is for few runs or none
 HEAVY = {"torch._dynamo", "sympy", "torchvision", "pandas", "ray", "submitit"}
+OWN_NETWORK = """
+import torch
+
+def make(channels, size, classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
+"""
 PROGRAM = f"""
 import sys
 from train import evaluate
@@ -173,6 +182,7 @@ def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
     ("env", "settings"),
     [
         ("prune_env/CIFAR10-v0", {"model": "resnet18"}),
+        ("prune_env/Digits-v0", {"model": "my_module:make_model", "optimizer": "adamw"}),
         ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0, "image_size": 32, "weight_decay": 0.001}),
         ("prune_env/Digits-v0", {"model": "mlp:7", "val_rest": True, "train_size": 100, "lr": 0.2}),
     ],
@@ -196,7 +206,7 @@ def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
     block = Block("it", "prune_env/CIFAR10-v0", {"model": "resnet18"}, ("full",), (0.5,), (8.0,), 1)
     root = str(tmp_path / ("long name " * 12))
     ((_, rate),) = plan.with_rates(block, root).values()
-    shown = table.write(tmp_path / "table.txt", Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
+    shown = table.plain(Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
     asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[3:])
     assert asked.root == root
     assert asked.save == "cifar10"
@@ -239,6 +249,7 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
     """There is one declaration of each: a field of `Variant` or of `Training`."""
     values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.2}
     values |= {"task_seed": 3, "val_rest": True, "model": "mlp:3", "batch_size": 9, "lr": 0.3, "weight_decay": 0.01}
+    values["optimizer"] = "adamw"
     values |= {"momentum": 0.5, "warmup": 0.2, "label_smoothing": 0.1, "ema": 0.5, "precision": "float32"}
     values["compile"] = "step"
     assert list(values)[1:] == [field.name for of in (Variant, Training) for field in dataclasses.fields(of)]
@@ -270,7 +281,7 @@ WRONG = {  # and what the line says
     "--keep 1.5": "1.5",
     "--budget 0.001": "budget is 0.001",
     "--seeds 0": "seeds is 0",
-    "--workers 0": "--workers is 0",
+    "--workers -1": "--workers is -1",
     "--agent-timeout 0": "--agent-timeout is 0.0; it must be a number of seconds above 0",
     "--checkpoint-seconds -1": "--checkpoint-seconds is -1.0",
     "--model perceptron": "perceptron",
@@ -309,6 +320,53 @@ def test_an_interruption_of_the_plan_is_one_line(
     assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
     assert not (tmp_path / "out").exists()
+
+
+# Data and networks of the user's own
+
+
+def _perceptron(channels: int, size: int, classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
+
+
+def test_own_data_and_an_own_network_are_planned_played_and_recorded():
+    """Records are JSON; what is trained on, and the network, tell runs apart."""
+    keys = set()
+    for size, model in ((120, _perceptron), (121, _perceptron), (120, "mlp:4")):
+        settings = {"dataset": own_digits(size), "model": model, "optimizer": "adamw"}
+        block = Block("it", "prune_env/Arrays-v0", settings, ("full",), (0.5,), (1.5,), 1)
+        (run,) = make_plan([block], Place(None, False, "cpu")).runs.values()
+        keys.add(run.key)
+        assert run.rate == "lr 0.001: customary for AdamW, not tuned"
+        record = json.loads(json.dumps(play(run, run.make_env())))
+        assert record["key"] == run.key
+        name = model if isinstance(model, str) else f"{__name__}:_perceptron"
+        assert record["configuration"]["recipe"]["model"] == name
+        assert record["configuration"]["settings"] == {
+            "dataset": "arrays",
+            "model": name,
+            "optimizer": "adamw",
+            "budget": 1.5,
+            "device": "cpu",
+        }
+        assert record["provenance"]["data"]["test"] == data.load_test("digits").digest
+    assert len(keys) == 3
+
+
+def test_an_own_network_is_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = ["--model", "own_network:make", "--optimizer", "adamw", "--lr", "0.02", "--agents", "full"]
+    assert evaluate.main([*flags, *SMALL, "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]) == 0
+    (record,) = _records(tmp_path / "digits-own_network-make-train_size100")
+    assert record["configuration"]["recipe"]["model"] == "own_network:make"
+    assert record["rate"] == "lr 0.02: as given"
+    network = record["configuration"]["network"]
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK.replace("2, classes", "2, 7), torch.nn.Linear(7, classes"))
+    monkeypatch.delitem(sys.modules, "own_network")
+    models._tried.cache_clear()
+    run = Run("prune_env/Digits-v0", {"model": "own_network:make", "budget": 1.5}, "full", 0)
+    assert run.configuration(run.make_env())["network"] != network
 
 
 # The record
@@ -367,7 +425,9 @@ def test_curves_agree_with_the_records(done: Done):
         assert float(own[-1]["lr"]) == 0.0
         assert np.mean([float(row["kept"]) for row in own]) == pytest.approx(outcome["kept"])
 
-        events = EventAccumulator(str(done.folder / "tensorboard" / curves.run_name(record))).Reload()
+        events = EventAccumulator(
+            str(done.folder / "tensorboard" / saved.run_name(record["agent"], record["budget"], record["seed"]))
+        ).Reload()
         assert sorted(events.Tags()["scalars"]) == sorted([*curves.SCALARS, "test_accuracy"])
         points = events.Scalars("val_accuracy")
         assert [p.step for p in points] == [round(1000 * float(row["spent"])) for row in own]
@@ -378,7 +438,7 @@ def test_curves_agree_with_the_records(done: Done):
 def test_every_run_has_its_own_folder_of_curves(tmp_path: Path):
     long = "learned:" + "/folder" * 50
     specs = ["full", "learned:a/b", "learned:a+b", "learned:/a/b", "learned:ä", "learned:ö", long, f"{long}/b"]
-    names = {curves.run_name({"agent": agent, "budget": 1.5, "seed": 0}) for agent in [*specs, "ö" * 300]}
+    names = {saved.run_name(agent, 1.5, 0) for agent in [*specs, "ö" * 300]}
     assert len(names) == len(specs) + 1
     for name in names:
         (tmp_path / name).mkdir()
@@ -465,7 +525,44 @@ def test_who_writes_to_a_folder_is_alone_also_in_the_report(
     monkeypatch.setattr(curves, "write_events", written)
     assert evaluate.main(arguments) == 0
     cells = json.loads((tmp_path / "small" / "cells.json").read_bytes())
-    assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
+    assert set(cells["keys"]) == {record["key"] for record in done.records}  # `train.report` shows all there are
+
+
+def test_other_budgets_and_agents_hide_nothing(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = done.copy(tmp_path)
+    assert evaluate.main([*arguments, "--agents", "full", "ucb", "--budget", "1", "--workers", "0"]) == 0
+    printed, error = capsys.readouterr()
+    assert f"4 runs, 0 of them done before; {tmp_path / 'small'} has 6 more, not asked for now" in error
+    assert printed.endswith(f"{tmp_path / 'small' / 'table.txt'} also has the 6 other runs in this folder.\n")
+    assert "first_half" not in printed
+    now = {("full", 1.0), ("ucb:keep=0.5", 1.0)}
+    cells = now | {(spec, 1.5) for spec in SPECS}
+    with open(tmp_path / "small" / "curves.csv", newline="") as file:
+        assert {(row["agent"], float(row["budget"])) for row in csv.DictReader(file)} == cells
+    assert report.main([str(tmp_path / "small"), "--out", str(tmp_path / "report")]) == 0
+    for folder in ("small", "report"):
+        tables = (tmp_path / folder / "table.txt").read_text().split("Budget ")[1:]
+        found = {(spec, float(text.split()[0])) for text in tables for spec in (*SPECS, "ucb:keep=0.5") if spec in text}
+        assert found == cells
+    assert len(list((tmp_path / "small" / "tensorboard").iterdir())) == 2 * len(cells)
+
+
+def test_two_image_folders_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "0"]
+    small += ["--agents", "full", "--out", str(tmp_path / "runs")]
+    headings = []
+    for per_class in (10, 12):
+        root = tmp_path / str(per_class) / "my pets"
+        trees.imagefolder(root, per_class=per_class, size=8)
+        assert evaluate.main([*small, "--root", str(root)]) == 0
+        headings.append(capsys.readouterr().out.splitlines()[0])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "imagefolder-my-pets-mlp-8"
+    assert headings[0] == "prune_env/ImageFolder-v0, my pets, mlp:8"
+    assert re.fullmatch(re.escape(headings[0]) + ", data [0-9a-f]{8}", headings[1])
+    told = [line for line in (folder / "table.txt").read_text().splitlines() if line.startswith(headings[0])]
+    assert len(told) == 2
+    assert told[1] == headings[1] != told[0]
 
 
 def test_checkpoints_of_former_plans_go_once_all_runs_are_there(

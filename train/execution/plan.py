@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from prune_env import data
 from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution import provenance, results
-from train.execution.agent import line_of
+from train.execution.agent import Given, line_of
 from train.execution.run import Failure, Run
 
 TASK = ("image_size", *VARIANT)
@@ -32,10 +32,11 @@ class Block:
     task: str  # name of the task
     env: str  # id
     settings: dict[str, Any]  # of the environment, of SETTINGS; `lr` may be a dict of rates by budget
-    agents: tuple[str, ...]  # specs
+    agents: tuple[str, ...]  # specs, or names of what is given
     keep: tuple[float, ...]  # shares, for agents that take `keep` and do not set it
     budgets: tuple[float, ...]  # full-epoch equivalents
     seeds: int
+    given: Mapping[str, Given] = field(default_factory=dict)  # agents of the calling program, by name
 
 
 @dataclass
@@ -87,11 +88,13 @@ def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[
     Raises:
         TypeError, ValueError: an option that `recipes.tuned` refuses.
     """
-    dataset, size = dataset_of(block.env), block.settings.get("image_size")
+    dataset, size = _data_of(block), block.settings.get("image_size")
+    model, optimizer = block.settings.get("model"), block.settings.get("optimizer", "sgd")
+    from_python = isinstance(dataset, data.Arrays) or callable(model)
     found = {}
     for budget in sorted(set(block.budgets)):
         settings, noise = dict(block.settings), block.settings.get("label_noise", 0.0)
-        best = tuned(dataset, settings.get("model"), budget, noise, size)
+        best = tuned(data.sources.name_of(dataset), model, budget, noise, size, optimizer)
         rate = settings.get("lr", best.values["lr"])
         if isinstance(rate, dict):
             rate = rate[nearest(rate, budget)]
@@ -99,11 +102,17 @@ def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[
             settings["lr"] = rate
         if rate != best.values["lr"]:
             found[budget] = settings, f"lr {rate}: as given"
-        elif best.fits:
+        elif best.fits or from_python:  # no command line names what is not in a file
             found[budget] = settings, best.description
         else:
             found[budget] = settings, f"{best.description}; tune it: {_tune_command(block, root)}"
     return found
+
+
+def _data_of(block: Block) -> str | data.Arrays:
+    """Return the data set of a block's settings, else of its environment. Raises as `dataset_of`."""
+    of_env = dataset_of(block.env)
+    return block.settings.get("dataset", of_env)
 
 
 def _tune_command(block: Block, root: str | None) -> str:
@@ -161,7 +170,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
     of_machine = {name: value for name, value in of_machine.items() if value not in (None, "auto")}
 
     @functools.cache
-    def test_digest(dataset: str, size: int | None) -> str:
+    def test_digest(dataset: str | data.Arrays, size: int | None) -> str:
         """Read the test split: that it is missing, or damaged, should not be found out at the end of a run."""
         where = {"root": place.root, "download": place.download, "images": place.images}
         return data.load_test(dataset, image_size=size, **where).digest
@@ -172,9 +181,12 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
                 raise ValueError(f"{name} needs at least one value")
         if block.seeds < 1:
             raise ValueError(f"seeds is {block.seeds}; it must be at least 1")
-        dataset = dataset_of(block.env)
+        dataset = _data_of(block)
         specs: dict[str, Exception | None] = {}  # with each keep, in order; why one cannot be imported
         for spec, keep in product(block.agents, block.keep):  # before anything is fetched
+            if spec in block.given:
+                specs[spec], own_files[spec] = None, ""
+                continue
             try:
                 full_spec = agents.spec_with_keep(spec, keep)
                 agents.check(full_spec)
@@ -188,8 +200,8 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
             configuration = Run(block.env, settings, "", 0).configuration(env)
             for (spec, error), seed in product(specs.items(), range(block.seeds)):
-                key = results.key_of(configuration, spec, seed, test)
-                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate))
+                key, given = results.key_of(configuration, spec, seed, test), block.given.get(spec)
+                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate, given))
                 if error is not None:
                     failures.append(Failure(run, line_of(error), "".join(traceback.format_exception(error))))
             device = configuration["device"]
