@@ -37,6 +37,7 @@ def observation(n: int, rng: np.random.Generator, classes: int = 10) -> dict[str
         **seen,
         "label": rng.integers(classes, size=n),
         **{name: np.array([value], np.float32) for name, value in figures.items()},
+        "val_class_accuracy": rng.random(classes, dtype=np.float32),
     }
 
 
@@ -87,15 +88,18 @@ def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> list[
     seen = observation(n, rng, classes)
     agent = agents.make("infobatch")
     action = agent(seen, rng)
-    tilted = np.array([0.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.5, 0.0])
+    tilted = np.where(np.isin(rules.RULE_PARAMETERS, ("keep", "randomness", "mixup")), 0.0, 0.5)
     works: dict[str, tuple[bool, Work]] = {
         "statistics of all samples": (True, update),
         "observation": (True, lambda: {**stats.observe(1.0), "label": classes_of.copy()}),
         "infobatch's decision": (True, lambda: agent(seen, rng)),
         "check of an action": (True, lambda: check(action, n)),
         "order of the batches": (True, lambda: Selection.from_action(action, rng)),
-        "summary in 43 numbers": (False, lambda: features.extract_features(seen)),
-        "rule of eight numbers": (False, lambda: rules.apply_rule(seen, tilted, rng.random((n, 2)))),
+        f"summary in {len(features.FEATURES)} numbers": (False, lambda: features.extract_features(seen)),
+        f"rule of {len(rules.RULE_PARAMETERS)} numbers": (
+            False,
+            lambda: rules.apply_rule(seen, tilted, rng.random((n, 2))),
+        ),
     }
     parts = []
     for name, (epoch, work) in works.items():
