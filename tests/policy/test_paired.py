@@ -25,7 +25,7 @@ SMALL = TaskDistribution(
     validations=0,
     held_outs=0,
 )
-RULE = np.array([-0.5, 0.3, 0.2, 0.1, 0, 0.4, 0.5, 0.2])
+RULE = np.array([-0.5, 0.3, 0.2, 0.1, 0, 0.4, 0.5, 0.2, 0.3, 0.2, 0.5, -0.1])
 
 
 def full(observation: dict[str, NDArray], rng: np.random.Generator) -> dict[str, NDArray]:
