@@ -8,7 +8,6 @@ import itertools
 import json
 import lzma
 import re
-import warnings
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from io import BytesIO
@@ -77,7 +76,7 @@ def _decoded(source: str | None) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(content, validate=True))))
 
 
-DRAWING = {name: getattr(figures, name) for name in ("forest", "accuracy", "kept", "divided", "classes")}
+DRAWING = {name: getattr(figures, name) for name in ("forest", "accuracy", "kept", "divided")}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -221,7 +220,7 @@ def test_compressed_results_give_the_same_report_elsewhere(
         assert (out / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.usefixtures("drawn")  # five figures, which takes three seconds
+@pytest.mark.usefixtures("drawn")  # over 2 s: matplotlib draws them
 def test_strings_of_users_are_escaped(records: list[Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     hostile, odd = '<i onclick="x">&amp;', "learned:caf\udce9/a.zip"  # a byte that is not UTF-8
     names = {"ucb:keep=0.5": HOSTILE, "random:keep=0.5": odd}
@@ -455,26 +454,3 @@ def test_the_committed_comparison_is_that_of_the_committed_accuracies(capsys: py
     assert heldout.main(["compare", "learned", str(results)]) == 0
     shown = "".join(line.rstrip() + "\n" for line in capsys.readouterr().out.splitlines())
     assert shown == (results / "comparison.txt").read_text()
-
-
-LONG = "spiny lobster, langouste, rock lobster, crawfish, crayfish, sea crawfish"
-NAMES = [LONG, "Straße", "кошка", "猫", "قطة", "caf\udce9", "$x$", " ", f"{LONG} 2", "dog"]
-
-
-def test_figures_call_classes_what_their_font_can_write():
-    assert figures.class_labels(NAMES) == ["0", "Straße", "кошка", "3", "4", r"caf\xe9", "$x$", "7", "8", "dog"]
-    (label,) = figures.class_labels([LONG])
-    assert label == "spiny lobster, langou…"
-    with warnings.catch_warnings():  # matplotlib warns of glyphs that its font lacks
-        warnings.simplefilter("error")
-        image = DRAWING["classes"]({"full": np.linspace(0, 100, len(NAMES))}, NAMES, "accuracy", even=50.0)
-    assert image.startswith(b"\x89PNG")
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("agents", [1, 2, 8])
-def test_long_class_names_have_room_below_few_agents(agents: int):
-    """Matplotlib warns, and cuts the names off, where a figure is too low for them."""
-    names = [LONG, "W" * 40, "dog"]
-    values = {f"agent {i}": np.array([0.9, 1.0, 1.1]) for i in range(agents)}
-    assert DRAWING["classes"](values, names, "visits", even=1.0)
