@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,18 +67,12 @@ class Arguments:
     """Folder for choices.png and inputs.txt; by default that of the policy."""
 
 
-@dataclass(frozen=True)
-class Without:
-    """A network with some features held at values."""
-
-    network: Network
-    held: Mapping[str, float]
-
-    def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
-        changed = summaries.copy()
-        for name, value in self.held.items():
-            changed[:, FEATURES.index(name)] = value
-        return self.network(changed)
+def without(network: Network, held: Mapping[str, float], summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
+    """Play a network with some features held at values."""
+    changed = summaries.copy()
+    for name, value in held.items():
+        changed[:, FEATURES.index(name)] = value
+    return network(changed)
 
 
 class Recorder:
@@ -109,8 +104,8 @@ def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDA
     def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
         lost = []
         for part, names in parts.items():
-            without = Without(network, {name: mean_of[name] for name in names})
-            points = 100.0 * (whole - workers.play(pairs, without))
+            policy = partial(without, network, {name: mean_of[name] for name in names})
+            points = 100.0 * (whole - workers.play(pairs, policy))
             found = statistics.mean_of([points[seeds == seed].mean() for seed in np.unique(seeds)])
             lost.append((found.mean, found.interval, part))
         table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Annotated
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from rich.console import Console
@@ -33,15 +33,8 @@ from train.execution import results
 from train.execution.plan import TASK
 from train.learning.rollouts import distribution
 
+PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which agents choose samples
 Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
-ID = {
-    "digits": "Digits",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "tiny_imagenet": "TinyImageNet",
-    "imagefolder": "ImageFolder",
-    "imagenet": "ImageNet",
-}
 
 
 @dataclass
@@ -82,6 +75,7 @@ class Sweep:
                 raise ValueError(
                     f"{times} held-out tasks would be called {name!r}: they differ in root or val_rest only"
                 )
+        ids = {spec.kwargs.get("dataset"): name for name, spec in gym.registry.items() if spec.entry_point == PLAIN}
         lines = [
             f"# The held-out tasks of {self.name!r}; made by `python -m train.heldout sweep {self.name}`.",
             f"seeds = {self.seeds}",
@@ -90,7 +84,7 @@ class Sweep:
             f"agents = {json.dumps(list(self.agents), indent=2)}",
         ]
         for task in held_out:
-            lines += ["", f"[tasks.{json.dumps(title(task))}]", f'env = "prune_env/{ID[task.dataset]}-v0"']
+            lines += ["", f"[tasks.{json.dumps(title(task))}]", f"env = {json.dumps(ids[task.dataset])}"]
             for name, value in asdict(task).items():
                 if name in (*TASK, "model") and value is not None:
                     lines.append(f"{name} = {json.dumps(value)}")
@@ -165,11 +159,8 @@ def title(task: Task) -> str:
 
 
 def without_budgets(tasks: Sequence[Task]) -> list[Task]:
-    """Return each task once, at its first budget."""
-    first: dict[Task, Task] = {}
-    for task in tasks:
-        first.setdefault(replace(task, budget=1.0), task)
-    return list(first.values())
+    """Return each task once, at budget 1."""
+    return list(dict.fromkeys(replace(task, budget=1.0) for task in tasks))
 
 
 def comparison(records: Sequence[Record], agent: str) -> Table:
@@ -187,7 +178,7 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
     rows, incomplete = [], []
     for other, its in accuracy.items():
         common = _restricted(its, own)
-        if common.keys() != own.keys() or any(len(common[cell]) < len(own[cell]) for cell in own):
+        if any(len(common[cell]) < len(own[cell]) for cell in own):
             incomplete += [other] if any(common.values()) else []
             continue
         mean = float(np.mean([np.mean(list(seeds.values())) for seeds in common.values()]))
@@ -211,12 +202,8 @@ def _accuracies(records: Sequence[Record]) -> dict[str, Cells]:
 
 
 def _restricted(cells: Cells, own: Cells) -> Cells:
-    """Return the runs that `own` has too."""
-    return {
-        cell: {seed: cells[cell][seed] for seed in seeds if seed in cells[cell]}
-        for cell, seeds in own.items()
-        if cell in cells
-    }
+    """Return the runs that `own` has too, by the cells of `own`."""
+    return {cell: {seed: a for seed, a in cells.get(cell, {}).items() if seed in own[cell]} for cell in own}
 
 
 def _differences(own: Cells, its: Cells) -> tuple[str, str, str]:
@@ -274,12 +261,8 @@ def _saved(own: Cells, full: Cells, agent: str) -> list[str]:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    kinds = (
-        Annotated[Tasks, tyro.conf.subcommand("tasks")]
-        | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
-    )
-    command = tyro.cli(kinds, args=args, description=__doc__)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    programs = {"tasks": Tasks, "sweep": Sweep, "compare": Compare}
+    command = tyro.extras.subcommand_cli_from_dict(programs, args=args, description=__doc__)
     try:
         command.run()
     except (ValueError, OSError) as error:

@@ -122,14 +122,10 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
     assert isinstance(run, prune_env.PruneEnv)
     for lr in args.lr:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
-    if args.save is not None:
-        dataset, _, size = args.save.partition(":")
-        if dataset not in ("*", *sources.SOURCES):
-            raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(sources.SOURCES)}")
-        if ":" in args.save and dataset == "*":
-            raise ValueError("--save is '*' with a size: rates for one size of images are a data set's own")
-        if ":" in args.save and size != str(args.image_size):
-            raise ValueError(f"--save is {args.save!r}, for images of another size than --image-size {args.image_size}")
+    sized = [f"{name}:{args.image_size}" for name in sources.SOURCES]
+    if args.save not in (None, "*", *sources.SOURCES, *sized):
+        names = ", ".join(sources.SOURCES)
+        raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {names}, or one with its :--image-size")
     return run.recipe
 
 

@@ -23,7 +23,7 @@ from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import TINY, VARIED, Here
 from train import explain
 from train.analysis.statistics import mean_interval
-from train.explain import GROUPS, Recorder, Without, choices, inputs
+from train.explain import GROUPS, Recorder, choices, inputs, without
 from train.learning.rollouts import Pair, draw_pairs, play
 
 D, R = len(FEATURES), len(RULE_PARAMETERS)
@@ -59,8 +59,8 @@ def test_without_holds_what_it_is_told():
     summaries = np.random.default_rng(1).uniform(-1, 1, (5, D)).astype(np.float32)
     before, held = summaries.copy(), summaries.copy()
     held[:, [2, 7]] = 0.25, -0.5
-    without = Without(policy, {FEATURES[2]: 0.25, FEATURES[7]: -0.5})
-    np.testing.assert_array_equal(without(summaries, np.zeros(5, np.bool_)), policy(held))
+    found = without(policy, {FEATURES[2]: 0.25, FEATURES[7]: -0.5}, summaries, np.zeros(5, np.bool_))
+    np.testing.assert_array_equal(found, policy(held))
     np.testing.assert_array_equal(summaries, before)
 
 
