@@ -23,7 +23,7 @@ from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import TINY, VARIED, Here
 from train import explain
 from train.analysis.statistics import mean_interval
-from train.explain import GROUPS, Recorder, choices, inputs, without
+from train.explain import GROUPS, Recorder, choices, inputs
 from train.learning.rollouts import Pair, draw_pairs, play
 
 D, R = len(FEATURES), len(RULE_PARAMETERS)
@@ -52,16 +52,6 @@ def rows(table: Table) -> dict[str, str]:
 def test_every_input_is_in_one_group():
     grouped = [name for names in GROUPS.values() for name in names]
     assert sorted(grouped) == sorted(FEATURES)
-
-
-def test_without_holds_what_it_is_told():
-    policy = network()
-    summaries = np.random.default_rng(1).uniform(-1, 1, (5, D)).astype(np.float32)
-    before, held = summaries.copy(), summaries.copy()
-    held[:, [2, 7]] = 0.25, -0.5
-    found = without(policy, {FEATURES[2]: 0.25, FEATURES[7]: -0.5}, summaries, np.zeros(5, np.bool_))
-    np.testing.assert_array_equal(found, policy(held))
-    np.testing.assert_array_equal(summaries, before)
 
 
 class Judges:
