@@ -106,8 +106,8 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
     order = list(dict.fromkeys([*agents, *(record["agent"] for record in records)]))
     label = f"{number}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')[:40]}".rstrip("-")
     differences = {budget: _differences(of_budget) for budget, of_budget in cells.items()}
-    sides = {b: {agent: side(d.interval) for agent, d in of.items() if d.interval} for b, of in differences.items()}
-    winners = {b: [(a, differences[b][a]) for a in of if of[a] > 0] for b, of in sides.items() if 1 in of.values()}
+    compared = {b: [(agent, d) for agent, d in of.items() if d.interval] for b, of in differences.items()}
+    better = {b: [(agent, d) for agent, d in of if side(d.interval) > 0] for b, of in compared.items()}
     found = summary.equivalences(records)
     curve = summary.full_curve(records)
     shares = _shares(agents)
@@ -125,9 +125,9 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "agents": agents,
         "seeds": len({record["seed"] for record in records}),
         "rates": summary.rates(records),
-        "sides": [each for of_budget in sides.values() for each in of_budget.values()],
-        "winners": winners,
-        "undecided": [f"{b:g}" for b in cells if sides[b] and b not in winners],
+        "sides": [side(difference.interval) for of_budget in compared.values() for _, difference in of_budget],
+        "winners": {b: agents for b, agents in better.items() if agents},
+        "undecided": [f"{b:g}" for b in cells if compared[b] and not better[b]],
         "longer": _longer(curve),
         # at some budgets full alone ran, to compare with
         "best": [b for b in summary.best(records) if len(cells[b.budget]) > 1 or len(order) == 1 or b.agent != FULL],

@@ -8,7 +8,7 @@ cell and seed, as `latest` gives them. The order of the records decides the orde
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, permutations
@@ -115,22 +115,21 @@ def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
 def rows(agents: Mapping[str, Sequence[Record]]) -> list[Row]:
     """Return the rows of one budget: `full` first, then by accuracy. `agents` maps a spec to its runs, one a seed."""
     full = _accuracies(agents.get(FULL, []))
-    result = [_row(agent, records, full) for agent, records in agents.items()]
+    result = []
+    for agent, records in agents.items():
+        runs, results = _accuracies(records), [record["results"] for record in records]
+        row = Row(
+            agent=agent,
+            accuracy=mean_of([100.0 * accuracy for accuracy in runs.values()]),
+            difference=None if agent == FULL else _difference(runs, full),
+            kept=100.0 * float(np.mean([r["kept"] for r in results])),
+            coverage=100.0 * float(np.mean([r["coverage"] for r in results])),
+            spent=float(np.mean([r["spent"]["total"] for r in results])),
+            seconds=float(np.mean([r["seconds"]["total"] for r in results])),
+            select_seconds=float(np.mean([r["seconds"]["select"] for r in results])),
+        )
+        result.append(row)
     return sorted(result, key=lambda row: (row.agent != FULL, -row.accuracy.mean))
-
-
-def _row(agent: str, records: Sequence[Record], full: Runs) -> Row:
-    results, runs = [record["results"] for record in records], _accuracies(records)
-    return Row(
-        agent=agent,
-        accuracy=mean_of([100.0 * accuracy for accuracy in runs.values()]),
-        difference=None if agent == FULL else _difference(runs, full),
-        kept=100.0 * float(np.mean([r["kept"] for r in results])),
-        coverage=100.0 * float(np.mean([r["coverage"] for r in results])),
-        spent=float(np.mean([r["spent"]["total"] for r in results])),
-        seconds=float(np.mean([r["seconds"]["total"] for r in results])),
-        select_seconds=float(np.mean([r["seconds"]["select"] for r in results])),
-    )
 
 
 def best(records: Sequence[Record]) -> list[Best]:
@@ -234,20 +233,19 @@ def equivalences(records: Sequence[Record]) -> list[AgainstLarger]:
     cells = _runs(records)
     full = _of_full(cells)
     found = []
-    for budget, agents in cells.items():
-        for agent, runs in agents.items():
-            keep = keep_of(agent)
-            if keep is None or not 0 < keep < 1:
-                continue
-            larger = min(full, key=lambda b, whole=budget / keep: (abs(b - whole), b), default=0.0)
-            difference = _difference(runs, full.get(larger, {}))
-            if difference is None or abs(larger * keep / budget - 1) > NEAR:
-                continue
-            of_full = {seed: accuracy for seed, accuracy in full.get(budget, {}).items() if seed in runs}
-            same, itself = _difference(runs, of_full), _difference(of_full, full[larger])
-            vacuous = itself is not None and lossless(itself) == "lossless"
-            verdict = lossless(difference)
-            found.append(AgainstLarger(agent, budget, keep, larger, verdict, difference, same, itself, vacuous))
+    for budget, agent, runs in _one_by_one(cells):
+        keep = keep_of(agent)
+        if keep is None or not 0 < keep < 1:
+            continue
+        larger = min(full, key=lambda b, whole=budget / keep: (abs(b - whole), b), default=0.0)
+        difference = _difference(runs, full.get(larger, {}))
+        if difference is None or abs(larger * keep / budget - 1) > NEAR:
+            continue
+        of_full = {seed: accuracy for seed, accuracy in full.get(budget, {}).items() if seed in runs}
+        same, itself = _difference(runs, of_full), _difference(of_full, full[larger])
+        vacuous = itself is not None and lossless(itself) == "lossless"
+        verdict = lossless(difference)
+        found.append(AgainstLarger(agent, budget, keep, larger, verdict, difference, same, itself, vacuous))
     return found
 
 
@@ -274,12 +272,11 @@ def savings(records: Sequence[Record]) -> list[Saving]:
     cells = _runs(records)
     full = _of_full(cells)
     found = []
-    for budget, agents in cells.items():
-        for agent, runs in agents.items():
-            seeds, budgets = _block(_budgets_by_seed(full, runs), least=2)
-            if seeds and agent != FULL:
-                gaps = 100.0 * np.array([[runs[seed] - full[b][seed] for b in budgets] for seed in seeds])
-                found.append(_saving(agent, budget, np.array(budgets), gaps))
+    for budget, agent, runs in _one_by_one(cells):
+        seeds, budgets = _block(_budgets_by_seed(full, runs), least=2)
+        if seeds and agent != FULL:
+            gaps = 100.0 * np.array([[runs[seed] - full[b][seed] for b in budgets] for seed in seeds])
+            found.append(_saving(agent, budget, np.array(budgets), gaps))
     return found
 
 
@@ -313,12 +310,12 @@ def one_apart(records: Sequence[Record]) -> list[dict[str, Any]]:
     agent and its `same_amounts:`, which takes only the numbers of samples from it, and so lacks the agent's choice, its
     weights, Mixup and scoring; `random` and `static_random`, which differ in drawing anew.
     """
-    found = []
-    for budget, runs in _runs(records).items():
-        for agent, against in permutations(runs, 2):
-            difference = _difference(runs[agent], runs[against]) if _are_one_apart(agent, against) else None
-            if difference:
-                found.append({"agent": agent, "against": against, "budget": budget, "difference": difference})
+    found = [
+        {"agent": agent, "against": against, "budget": budget, "difference": difference}
+        for budget, runs in _runs(records).items()
+        for agent, against in permutations(runs, 2)
+        if _are_one_apart(agent, against) and (difference := _difference(runs[agent], runs[against]))
+    ]
     return sorted(found, key=lambda line: (line["agent"], line["against"], line["budget"]))
 
 
@@ -379,6 +376,11 @@ def _runs(records: Sequence[Record]) -> dict[float, dict[str, Runs]]:
         budget: {agent: _accuracies(of_agent) for agent, of_agent in agents.items()}
         for budget, agents in grouped(records).items()
     }
+
+
+def _one_by_one(cells: Mapping[float, dict[str, Runs]]) -> Iterator[tuple[float, str, Runs]]:
+    for budget, agents in cells.items():
+        yield from ((budget, agent, runs) for agent, runs in agents.items())
 
 
 def _accuracies(records: Iterable[Record]) -> Runs:
