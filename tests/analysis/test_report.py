@@ -75,31 +75,22 @@ def _decoded(source: str | None) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(content, validate=True))))
 
 
-DRAWING = {name: getattr(figures, name) for name in ("forest", "accuracy", "kept", "divided")}
+RENDER = figures._small_png
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _undrawn():
-    """Figures are one pixel, each of another shade: drawing takes most of the time. See `drawn`."""
+def _pixels():
+    """Figures are one pixel, each of another shade: rendering takes most of the time."""
     shades = itertools.count()
 
-    def draw(*_: object, **__: object) -> bytes:
+    def small(figure: object) -> bytes:
         png = BytesIO()
         Image.new("L", (1, 1), next(shades) % 256).save(png, "png")
         return png.getvalue()
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in DRAWING:
-            patch.setattr(figures, name, draw)
+        patch.setattr(figures, "_small_png", small)
         yield
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn, with few pixels."""
-    monkeypatch.setattr(figures, "DPI", 40)
-    for name, function in DRAWING.items():
-        monkeypatch.setattr(figures, name, function)
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +196,12 @@ def test_numbers_are_the_planted_ones(page: Page, folder: Path):
     assert "90.50 [84.15, 96.85] +10.00 [+10.00, +10.00]" in (folder / "table.txt").read_text()
 
 
-@pytest.mark.usefixtures("drawn")  # over 2 s: matplotlib draws them
-def test_strings_of_users_are_escaped(records: list[Record], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+# over 2 s: matplotlib renders the figures
+def test_strings_of_users_are_escaped(
+    records: list[Record], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(figures, "_small_png", RENDER)
+    monkeypatch.setattr(figures, "DPI", 40)
     hostile, odd = '<i onclick="x">&amp;', "learned:caf\udce9/a.zip"  # a byte that is not UTF-8
     names = {"ucb:keep=0.5": HOSTILE, "random:keep=0.5": odd}
     some = [
