@@ -67,8 +67,6 @@ class Sweep:
 
     def run(self) -> None:
         tasks_of = distribution(self.name)
-        if not self.agents:
-            raise ValueError("agents needs at least one value")
         held_out = without_budgets(tasks_of.held_out)
         for name, times in Counter(map(title, held_out)).items():
             if times > 1:
@@ -232,8 +230,7 @@ def _areas(cells: Cells) -> list[dict[int, float]]:
         whole = sorted(set.intersection(*map(set, curve.values())))
         if len(curve) > 1 and whole:
             values = [[seeds[seed] for seeds in curve.values()] for seed in whole]  # (S, B)
-            area = np.asarray(statistics.log_budget_area(list(curve), values))
-            areas.append(dict(zip(whole, area.tolist(), strict=True)))
+            areas.append(dict(zip(whole, statistics.log_budget_area(list(curve), values).tolist(), strict=True)))
     return areas
 
 

@@ -237,7 +237,6 @@ def test_means_are_over_what_was_seen(policy, monkeypatch):
     [
         (["POLICY", "--tasks", "mnist"], ["mnist", "digits"]),
         (["DAMAGED"], ["DAMAGED", "damaged"]),
-        (["POLICY", "--seeds", "0"], ["seeds is 0"]),
         (["POLICY", "--out", "DAMAGED"], ["DAMAGED"]),
     ],
 )
