@@ -12,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tyro.conf import Positional
 
 from prune_env import io
 from prune_env.policy.tasks import Task
@@ -37,115 +38,103 @@ PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which age
 Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
 
 
-@dataclass
-class Tasks:
-    """List the tasks of a distribution: budgets apart, those held out, for validation and for training."""
+def tasks(name: Positional[str]) -> None:
+    """List the tasks of a distribution: budgets apart, those held out, for validation and for training.
 
-    name: tyro.conf.Positional[str]
-    """Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments."""
-
-    def run(self) -> None:
-        tasks_of = distribution(self.name)
-        for part in ("held_out", "validation", "training"):
-            budgets = tasks_of.held_out_budgets if part == "held_out" else tasks_of.budgets
-            tasks = without_budgets(getattr(tasks_of, part))
-            print(f"{part}: {len(tasks)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
-            for task in tasks:
-                print(f"  {title(task)}")
+    Args:
+        name: Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments.
+    """
+    tasks_of = distribution(name)
+    for part in ("held_out", "validation", "training"):
+        budgets = tasks_of.held_out_budgets if part == "held_out" else tasks_of.budgets
+        found = without_budgets(getattr(tasks_of, part))
+        print(f"{part}: {len(found)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
+        for task in found:
+            print(f"  {title(task)}")
 
 
-@dataclass
-class Sweep:
-    """Print the held-out tasks of a distribution as a sweep file."""
+def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) -> None:
+    """Print the held-out tasks of a distribution as a sweep file.
 
-    name: tyro.conf.Positional[str]
-    """Of the distribution."""
-    agents: tuple[str, ...]
-    """Agents that are compared."""
-    seeds: int = 20
-    """Paired seeds of each task."""
-
-    def run(self) -> None:
-        tasks_of = distribution(self.name)
-        held_out = without_budgets(tasks_of.held_out)
-        for name, times in Counter(map(title, held_out)).items():
-            if times > 1:
-                raise ValueError(
-                    f"{times} held-out tasks would be called {name!r}: they differ in root or val_rest only"
-                )
-        ids = {spec.kwargs.get("dataset"): name for name, spec in gym.registry.items() if spec.entry_point == PLAIN}
-        lines = [
-            f"# The held-out tasks of {self.name!r}; made by `python -m train.heldout sweep {self.name}`.",
-            f"seeds = {self.seeds}",
-            f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
-            "keep = [0.5]",
-            f"agents = {json.dumps(list(self.agents), indent=2)}",
-        ]
-        for task in held_out:
-            lines += ["", f"[tasks.{json.dumps(title(task))}]", f"env = {json.dumps(ids[task.dataset])}"]
-            for name, value in asdict(task).items():
-                if name in (*TASK, "model") and value is not None:
-                    lines.append(f"{name} = {json.dumps(value)}")
-            rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in tasks_of.held_out_budgets]
-            lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
-        print("\n".join(lines))
+    Args:
+        name: Of the distribution.
+        agents: Agents that are compared.
+        seeds: Paired seeds of each task.
+    """
+    tasks_of = distribution(name)
+    held_out = without_budgets(tasks_of.held_out)
+    for called, times in Counter(map(title, held_out)).items():
+        if times > 1:
+            raise ValueError(f"{times} held-out tasks would be called {called!r}: they differ in root or val_rest only")
+    ids = {spec.kwargs.get("dataset"): env_id for env_id, spec in gym.registry.items() if spec.entry_point == PLAIN}
+    lines = [
+        f"# The held-out tasks of {name!r}; made by `python -m train.heldout sweep {name}`.",
+        f"seeds = {seeds}",
+        f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
+        "keep = [0.5]",
+        f"agents = {json.dumps(list(agents), indent=2)}",
+    ]
+    for task in held_out:
+        lines += ["", f"[tasks.{json.dumps(title(task))}]", f"env = {json.dumps(ids[task.dataset])}"]
+        given = {option: value for option, value in asdict(task).items() if option in (*TASK, "model")}
+        lines += [f"{option} = {json.dumps(value)}" for option, value in given.items() if value is not None]
+        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in tasks_of.held_out_budgets]
+        lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
+    print("\n".join(lines))
 
 
-@dataclass
-class Compare:
+def compare(
+    agent: Positional[str],
+    folders: Positional[tuple[Path, ...]],
+    *,
+    where: str = "",
+    budgets: tuple[float, ...] = (),
+    out: Path | None = None,
+) -> None:
     """Print the paired differences of an agent to every other, in points of test accuracy.
 
     The mean over tasks and budgets; the intervals are Student's t with the seeds as units.
+
+    Args:
+        agent: Spec of the agent.
+        folders: Results of a sweep, or of several that share names of tasks.
+        where: Only the task of this name, else those whose names have this in them.
+        budgets: Only these, else all that the agent has.
+        out: Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run.
     """
+    records = latest_runs(folders)
+    names = {record["task"] for record in records}
+    wanted = {where} if where in names else {name for name in names if where in name}
+    records = [r for r in records if r["task"] in wanted and (not budgets or r["budget"] in budgets)]
+    if agent not in {record["agent"] for record in records}:
+        raise ValueError(f"{', '.join(map(str, folders))} have no runs of {agent!r} on such tasks at such budgets")
+    shown = comparison(records, agent)
+    if out is None:
+        Console(width=tables.WIDTH).print(shown)
+        return
+    tables.show(out / "comparison.txt", shown)
+    text = StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
+    for run in records:
+        accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
+        lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
+    io.write_atomic(out / "accuracy.csv", text.getvalue().encode())
 
-    agent: tyro.conf.Positional[str]
-    """Spec of the agent."""
-    folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Results of a sweep, or of several that share names of tasks."""
-    where: str = ""
-    """Only the task of this name, else those whose names have this in them."""
-    budgets: tuple[float, ...] = ()
-    """Only these, else all that the agent has."""
-    out: Path | None = None
-    """Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run."""
 
-    def run(self) -> None:
-        records = self._records()
-        if self.agent not in {record["agent"] for record in records}:
-            folders = ", ".join(map(str, self.folders))
-            raise ValueError(f"{folders} have no runs of {self.agent!r} on such tasks at such budgets")
-        shown = comparison(records, self.agent)
-        if self.out is None:
-            Console(width=tables.WIDTH).print(shown)
-            return
-        tables.show(self.out / "comparison.txt", shown)
-        text = StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
-        for run in records:
-            accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
-            lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
-        io.write_atomic(self.out / "accuracy.csv", text.getvalue().encode())
-
-    def _records(self) -> list[Record]:
-        """Return the latest run of each kind in all folders, of the tasks and budgets asked for."""
-        if not self.folders:
-            raise ValueError("compare needs at least one folder of results")
-        found: list[Record] = []
-        for folder in self.folders:
-            records, damaged = results.read(folder / "results.jsonl")
-            if not records and not damaged:
-                raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
-            if damaged:
-                print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
-            found += records.values()
-        tasks = {record["task"] for record in found}
-        wanted = {self.where} if self.where in tasks else {task for task in tasks if self.where in task}
-        return [
-            record
-            for record in summary.latest(found)
-            if record["task"] in wanted and (not self.budgets or record["budget"] in self.budgets)
-        ]
+def latest_runs(folders: Sequence[Path]) -> list[Record]:
+    """Return the latest run of each kind in all folders."""
+    if not folders:
+        raise ValueError("compare needs at least one folder of results")
+    found: list[Record] = []
+    for folder in folders:
+        records, damaged = results.read(folder / "results.jsonl")
+        if not records and not damaged:
+            raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
+        if damaged:
+            print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
+        found += records.values()
+    return summary.latest(found)
 
 
 def title(task: Task) -> str:
@@ -258,10 +247,9 @@ def _saved(own: Cells, full: Cells, agent: str) -> list[str]:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    programs = {"tasks": Tasks, "sweep": Sweep, "compare": Compare}
-    command = tyro.extras.subcommand_cli_from_dict(programs, args=args, description=__doc__)
+    programs = {"tasks": tasks, "sweep": sweep, "compare": compare}
     try:
-        command.run()
+        tyro.extras.subcommand_cli_from_dict(programs, args=args, description=__doc__)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
