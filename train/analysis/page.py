@@ -6,7 +6,6 @@ import base64
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,6 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
     compared = {b: [(agent, d) for agent, d in of.items() if d.interval] for b, of in differences.items()}
     better = {b: [(agent, d) for agent, d in of if side(d.interval) > 0] for b, of in compared.items()}
     found = summary.equivalences(records)
-    curve = summary.full_curve(records)
     shares = _shares(agents)
     drawn: dict[str, list[tuple[str, str, bytes]]] = defaultdict(list)  # by kind: file, words and image
     for kind, alt, png in _figures(cells, differences, order, agents, shares):
@@ -128,14 +126,13 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "sides": [side(difference.interval) for of_budget in compared.values() for _, difference in of_budget],
         "winners": {b: agents for b, agents in better.items() if agents},
         "undecided": [f"{b:g}" for b in cells if compared[b] and not better[b]],
-        "longer": _longer(curve),
+        "longer": _longer(summary.full_curve(records)),
         # at some budgets full alone ran, to compare with
         "best": [b for b in summary.best(records) if len(cells[b.budget]) > 1 or len(order) == 1 or b.agent != FULL],
         "equivalences": found,
         "lossless": [f"{e.agent} at budget {e.budget:g}" for e in found if e.verdict == "lossless" and not e.vacuous],
         "vacuous": list(dict.fromkeys(f"{e.budget:g} against {e.larger:g}" for e in found if e.vacuous)),
         "savings": summary.savings(records),
-        "falls": any(b < a - statistics.ROUNDING for a, b in pairwise(curve.values())),
         "figures": drawn,
         "missing": missing,
         "pictures": [_examples(agent, agents[agent], train) for agent in pictures.pictured(list(shares)) if train],
