@@ -1,14 +1,14 @@
 """Frozen policies: from the features of a run to the parameters of a rule, or to the number of an agent.
 
-`python -m train.learn` makes a safetensors file. Policies that Stable-Baselines3 trained directly on
-`prune_env/DigitsSummary-v0`, or on `SummaryObservation(AgentChoice(env, agents))`, are played from its zip.
+`prune-env learn` makes an npz file, which `prune_env.policy.Learned` plays too. Policies that Stable-Baselines3 trained
+directly on `prune_env/DigitsSummary-v0`, or on `SummaryObservation(AgentChoice(env, agents))`, are played from its zip.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,13 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.switches import reset
-from prune_env import select
-from prune_env.memory import load_state, state_of
-from prune_env.policy.features import FEATURES, extract_features, initial_history, update_history
-from prune_env.policy.rules import RULE_PARAMETERS, apply_rule
+from prune_env.memory import load_state, reset, state_of
+from prune_env.policy import learned
+from prune_env.policy.features import FEATURES
+from prune_env.policy.learned import Policy
+from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.sampling import Action, Agent, Observation, check
 
-SHIPPED = Path(__file__).with_name("policies") / "digits.safetensors"
-FORMAT = "prune_env policy 1"
-HIDDEN = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
-OUTPUT = {"clip": lambda x: np.clip(x, -1.0, 1.0), "tanh": np.tanh}
-Policy = Callable[[NDArray], NDArray]  # rule parameters (R,), or the number of an agent (), from features (D,)
 # the module of a policy in SB3's zip -> package and class of an algorithm that predicts with it
 SB3 = {
     "stable_baselines3.common.policies": ("stable_baselines3", "PPO"),
@@ -40,81 +35,15 @@ SB3 = {
 }
 
 
-@dataclass(frozen=True)
-class Network:
-    """A fully connected policy: features (D,) to rule parameters (R,).
-
-    Args:
-        layers: weight (outputs, inputs) and bias (outputs,) of each, float32.
-        hidden: activation after each layer but the last, a key of HIDDEN.
-        output: activation after the last layer, a key of OUTPUT.
-        card: where the policy comes from: tasks, seeds, commit, compute, results. Plain values.
-    """
-
-    layers: Sequence[tuple[NDArray, NDArray]]
-    hidden: str
-    output: str
-    card: Mapping[str, Any]
-
-    def __call__(self, features: NDArray, begun: object = None) -> NDArray:
-        """Return parameters (…, R) for features (…, D). `begun` is for policies with memory."""
-        x = features
-        for weight, bias in self.layers[:-1]:
-            x = HIDDEN[self.hidden](x @ weight.T + bias)
-        weight, bias = self.layers[-1]
-        return OUTPUT[self.output](x @ weight.T + bias)
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, whole or not at all."""
-        from safetensors.numpy import save
-
-        from prune_env.io import write_atomic
-
-        tensors = {}
-        for i, (weight, bias) in enumerate(self.layers):
-            tensors |= {f"{i}.weight": weight, f"{i}.bias": bias}
-        # safetensors writes memory as it lies, whatever the strides
-        tensors = {name: np.ascontiguousarray(values, np.float32) for name, values in tensors.items()}
-        metadata = {"format": FORMAT, "hidden": self.hidden, "output": self.output, "card": json.dumps(self.card)}
-        metadata |= {"inputs": json.dumps(FEATURES), "outputs": json.dumps(RULE_PARAMETERS)}
-        write_atomic(path, save(tensors, metadata))
-
-    @classmethod
-    def load(cls, path: str | Path) -> Network:
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: the file is damaged, has another format, or was made for other features or rules.
-            FileNotFoundError: there is none.
-        """
-        from safetensors import SafetensorError, safe_open
-
-        with open(path, "rb"):  # its errors name the path
-            pass
-        try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
-        except (SafetensorError, TypeError) as error:  # not all are of types that numpy has
-            raise ValueError(f"policy {path} is damaged, or no safetensors file: {error}") from error
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"policy {path} has the format {metadata.get('format')!r}; it must be {FORMAT!r}")
-        for name, own in (("inputs", FEATURES), ("outputs", RULE_PARAMETERS)):
-            if tuple(json.loads(metadata[name])) != own:
-                raise ValueError(f"policy {path} has other {name} than this version of prune_env; train it anew")
-        layers = [(tensors[f"{i}.weight"], tensors[f"{i}.bias"]) for i in range(len(tensors) // 2)]
-        return cls(layers, metadata["hidden"], metadata["output"], json.loads(metadata["card"]))
-
-
 @dataclass(kw_only=True)
-class Learned:
+class Learned(learned.Learned):
     """A trained policy: in every step it chooses a rule, or one of several agents, by the features of the run.
 
     It works for any number of samples and classes and any budget. Agents act as in `AgentChoice`: each sees the
     observations of the steps that it is chosen for, and no others.
 
     Args:
-        path: a policy of `train.learn`, or a zip of Stable-Baselines3; the shipped policy by default. Beside x.zip,
+        path: a policy of `prune-env learn`, or a zip of Stable-Baselines3; the shipped policy by default. Beside x.zip,
             x.pkl holds the statistics of the `VecNormalize` that the policy was trained behind, if it was.
         trust: a zip of Stable-Baselines3 is loaded by unpickling, which runs whatever code it holds; True says
             that you know where it is from.
@@ -125,15 +54,19 @@ class Learned:
             that cannot be read; more agents or fewer than the policy chooses among; and what `Network.load` raises.
     """
 
-    path: str = str(SHIPPED)
     trust: bool = False
     agents: Sequence[Agent] = ()
 
     def __post_init__(self) -> None:
         check("trust", self.trust, bool)
+        choices = 0  # agents that the policy chooses among, 0 if it chooses rules
         try:
-            self._start, choices = self._load()
-        except (OSError, ImportError) as error:  # the latter without the project's extra `train`
+            if Path(self.path).suffix == ".zip":
+                self._policy, choices = self._load_zip()
+                self.reset()
+            else:
+                super().__post_init__()
+        except OSError as error:
             raise ValueError(f"policy {self.path} cannot be read: {error}") from error
         if len(self.agents) != choices:
             needs = f"it chooses among {choices}: name them, in the order of its training, by agents=FIRST/SECOND/..."
@@ -141,25 +74,21 @@ class Learned:
                 f"policy {self.path} is given {len(self.agents)} agents, but "
                 + (needs if choices else "it chooses rules: leave out agents=...")
             )
-        self.reset()
 
-    def _load(self) -> tuple[Callable[[], Policy], int]:
-        """Return what starts an episode, and how many agents the policy chooses among, 0 if it chooses rules."""
-        if Path(self.path).suffix != ".zip":
-            network = Network.load(self.path)
-            return lambda: network, 0
+    def _load_zip(self) -> tuple[SB3Policy, int]:
+        """Return the policy of a zip, and how many agents it chooses among."""
         if not self.trust:
             raise ValueError(
                 f"policy {self.path} is a zip of Stable-Baselines3, and loading one runs code that it holds: say "
-                f"learned:{self.path},trust=True if you know where it is from, or use the safetensors file beside it"
+                f"learned:{self.path},trust=True if you know where it is from, or use the npz file beside it"
             )
         model, normalize = _sb3(self.path)
-        choices = int(getattr(model.action_space, "n", 0))  # of Discrete; Box has none
-        return lambda: SB3Policy(model, normalize), choices
+        return SB3Policy(model, normalize), int(getattr(model.action_space, "n", 0))  # of Discrete; Box has none
 
     def reset(self) -> None:
-        self._policy = self._start()
-        self._history = initial_history()
+        super().reset()
+        if isinstance(self._policy, SB3Policy):
+            self._policy.memory = None
         for agent in self.agents:
             reset(agent)
 
@@ -167,23 +96,20 @@ class Learned:
         """Return what it remembers of the episode, None if one of its agents cannot tell its own state."""
         memory = self._policy.memory if isinstance(self._policy, SB3Policy) else None
         of_agents = [state_of(agent) for agent in self.agents]
-        return None if None in of_agents else {"history": self._history, "memory": memory, "agents": of_agents}
+        return None if None in of_agents else {"history": self.history, "memory": memory, "agents": of_agents}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Remember what `state_dict` of the same policy returned."""
-        self._history = state["history"]
+        super().load_state_dict(state)
         if isinstance(self._policy, SB3Policy):
             self._policy.memory = state["memory"]
         for agent, of_agent in zip(self.agents, state["agents"], strict=True):
             load_state(agent, of_agent)
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        chosen = self._policy(extract_features(observation, self._history))
-        self._history = update_history(self._history, observation)
         if self.agents:
-            return self.agents[int(chosen)](observation, rng)
-        action = apply_rule(observation, chosen, rng.random((len(observation["loss"]), 2)))
-        return select(action["weight"], action["mixup"])
+            return self.agents[int(self.choose(observation))](observation, rng)
+        return super().__call__(observation, rng)
 
 
 @dataclass

@@ -7,15 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from prune_env import select
-from prune_env.memory import Remembers
+from prune_env.memory import Remembers, reset
 from prune_env.sampling import Action, Agent, Observation, all_samples, check, in_last, mixup_shares, uniform
-
-
-def reset(agent: Agent) -> None:
-    """Start an agent anew, if it keeps state."""
-    forget = getattr(agent, "reset", None)
-    if forget is not None:
-        forget()
 
 
 @dataclass(kw_only=True)

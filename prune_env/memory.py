@@ -35,6 +35,13 @@ class Remembers:
                 setattr(self, name, copy.deepcopy(state[name]))
 
 
+def reset(agent: Any) -> None:
+    """Start an agent anew, if it keeps state."""
+    forget = getattr(agent, "reset", None)
+    if forget is not None:
+        forget()
+
+
 def state_of(agent: Any) -> dict[str, Any] | None:
     """Return the agent's `state_dict()`, {} for a frozen dataclass, which remembers nothing, and None for others."""
     if callable(getattr(agent, "state_dict", None)) and callable(getattr(agent, "load_state_dict", None)):

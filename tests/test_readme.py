@@ -1,4 +1,4 @@
-"""The Python of README.md and docs/pruner.md runs, block after block, in one namespace for each."""
+"""The Python of README.md, docs/pruner.md and docs/wheel.md runs, block after block, in one namespace for each."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def blocks(page: str) -> list:
 
 
 # over 2 s: the README trains nine students
-@pytest.mark.parametrize("page", ["README.md", "docs/pruner.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/pruner.md", "docs/wheel.md"])
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "page"}

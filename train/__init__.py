@@ -1,4 +1,4 @@
-"""Programs that run from the checkout: `python -m train.evaluate`."""
+"""The programs: `prune-env evaluate` in any folder, or `python -m train.evaluate` in the checkout."""
 
 import gc
 

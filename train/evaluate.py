@@ -1,4 +1,4 @@
-"""Compare agents at equal compute: `python -m train.evaluate --help`."""
+"""Compare agents at equal compute: `prune-env evaluate --help`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (TypeError, ValueError) as error:  # an option that is out of its range
         print(f"error: {error}", file=sys.stderr)
         return 2
-    command = shlex.join(["python", "-m", "train.evaluate", *(sys.argv[1:] if args is None else args)])
+    command = shlex.join(["prune-env", "evaluate", *(sys.argv[1:] if args is None else args)])
 
     def blocks() -> tuple[str, list[Block], str]:
         name, block = arguments.block()

@@ -1,4 +1,4 @@
-"""What a policy does and which of its inputs it uses: `python -m train.explain POLICY`.
+"""What a policy does and which of its inputs it uses: `prune-env explain POLICY`.
 
 Plays the validation tasks of a distribution three times: with the policy as it is, with one group of features after the
 other held at its mean, and with one feature after the other. Many features are nearly redundant, so a single one is
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from agents.learned import SHIPPED, Network
 from prune_env import io
 from prune_env.machine import cores
 from prune_env.policy.features import FEATURES, LOSS_QUANTILES
+from prune_env.policy.learned import SHIPPED, Network
 from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import statistics, table
 from train.analysis.figures import COLOURS, png
@@ -60,7 +60,7 @@ class Arguments:
     """Show what a policy chooses over time, and what it would lose without each input, and each group of inputs."""
 
     policy: tyro.conf.Positional[Path] = SHIPPED
-    """A safetensors file of `train.learn`."""
+    """A policy of `train.learn`."""
     tasks: str = "digits"
     """Distribution, or a TOML file of one, whose validation tasks are played."""
     seeds: int = 8
@@ -153,6 +153,7 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
+    torch.set_num_threads(1)  # the other cores have processes of their own
     folder = given.out or given.policy.parent
     try:
         tasks, network = distribution(given.tasks), Network.load(given.policy)
@@ -176,5 +177,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the other cores have processes of their own
     sys.exit(main())

@@ -1,8 +1,8 @@
 """Judge a policy on tasks that no policy is trained on.
 
-python -m train.heldout tasks digits                                  # the three parts of a distribution, listed
-python -m train.heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
-python -m train.heldout compare learned runs/x                        # paired differences to every other agent
+prune-env heldout tasks digits                                  # the three parts of a distribution, listed
+prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
+prune-env heldout compare learned runs/x                        # paired differences to every other agent
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) ->
             raise ValueError(f"{times} held-out tasks would be called {called!r}: they differ in root or val_rest only")
     ids = {spec.kwargs.get("dataset"): env_id for env_id, spec in gym.registry.items() if spec.entry_point == PLAIN}
     lines = [
-        f"# The held-out tasks of {name!r}; made by `python -m train.heldout sweep {name}`.",
+        f"# The held-out tasks of {name!r}; made by `prune-env heldout sweep {name}`.",
         f"seeds = {seeds}",
         f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
         "keep = [0.5]",

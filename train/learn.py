@@ -1,7 +1,7 @@
-"""Train a policy over pruning decisions with PPO: `python -m train.learn --help`.
+"""Train a policy over pruning decisions with PPO: `prune-env learn --help`.
 
-python -m train.learn                               # ten minutes: a policy for any task, from digits tasks only
-python -m train.evaluate --agents full learned:runs/learn/digits-ppo-0/policy.safetensors
+prune-env learn                               # ten minutes: a policy for any task, from digits tasks only
+prune-env evaluate --agents full learned:runs/learn/digits-ppo-0/policy.npz
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Arguments:
 
     First the best fixed rule is searched; the policy starts as that rule. An episode is rewarded at its end, by its
     validation accuracy over the mean of full training and of that rule on the same task and seed. Held-out tasks are
-    never touched. OUT/NAME gets policy.safetensors (for `--agents learned:PATH`), evaluations.jsonl, TensorBoard's
+    never touched. OUT/NAME gets policy.npz (for `--agents learned:PATH`), evaluations.jsonl, TensorBoard's
     events, SB3's model.zip, and a checkpoint: the same command goes on from the last evaluation. With --steps alone, a
     run that was killed ends with the same results.
     """
@@ -237,7 +237,7 @@ class Learning:
             zipped = BytesIO()
             model.save(zipped)
             io.write_atomic(self._folder / "model.zip", zipped.getvalue())
-            ppo.network_of(model, self._card(accuracy)).save(self._folder / "policy.safetensors")
+            ppo.network_of(model, self._card(accuracy)).save(self._folder / "policy.npz")
         self._save()
         logger.record("validation/points_over_full", points)
         logger.dump(progress.steps)
@@ -360,6 +360,7 @@ def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = tyro.cli(Arguments, args=args)
+    torch.set_num_threads(1)  # the other cores have processes of their own
     if given.minutes is None and given.steps is None:
         given = replace(given, minutes=10.0)
     cluster, make_workers = nullcontext(), Workers
@@ -399,5 +400,4 @@ def main(args: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # the other cores have processes of their own
     sys.exit(main())

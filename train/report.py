@@ -1,4 +1,4 @@
-"""Report on a sweep as one HTML file: `python -m train.report --help`."""
+"""Report on a sweep as one HTML file: `prune-env report --help`."""
 
 from __future__ import annotations
 

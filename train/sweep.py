@@ -1,4 +1,4 @@
-"""Run what a sweep file lists: `python -m train.sweep --help`."""
+"""Run what a sweep file lists: `prune-env sweep --help`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Arguments(Running):
 
     Results go to OUT/NAME, by default named after the file: results.jsonl (one line a cell, written once, with its
     provenance), table.txt, a copy of the file, and failures.jsonl if an agent failed. Cells that results.jsonl has
-    are not run again, so a sweep that was stopped goes on where it was. `python -m train.report OUT/NAME` makes
+    are not run again, so a sweep that was stopped goes on where it was. `prune-env report OUT/NAME` makes
     the report.
     """
 
@@ -125,7 +125,7 @@ def report(folder: Path, records: Sequence[Record], source: str) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status, see `carry_out`."""
     arguments = tyro.cli(Arguments, args=args)
-    command = shlex.join(["python", "-m", "train.sweep", *(sys.argv[1:] if args is None else args)])
+    command = shlex.join(["prune-env", "sweep", *(sys.argv[1:] if args is None else args)])
 
     def blocks() -> tuple[str, list[Block], str]:
         found, text = read(arguments.file, arguments.agents)

@@ -1,6 +1,6 @@
 """Tune the learning rate of full training, on validation, at several budgets.
 
-    python -m train.tune --budget 3 10 30 --save digits
+    prune-env tune --budget 3 10 30 --save digits
 
 Every agent uses the rate that is best for `full`, so that the baseline of every comparison is a tuned one.
 """
@@ -126,7 +126,9 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
     sized = [f"{name}:{args.image_size}" for name in sources.SOURCES]
     if args.save not in (None, "*", *sources.SOURCES, *sized):
         names = ", ".join(sources.SOURCES)
-        raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {names}, or one with its :--image-size")
+        raise ValueError(
+            f"--save is {args.save!r}; it must be '*', or one of {names}, the size of --image-size behind a colon or not"
+        )
     return run.recipe
 
 
@@ -144,7 +146,7 @@ def tune(args: Arguments, fixed: dict[str, Any]) -> dict[tuple[float, float], li
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with `arguments` (else the command line's); return its exit status, 2 for wrong arguments."""
-    command = shlex.join(["python", "-m", "train.tune", *(sys.argv[1:] if arguments is None else arguments)])
+    command = shlex.join(["prune-env", "tune", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         args = tyro.cli(Arguments, args=arguments, description=__doc__)
         fixed = args.settings() | ({} if args.root is None else {"root": args.root})

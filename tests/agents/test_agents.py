@@ -6,7 +6,10 @@ million is, and the seeds are fixed.
 
 import math
 import random
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agents
 from agents import AGENTS, make, spec_with_keep
 from agents.switches import reset
 from prune_env import selection
@@ -196,3 +200,12 @@ def test_options_are_checked():
         assert str(error.value).startswith(f"{name} must be")
         assert allowed in str(error.value)
         assert str(error.value).endswith(repr(wrong))
+
+
+@pytest.mark.parametrize("path", sorted(Path(agents.__file__).parent.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_file_can_be_copied_alone(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "agents", None)
+    found: Any = spec_from_file_location("copied", path)
+    module = module_from_spec(found)
+    monkeypatch.setitem(sys.modules, "copied", module)
+    found.loader.exec_module(module)

@@ -14,7 +14,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
 from gymnasium import wrappers
 from numpy.typing import NDArray
@@ -23,11 +22,15 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
-from agents import learned, make, rules, switches
-from agents.learned import Learned, Network
+from agents import make, rules, switches
+from agents.learned import Learned
 from agents.rules import RandomRule, Rule
 from prune_env import PruneEnv
+from prune_env.data import digits
+from prune_env.policy import Learned as Shipped
+from prune_env.policy import learned
 from prune_env.policy.features import FEATURES, extract_features, initial_history, update_history
+from prune_env.policy.learned import Network
 from prune_env.policy.rules import RULE_PARAMETERS, apply_rule
 from prune_env.policy.wrappers import RULE_STREAM, AgentChoice, SummaryEnv, SummaryObservation
 from tests.helpers.observations import observe
@@ -51,7 +54,7 @@ def summaries(count: int, seed: int = 0) -> NDArray[np.float32]:
 
 @pytest.fixture
 def policy(tmp_path) -> Path:
-    path = tmp_path / "policy.safetensors"
+    path = tmp_path / "policy.npz"
     network().save(path)
     return path
 
@@ -82,8 +85,8 @@ def test_what_is_saved_is_loaded(tmp_path):
     """However the weights lie in memory."""
     card = {"tasks": {"budget": [3.0, 6.0]}, "steps": 12, "name": 'quo"te \\ é', "none": None}
     ours = network(2, "relu", "tanh", (9, 4), card)
-    ours.save(tmp_path / "new" / "policy.safetensors")
-    loaded = Network.load(tmp_path / "new" / "policy.safetensors")
+    ours.save(tmp_path / "new" / "policy.npz")
+    loaded = Network.load(tmp_path / "new" / "policy.npz")
     for mine, theirs in zip(ours.layers, loaded.layers, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             assert a.dtype == b.dtype
@@ -91,28 +94,32 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert (loaded.hidden, loaded.output, loaded.card) == ("relu", "tanh", card)
 
 
-def test_damaged_and_foreign_files_are_named(policy, monkeypatch):
-    data = policy.read_bytes()
-    for content in (*(data[:n] for n in (0, 1, 8, 100, len(data) - 1)), data + b"\0", b"PK\x03\x04", pickle.dumps({})):
+def test_damaged_and_foreign_files_are_named(policy):
+    data, at = policy.read_bytes(), policy.read_bytes().index(b"1.weight") + 200
+    flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+    parts = (data[:n] for n in (0, 1, 8, 100, len(data) - 1))
+    for content in (
+        *parts,
+        flipped,
+        b"PK\x03\x04",
+        pickle.dumps({}),
+        Path(digits.__file__).with_name("digits.npz").read_bytes(),
+    ):
         policy.write_bytes(content)
-        with pytest.raises(ValueError, match=r"policy.safetensors is damaged, or no safetensors file"):
+        with pytest.raises(ValueError, match=r"policy.npz is damaged, or no file of `prune-env learn`"):
             Network.load(policy)
-    for metadata in (None, {"format": "pt"}):
-        safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, policy, metadata)
-        with pytest.raises(ValueError, match=r"policy.safetensors has the format .* 'prune_env policy 1'"):
-            Network.load(policy)
-    with pytest.raises(FileNotFoundError, match=r"nowhere.safetensors"):
-        Network.load(policy.with_name("nowhere.safetensors"))
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r"digits.safetensors cannot be read: .*safetensors"):
-        make("learned")
+    np.savez(policy, metadata=np.array('{"format": "another"}', "S"))
+    with pytest.raises(ValueError, match=r"policy.npz has the format 'another'; it must be 'prune_env policy 2'"):
+        Network.load(policy)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.npz"):
+        Network.load(policy.with_name("nowhere.npz"))
 
 
 @pytest.mark.parametrize(("name", "word"), [("FEATURES", "inputs"), ("RULE_PARAMETERS", "outputs")])
 def test_policies_for_other_features_or_rules_are_refused(policy, monkeypatch, name, word):
     own = getattr(learned, name)
     monkeypatch.setattr(learned, name, (own[1], own[0], *own[2:]))
-    with pytest.raises(ValueError, match=rf"policy.safetensors has other {word} than"):
+    with pytest.raises(ValueError, match=rf"policy.npz has other {word} than"):
         Network.load(policy)
 
 
@@ -126,7 +133,7 @@ class Payload:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".safetensors", ".pkl"])
+@pytest.mark.parametrize("suffix", [".zip", ".npz", ".pkl"])
 def test_nothing_is_unpickled_without_trust(tmp_path, suffix):
     made, data = tmp_path / "made", pickle.dumps(Payload(tmp_path / "made"))
     pickled, zipped = tmp_path / f"pickled{suffix}", tmp_path / f"zipped{suffix}"
@@ -189,6 +196,22 @@ def test_the_shipped_policy():
     numbers = shipped(summaries(200))
     assert numbers.shape == (200, len(RULE_PARAMETERS))
     assert numbers.std(axis=0).max() > 0.05  # it reacts to what it sees
+
+
+def test_the_wheel_has_it_and_it_goes_on_from_its_state():
+    agent, again = Shipped(), Shipped()
+    steps = play(agent, seed=1)
+    restate(steps, Network.load(learned.SHIPPED), seed=1)
+    agent.reset()
+    for observation, _ in steps[:2]:
+        agent(observation, rng_of(0))
+    again.load_state_dict(pickle.loads(pickle.dumps(agent.state_dict())))
+    for one in (agent, again):
+        one(steps[2][0], rng_of(0))
+    actions = [one(steps[3][0], rng_of(0)) for one in (agent, again, Shipped())]
+    np.testing.assert_equal(actions[0], actions[1])
+    with pytest.raises(AssertionError):  # one that has seen nothing
+        np.testing.assert_equal(actions[0], actions[2])
 
 
 # Policies of Stable-Baselines3
@@ -254,7 +277,7 @@ def test_policies_of_stable_baselines3(algo, tmp_path):
     at = tmp_path / "model.zip"
     model = trained(normalized(norm_obs=False), at, algo)
     restate(play(make(f"learned:{at},trust=True")), lambda seen: model.predict(seen, deterministic=True)[0])
-    with pytest.raises(ValueError, match=r"model.zip,trust=True.*safetensors file beside it"):
+    with pytest.raises(ValueError, match=r"model.zip,trust=True.*npz file beside it"):
         make(f"learned:{at}")
 
 

@@ -14,8 +14,9 @@ import agents
 from agents import AGENTS, make, own_files, parse, spec_with_keep
 from agents.bandits import UCB
 from agents.baselines import Full
-from agents.learned import SHIPPED, Learned
+from agents.learned import Learned
 from agents.switches import SameAmounts, Switched
+from prune_env.policy.learned import SHIPPED
 
 MINE = """
 import numpy as np
@@ -82,13 +83,13 @@ def test_agents_of_your_own(mine):
         agents.check("broken:Agent")
 
 
-PATHS = st.text("ab/+=,:. _", min_size=1).map(lambda path: f"{path}policy.safetensors")
+PATHS = st.text("ab/+=,:. _", min_size=1).map(lambda path: f"{path}policy.npz")
 
 
 @settings(deadline=None)
 @given(PATHS, st.sampled_from(["", "+mixup=0.5", "+anneal=1e-1+mixup=1"]), st.sampled_from(["", "same_amounts:"]))
-@example("runs/a+b=1/policy.safetensors", "", "")
-@example("a+mixup=0.5/b,trust=True/c:keep=3,agents/p,lr=0.1.safetensors", "+mixup=0.5", "same_amounts:")
+@example("runs/a+b=1/policy.npz", "", "")
+@example("a+mixup=0.5/b,trust=True/c:keep=3,agents/p,lr=0.1.npz", "+mixup=0.5", "same_amounts:")
 def test_a_path_may_have_any_sign_in_it(path, switches, around):
     spec = f"{around}learned:{path}{switches}"
     parsed = parse(spec)
@@ -102,9 +103,9 @@ def test_a_path_may_have_any_sign_in_it(path, switches, around):
 def test_a_policy_in_such_a_folder_is_read(tmp_path):
     folder = tmp_path / "lr=0.1,seed:3" / "it's é, a+b=1"
     folder.mkdir(parents=True)
-    (folder / "policy.safetensors").write_bytes(SHIPPED.read_bytes())
-    agent: Any = make(f"learned:{folder}/policy.safetensors+mixup=0.5")
-    assert agent.agent.path == f"{folder}/policy.safetensors"
+    (folder / "policy.npz").write_bytes(SHIPPED.read_bytes())
+    agent: Any = make(f"learned:{folder}/policy.npz+mixup=0.5")
+    assert agent.agent.path == f"{folder}/policy.npz"
 
 
 def test_agents_that_a_policy_chooses_among_may_have_options_and_switches():
@@ -143,9 +144,9 @@ WRONG = {
     "same_amounts:+mixup=0.5": ["same_amounts:AGENT"],
     "same_amounts:ucbb": ["unknown agent 'ucbb'"],
     "same_amounts:infobatch:keep=0.3": ["'keep'", "r=0.5, anneal=0.125"],
-    "learned:policy.zip": ["learned:policy.zip,trust=True", "safetensors"],
-    "learned:a+b=1/policy.safetensors": ["policy a+b=1/policy.safetensors cannot be read", "No such file"],
-    "learned:p.safetensors,trust='no'": ["trust must be True or False"],
+    "learned:policy.zip": ["learned:policy.zip,trust=True", "npz"],
+    "learned:a+b=1/policy.npz": ["policy a+b=1/policy.npz cannot be read", "No such file"],
+    "learned:p.npz,trust='no'": ["trust must be True or False"],
     "learned:nowhere.zip,trust=True": ["policy nowhere.zip cannot be read", "No such file"],
     f"learned:{SHIPPED},agents=full/random": ["is given 2 agents, but it chooses rules: leave out agents="],
     f"learned:{SHIPPED},agents=full/randon": ["unknown agent 'randon'", "there are full, random"],

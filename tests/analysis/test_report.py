@@ -103,7 +103,7 @@ def records() -> list[Record]:
             for agent in SPECS:
                 for seed in (0, 1):
                     record = play(Run("prune_env/Digits-v0", kwargs, agent, seed, task), env)
-                    record["provenance"] |= {**provenance.of_code(), "command": "python -m train.sweep a.toml"}
+                    record["provenance"] |= {**provenance.of_code(), "command": "prune-env sweep a.toml"}
                     record["results"]["test_accuracy"] = PLANTED[agent] + 0.01 * seed + (0.02 if budget == 4.0 else 0.0)
                     found.append(record)
     return found

@@ -322,7 +322,7 @@ def test_a_record_tells_where_it_comes_from(done: Done):
         found = record["provenance"]
         assert found["version"] == prune_env.__version__
         assert found["commit"] == provenance.of_code()["commit"]
-        assert found["command"].startswith("python -m train.evaluate --agents full random first_half:FirstHalf")
+        assert found["command"].startswith("prune-env evaluate --agents full random first_half:FirstHalf")
         assert abs(time.time() - np.datetime64(found["time"][:19]).astype("datetime64[s]").astype(int)) < 3600
         assert found["data"] == digests
         assert record["configuration"]["recipe"] == recipe

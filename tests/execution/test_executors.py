@@ -262,6 +262,7 @@ def test_a_job_is_submitted_watched_and_cancelled(home: Path, monkeypatch: pytes
         def submit(self, work: Any, run: Run, terms: Terms) -> Any:
             made = job(self.folder, f"job{len(submitted)}")
             submitted.append(os.environ["PYTHONPATH"])
+            assert os.environ["PYTHONSAFEPATH"] == "1"
             self.folder.mkdir(parents=True, exist_ok=True)
             made.paths.result_pickle.touch()
             outcome = None if run.agent.endswith("waits") else work(run, terms)

@@ -260,7 +260,7 @@ def test_the_cells_are_the_product_each_once(done: Done):
         settings = {"train_size": 100, "budget": record["budget"], "device": "auto"}
         settings |= {"label_noise": 0.2, "lr": 0.1} if record["task"] == "noisy" else {}
         assert record["configuration"]["settings"] == settings
-        assert re.match(r"python -m train.sweep \S*mine.toml --workers 1 --agents my", record["provenance"]["command"])
+        assert re.match(r"prune-env sweep \S*mine.toml --workers 1 --agents my", record["provenance"]["command"])
         spent = record["results"]["spent"]
         assert spent["total"] == pytest.approx(spent["train"] + spent["score"])
         assert spent["total"] <= record["budget"]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.table import Table
 
-from agents.learned import Network
 from prune_env.policy import tasks as distributions
 from prune_env.policy.features import FEATURES
+from prune_env.policy.learned import Network
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
@@ -190,7 +190,7 @@ def test_choices_draws_every_number_of_the_rule(monkeypatch):
 def policy(tmp_path, monkeypatch) -> Path:
     """A policy in a folder of its own, and tasks called tiny."""
     monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", TINY)
-    path = tmp_path / "mine" / "policy.safetensors"
+    path = tmp_path / "mine" / "policy.npz"
     path.parent.mkdir()
     network().save(path)
     return path
@@ -242,7 +242,7 @@ def test_means_are_over_what_was_seen(policy, monkeypatch):
 )
 def test_what_is_wrong_is_told_in_one_line(arguments: list[str], words, policy, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(explain, "play", None)  # nothing is played
-    damaged = tmp_path / "damaged.safetensors"
+    damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(policy.read_bytes()[:-9])
     named: dict[str, str] = {"POLICY": str(policy), "DAMAGED": str(damaged)}
     assert explain.main(["--tasks", "tiny", *(named.get(word, word) for word in arguments)]) == 2

@@ -79,7 +79,7 @@ def blocks_of(folder: Path, capsys, name: str, *more: str) -> list[Block]:
 @pytest.mark.parametrize("name", ["tiny", *DISTRIBUTIONS])
 def test_the_sweep_is_of_the_held_out_tasks(name, tiny, tmp_path, capsys):
     tasks = TaskDistribution.named(name)
-    agents = ("learned:a/b c.safetensors", "full", 'mine:Own,text="x"')
+    agents = ("learned:a/b c.npz", "full", 'mine:Own,text="x"')
     blocks = blocks_of(tmp_path, capsys, name, "--agents", *agents, "--seeds", "7")
     expected = without_budgets(tasks.held_out)
     assert [block.task for block in blocks] == [heldout.title(task) for task in expected]
@@ -245,7 +245,7 @@ def test_rounding_makes_nobody_better():
 
 
 def test_specs_are_shown_as_they_are():
-    specs = ["mine:Own,text=[red]", "mine:Own,text=[/x]", f"learned:{'folder/' * 30}policy.safetensors"]
+    specs = ["mine:Own,text=[red]", "mine:Own,text=[/x]", f"learned:{'folder/' * 30}policy.npz"]
     records = [{**line, "agent": spec} for spec in specs for line in FULL] + OWN
     for agent in (*specs, "own"):
         text = io.StringIO()

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents
-from agents.learned import Learned, Network
+from agents.learned import Learned
 from prune_env.policy import tasks as distributions
 from prune_env.policy.features import FEATURES
+from prune_env.policy.learned import Network
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import Task, TaskDistribution
 from tests.learning.here import TINY, Here
@@ -83,7 +84,7 @@ def evaluations(folder: Path) -> list[dict]:
 def results(folder: Path) -> tuple:
     """All that a run leaves, but for seconds."""
     lines = [{name: value for name, value in line.items() if name != "seconds"} for line in evaluations(folder)]
-    network = Network.load(folder / "policy.safetensors")
+    network = Network.load(folder / "policy.npz")
     return lines, [part.tolist() for layer in network.layers for part in layer]
 
 
@@ -96,7 +97,7 @@ def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path):
     assert run(tmp_path, "--steps", "1") == 0
     folder = tmp_path / "tiny-ppo-0"
     names = {path.name for path in folder.iterdir()} - {".lock"}
-    assert names == {"checkpoint.pt", "evaluations.jsonl", "tensorboard", "model.zip", "policy.safetensors"}
+    assert names == {"checkpoint.pt", "evaluations.jsonl", "tensorboard", "model.zip", "policy.npz"}
     first = evaluations(folder)
     assert [line["steps"] for line in first] == [32]
     start = torch.load(folder / "checkpoint.pt", weights_only=True)["start"]
@@ -114,7 +115,7 @@ def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path):
     points = [line["points"] for line in lines]
     assert [line["best"] for line in lines] == np.maximum.accumulate(points).tolist()
 
-    network = Network.load(folder / "policy.safetensors")
+    network = Network.load(folder / "policy.npz")
     validation = [(task, seed) for task in tiny.validation for seed in learn.VALIDATION_SEEDS]
     full = play(validation, FULL, tiny)
     assert 100 * np.mean(play(validation, network, tiny) - full) == pytest.approx(max(points))
@@ -124,7 +125,7 @@ def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path):
     zipped = agents.make(f"learned:{folder / 'model.zip'},trust=True")
     assert isinstance(zipped, Learned)
     for seen in features(20):
-        np.testing.assert_allclose(zipped._start()(seen), network(seen), atol=1e-4)
+        np.testing.assert_allclose(zipped._policy(seen), network(seen), atol=1e-4)
     read = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in read.Scalars("validation/points_over_full")] == [32, 64]
     assert max(abs(event.value) for event in read.Scalars("rollout/ep_rew_mean")) <= CLIP
@@ -145,7 +146,7 @@ def test_the_best_policy_is_kept(planted, tmp_path):
     assert run(tmp_path, "--steps", "140") == 0
     lines = evaluations(tmp_path / "tiny-ppo-0")
     assert [line["points"] for line in lines] == pytest.approx([-10, 10, 5, 10, -20])
-    card: Any = Network.load(tmp_path / "tiny-ppo-0" / "policy.safetensors").card
+    card: Any = Network.load(tmp_path / "tiny-ppo-0" / "policy.npz").card
     assert card["training"]["steps"] == 64
     assert card["validation"]["points_over_fixed_rule"] == pytest.approx(10)
 
@@ -162,9 +163,7 @@ def test_it_ends_with_its_time_or_its_steps(planted, tmp_path):
     assert [line["steps"] for line in evaluations(tmp_path / "none")] == [0]
     start = torch.load(tmp_path / "none" / "checkpoint.pt", weights_only=True)["start"]
     rule = np.clip(start["rule"], -ppo.LARGEST_START, ppo.LARGEST_START)
-    np.testing.assert_allclose(
-        Network.load(tmp_path / "none" / "policy.safetensors")(features(50)).mean(0), rule, atol=0.02
-    )
+    np.testing.assert_allclose(Network.load(tmp_path / "none" / "policy.npz")(features(50)).mean(0), rule, atol=0.02)
 
 
 def test_it_takes_ten_minutes_unless_told_otherwise(tiny, tmp_path, monkeypatch):
@@ -331,4 +330,4 @@ def test_the_program_itself(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "points over full training, best" in " ".join(done.stdout.split())
-    agents.make(f"learned:{tmp_path / 'own-ppo-0' / 'policy.safetensors'}")
+    agents.make(f"learned:{tmp_path / 'own-ppo-0' / 'policy.npz'}")

@@ -96,7 +96,7 @@ def test_what_is_stored_is_found(path, monkeypatch, save, model, noise, size):
     monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: path.parent))
     others = [(dataset, "convnet:1-2-3", 8.0), ("digits", "mlp", 8.0, noise), (dataset, model, 8.0, 0.0, size)]
     before = [tuned(*other).values for other in others]
-    store(path, save, Recipe(model, 64, 0.1, 1e-3), {4.0: 0.123, 16.0: 0.234}, "python -m train.tune", noise)
+    store(path, save, Recipe(model, 64, 0.1, 1e-3), {4.0: 0.123, 16.0: 0.234}, "prune-env tune", noise)
     for budget, rate in ((3.0, 0.123), (20.0, 0.234)):
         found = tuned(dataset, model, budget, noise, size)
         assert found.values == {"model": model, "batch_size": 64, "weight_decay": 1e-3, "lr": rate}
@@ -141,7 +141,7 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
     assert tune.main([*options, "--save", "digits"]) == 0
     entry = json.loads(path.read_text())["digits"]["mlp"]
     assert (entry["lr"], entry["batch_size"]) == ({"3": 0.1, "12": 0.2}, 24)
-    assert entry["command"] == f"python -m train.tune {' '.join(options)} --save digits"
+    assert entry["command"] == f"prune-env tune {' '.join(options)} --save digits"
     starred = [line for line in capsys.readouterr().out.splitlines() if "±" in line and "*" in line]
     assert len(starred) == 2
     assert "57.00 ± 3.51*" in starred[0]  # sqrt((49 + 9 + 16) / 2 / 3)

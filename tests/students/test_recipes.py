@@ -125,7 +125,8 @@ def test_the_table_itself_makes_recipes():
         for name, found in models.items():
             assert set(found) - {"noisy"} == {"batch_size", "weight_decay", "lr", "command"}
             for share, rates in {"0": found, **found.get("noisy", {})}.items():
-                assert rates["command"] is None or rates["command"].startswith("python -m train.tune ")
+                command = rates["command"]
+                assert command is None or command.startswith(("python -m train.tune ", "prune-env tune "))
                 for budget, lr in rates["lr"].items():
                     of, _, size = dataset.partition(":")
                     values = tuned(of, name, float(budget), float(share), int(size or 0)).values

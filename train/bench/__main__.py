@@ -1,9 +1,9 @@
 """What the environment costs: against loops that others write, with many students, and at a million samples.
 
-    python -m train.bench                                          # all sections; digits only
-    python -m train.bench --root DIR --train-size 10000            # and the images in DIR/train/<class>/
-    python -m train.bench --only scale decisions --samples 1281167 10000000
-    python -m train.bench --device cuda                            # the same tables on a GPU
+    prune-env bench                                          # all sections; digits only
+    prune-env bench --root DIR --train-size 10000            # and the images in DIR/train/<class>/
+    prune-env bench --only scale decisions --samples 1281167 10000000
+    prune-env bench --device cuda                            # the same tables on a GPU
 
 Ratios are medians over rounds in which both were timed one after the other in this process. Sections: `steps`, a step
 against a bare PyTorch loop; `peers`, an epoch against DataLoader loops; `students`, many in one vector environment;
@@ -12,6 +12,7 @@ against a bare PyTorch loop; `peers`, an epoch against DataLoader loops; `studen
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -59,12 +60,15 @@ class Args:
     """Where the student trains."""
 
 
-def main(args: Args) -> None:
+def main(args: Args | None = None) -> int:
+    """Print the tables that `args` (else the command line's arguments) ask for."""
+    args = args or tyro.cli(Args, description=__doc__)
     torch.set_num_threads(args.threads)
     console = Console(width=100)
     for section in args.only:
         for table in SECTIONS[section](args):
             console.print(table)
+    return 0
 
 
 def _tasks(args: Args) -> list[tuple[str, str, dict[str, Any]]]:
@@ -185,4 +189,4 @@ SECTIONS: dict[Section, Callable[[Args], list[Any]]] = {
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.exit(main())

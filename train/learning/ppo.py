@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from agents.learned import Network
+from prune_env.policy.learned import Network
 
 # gamma and lambda are 1 since an episode is judged as a whole, at its end. Noise stays through a rollout (gSDE, arXiv
 # 2005.05719): noise that is drawn anew in each of a dozen steps cancels out. Found on the training tasks.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from prune_env.policy.tasks import TaskDistribution
+from train.execution.executors import OURS_FIRST, import_path
 from train.learning.workers import DIED, Died, Worker, Workers
 
 PATHS = ("PRUNE_ENV_DATA", "PRUNE_ENV_CACHE")  # which the cluster's processes use too
@@ -23,14 +23,14 @@ PATHS = ("PRUNE_ENV_DATA", "PRUNE_ENV_CACHE")  # which the cluster's processes u
 def cluster(given: Any) -> Iterator[None]:
     """Connect to the cluster at `given.address`, or start one. Raises ConnectionError without one of enough CPUs."""
     paths = {name: os.path.abspath(os.path.expanduser(os.environ[name])) for name in PATHS if os.environ.get(name)}
-    paths["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, sys.path))
+    paths["PYTHONPATH"] = import_path()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         ray.init(
             given.address or "local",
             num_cpus=None if given.address else given.processes,
             include_dashboard=False,
-            runtime_env={"env_vars": paths},
+            runtime_env={"env_vars": paths, "worker_process_setup_hook": OURS_FIRST},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -41,6 +41,10 @@ class Where:
 
 ENGINES = {"address": ("ray",), "gpus_per_run": ("ray", "slurm"), "partition": ("slurm",), "minutes": ("slurm",)}
 
+# What Ray's workers call as they start: our packages are imported before Ray puts the current folder in front of the
+# paths, where a user's own train.py or agents.py may lie.
+OURS_FIRST = "train.execution.executors.import_path"
+
 
 class Unavailable(Exception):
     """An executor that cannot work here; one line, which says what to do."""

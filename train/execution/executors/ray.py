@@ -17,7 +17,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, Ray
 
 from prune_env.machine import cores
 from train.execution.agent import line_of
-from train.execution.executors import Executor, Outcome, Unavailable, Where, gpus_for, import_path
+from train.execution.executors import OURS_FIRST, Executor, Outcome, Unavailable, Where, gpus_for, import_path
 from train.execution.run import Failure, Run, Terms, attempt, lost
 
 PATHS = ("PRUNE_ENV_DATA", "PRUNE_ENV_CACHE")  # which the workers shall use too
@@ -39,7 +39,7 @@ def start(where: Where, terms: Terms, runs: int) -> Executor:
             where.address or "local",
             num_cpus=None if where.address else where.workers or cores(),
             include_dashboard=False,
-            runtime_env={"env_vars": {**paths, "PYTHONPATH": import_path()}},
+            runtime_env={"env_vars": {**paths, "PYTHONPATH": import_path()}, "worker_process_setup_hook": OURS_FIRST},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

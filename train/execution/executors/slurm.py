@@ -34,7 +34,8 @@ def start(where: Where, terms: Terms, runs: int) -> Executor:
     lock, stopped = Lock(), Event()  # submitit is not made for threads
 
     def do(run: Run) -> Outcome:
-        with lock, environment_variables(PYTHONPATH=import_path()):  # which jobs inherit
+        # jobs inherit these; a job is `python -m`, which else looks for modules in the current folder first
+        with lock, environment_variables(PYTHONPATH=import_path(), PYTHONSAFEPATH="1"):
             try:
                 job = executor.submit(_Job(), run, terms)
             except (RuntimeError, FileNotFoundError) as error:  # of sbatch

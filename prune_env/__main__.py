@@ -1,0 +1,51 @@
+"""The command `prune-env`: runs a program of the checkout, in any folder."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+PROGRAMS = {
+    "evaluate": "compare agents at equal compute",
+    "sweep": "run what a sweep file lists",
+    "report": "report on a sweep as one HTML file",
+    "tune": "tune the learning rate of full training",
+    "learn": "train a policy over pruning decisions",
+    "heldout": "judge a policy on tasks that no policy is trained on",
+    "explain": "show what a policy does and which of its inputs it uses",
+    "bench": "measure what the environment costs",
+}
+CHECKOUT = Path(__file__).resolve().parents[1]  # of an editable installation
+
+
+def main() -> int:
+    """Run the program that the command line names; return its exit status, 2 if there is none of that name."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: prune-env PROGRAM [OPTIONS]; prune-env PROGRAM --help lists the options\n")
+        print("\n".join(f"  {program:10}{what}" for program, what in PROGRAMS.items()))
+        return 0
+    if name not in PROGRAMS:
+        return _refused(f"there is no program {name!r}; there are {', '.join(PROGRAMS)}")
+    if not (CHECKOUT / "train" / "execution").is_dir():
+        return _refused(f"{name} is not in the wheel; in a clone of prune_env's repository: pip install -e '.[train]'")
+    # ours come first, whatever files lie in the current folder; the user's own modules are found there
+    sys.path.insert(0, str(CHECKOUT))
+    sys.path.append(os.getcwd())
+    sys.argv[:] = [f"prune-env {name}", *arguments]
+    try:
+        program = importlib.import_module("train.bench.__main__" if name == "bench" else f"train.{name}")
+    except ModuleNotFoundError as error:
+        return _refused(f"{name} needs {error.name}; in {CHECKOUT}: pip install -e '.[train]'")
+    return program.main()
+
+
+def _refused(why: str) -> int:
+    print(f"error: {why}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
