@@ -126,9 +126,7 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
     sized = [f"{name}:{args.image_size}" for name in sources.SOURCES]
     if args.save not in (None, "*", *sources.SOURCES, *sized):
         names = ", ".join(sources.SOURCES)
-        raise ValueError(
-            f"--save is {args.save!r}; it must be '*', or one of {names}, the size of --image-size behind a colon or not"
-        )
+        raise ValueError(f"--save is {args.save!r}; it must be '*', or one of {names}, bare or with :--image-size")
     return run.recipe
 
 
