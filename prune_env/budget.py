@@ -72,6 +72,18 @@ class Ledger:
                 "raise the budget or lower batch_size"
             )
 
+    def charge(self, epoch: Epoch, nonfinite: int) -> bool:
+        """Enter what an epoch trained on and scored; return whether nothing can follow.
+
+        Args:
+            epoch: as `Epoch.plan` returned it.
+            nonfinite: rows whose logits or losses were not finite; one ends the run.
+        """
+        trained, scored = len(epoch.rows), len(epoch.rows.scored)
+        self.train += trained
+        self.score += scored
+        return epoch.last or trained + scored == 0 or nonfinite > 0
+
     def state_dict(self) -> dict:
         return asdict(self)
 

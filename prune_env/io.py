@@ -1,5 +1,6 @@
 """Write files atomically, and append JSON lines."""
 
+import csv
 import hashlib
 import json
 import os
@@ -8,8 +9,11 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import IO, Any
+
+from numpy.typing import NDArray
 
 CHUNK = 1 << 20  # bytes hashed at a time
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")  # names of what is in the writing, see open_atomic
@@ -40,6 +44,23 @@ def open_atomic(path: str | Path) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)  # it is still there only when something above failed
+
+
+def write_columns(path: str | Path, columns: Mapping[str, NDArray]) -> None:
+    """Write columns of equal length to a CSV file, or to a Parquet file if the name ends so, which needs pyarrow."""
+    if Path(path).suffix == ".parquet":
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+
+        content = BytesIO()
+        parquet.write_table(pyarrow.table(dict(columns)), content)
+        write_atomic(path, content.getvalue())
+    else:
+        text = StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        write_atomic(path, text.getvalue().encode())
 
 
 def line(value: Mapping[str, Any]) -> bytes:

@@ -6,6 +6,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
+
 
 class Remembers:
     """Give an agent `state_dict()` and `load_state_dict()` for the attributes that it names in `remembers`.
@@ -54,3 +57,28 @@ def load_state(agent: Any, state: Mapping[str, Any]) -> None:
     """Let an agent go on from what `state_of` returned for another one with the same options."""
     if callable(getattr(agent, "load_state_dict", None)):
         agent.load_state_dict(state)
+
+
+_ARRAY = "numpy array"
+
+
+def arrays_to_tensors(state: Any) -> Any:
+    """Return a state in which tensors stand for arrays and numbers of numpy, which `torch.load` refuses by default."""
+    if isinstance(state, np.ndarray | np.generic):
+        return {_ARRAY: torch.tensor(state)}
+    if isinstance(state, Mapping):
+        return {name: arrays_to_tensors(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(arrays_to_tensors(value) for value in state)
+    return state
+
+
+def tensors_to_arrays(state: Any) -> Any:
+    """Return the state that `arrays_to_tensors` was given; its arrays share no memory with this one."""
+    if isinstance(state, Mapping):
+        if list(state) == [_ARRAY]:
+            return state[_ARRAY].cpu().numpy().copy()[()]  # a number, if it has no axis
+        return {name: tensors_to_arrays(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(tensors_to_arrays(value) for value in state)
+    return state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -126,9 +127,18 @@ def _check_entry(key: str, values: object, n: int, bound: float) -> NDArray[np.f
 
 
 def order(place: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return `np.argsort` of uniform draws (k,) from [0, 1), in half the time: a radix sort goes first."""
-    coarse = np.argsort((place * 2**16).astype(np.uint16), kind="stable")
-    return coarse[np.argsort(place[coarse], kind="stable")]
+    """Return `np.argsort` of uniform draws (k,) from [0, 1), stable, in half the time or less.
+
+    A draw's leading bits and its index are one integer: numpy sorts integers faster than it finds an order.
+    """
+    bits = len(place).bit_length()
+    keys = (place * 2.0 ** (64 - bits)).astype(np.uint64) << np.uint64(bits) | np.arange(len(place), dtype=np.uint64)
+    keys.sort()
+    found = (keys & np.uint64(2**bits - 1)).astype(np.int64)
+    placed = place[found]
+    if np.any(placed[1:] < placed[:-1]):  # draws that differ in the last bits only
+        found = found[np.argsort(placed, kind="stable")]
+    return found
 
 
 @dataclass(frozen=True)
@@ -147,7 +157,7 @@ class Selection:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
+    @cached_property  # loops ask for every batch
     def mixed(self) -> int:
         """Number of rows that are blended with a partner."""
         return int(np.count_nonzero(self.shares))
@@ -170,7 +180,7 @@ class Selection:
         """
         weight, mixup = action["weight"], action["mixup"]
         place = rng.random(len(weight))
-        kept, scored = (rows[order(place[rows])] for rows in map(np.flatnonzero, (weight, action["score"])))
+        kept, scored = (rows[order(place[rows])] for rows in map(np.flatnonzero, (weight > 0, action["score"] > 0)))
         shares = mixup[kept]
         partners = kept.copy()
         mixed = np.flatnonzero(shares)

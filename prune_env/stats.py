@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import repeat
 
 import numpy as np
@@ -34,6 +35,7 @@ COLUMNS = (*BOUNDS, "age")
 _MEAN, _VAR, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
     COLUMNS.index(name) for name in ("loss_mean", "loss_var", "correct", "forgets", "visits", "age")
 )
+OF_LOSSES = ("loss", "loss_mean", "loss_var", "visits", "age")  # what losses without logits tell
 
 
 class Stats:
@@ -49,21 +51,30 @@ class Stats:
         classes: number of classes C.
         ema: a, the weight of the newest loss, in (0, 1].
         device: where the table lives; 44 bytes a sample.
+        initial_loss: of a sample before its first measured visit; log C by default.
     """
 
-    def __init__(self, n: int, classes: int, ema: float, device: torch.device):
+    def __init__(self, n: int, classes: int, ema: float, device: torch.device, *, initial_loss: float | None = None):
         self.ema = ema
-        start = dict.fromkeys(COLUMNS, 0.0)
-        start |= {"loss": math.log(classes), "loss_mean": math.log(classes), "entropy": 1.0}
+        loss = math.log(classes) if initial_loss is None else initial_loss
+        start = dict.fromkeys(COLUMNS, 0.0) | {"loss": loss, "loss_mean": loss, "entropy": 1.0}
         start |= {"age": -1.0, "confidence": 1.0 / classes, "el2n": math.sqrt(1.0 - 1.0 / classes)}
         row = torch.tensor([start[name] for name in COLUMNS], device=device)  # (F,)
         self.table = row.repeat(n, 1)  # (N, F) float32
 
     def update(
-        self, indices: Tensor, logits: Tensor, labels: Tensor, clean: Tensor, spent: float, *, trained: bool = True
+        self,
+        indices: Tensor,
+        logits: Tensor | None,
+        labels: Tensor | None,
+        clean: Tensor,
+        spent: float,
+        losses: Tensor | None = None,
+        *,
+        trained: bool = True,
     ) -> Tensor:
         """Call `enter_pieces` on this table, with the same arguments and result."""
-        return enter_pieces(self.table, indices, logits, labels, clean, spent, self.ema, trained=trained)
+        return enter_pieces(self.table, indices, logits, labels, clean, spent, self.ema, losses, trained=trained)
 
     def visits(self, indices: Tensor) -> Tensor:
         """Return how often each of (B,) samples was trained on, (B,) int64."""
@@ -86,14 +97,28 @@ class Stats:
         return {**seen, **{name: np.array([value], np.float32) for name, value in figures.items()}}
 
 
+class OfLosses(dict[str, NDArray]):
+    """What an agent sees of losses without logits. An entry that is missing says why."""
+
+    def __missing__(self, name: str) -> NDArray:
+        raise KeyError(f"the agent reads {name!r}, and the loop gives losses without logits: there are {list(self)}")
+
+
+def of_losses(seen: Mapping[str, NDArray]) -> OfLosses:
+    """Return the part of an observation that losses without logits tell."""
+    unknown = {*COLUMNS, "train_accuracy"} - set(OF_LOSSES)
+    return OfLosses({name: values for name, values in seen.items() if name not in unknown})
+
+
 def enter_pieces(
-    table: Tensor, indices: Tensor, logits: Tensor, *others: Tensor | float, trained: bool = True
+    table: Tensor, indices: Tensor, logits: Tensor | None, *others: Tensor | float | None, trained: bool = True
 ) -> Tensor:
     """Call `enter`, with the same arguments and result.
 
     A CPU does it a few rows at a time: with a thousand classes that takes a quarter of the time.
     """
-    rows = max(1, CACHED_NUMBERS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    width = 8 if logits is None else logits.shape[1]  # without logits it is rows of the table that the cache holds
+    rows = max(1, CACHED_NUMBERS // width if table.device.type == "cpu" else len(indices))
     columns = [
         values.split(rows) if isinstance(values, Tensor) else repeat(values) for values in (indices, logits, *others)
     ]
@@ -103,34 +128,64 @@ def enter_pieces(
 def enter(
     table: Tensor,
     indices: Tensor,
-    logits: Tensor,
-    labels: Tensor,
+    logits: Tensor | None,
+    labels: Tensor | None,
     clean: Tensor,
     spent: float | Tensor,
     ema: float | Tensor,
+    losses: Tensor | None = None,
     *,
     trained: bool = True,
 ) -> Tensor:
     """Enter one visit of each of B distinct samples, or one measurement by a forward pass alone.
 
-    Mixed rows count as visits and leave everything else as it was. So do rows whose logits are not
+    Mixed rows count as visits and leave everything else as it was. So do rows whose logits or losses are not
     finite: they are counted, never measured.
 
     Args:
         table: (N, F) float32, changed in place; the tables of several runs may be concatenated.
         indices: (B,) int64, distinct.
-        logits: (B, C) float32, of that pass.
-        labels: (B,) int64.
+        logits: (B, C) float32, of that pass; None where there are losses alone, which leave most columns as they were.
+        labels: (B,) int64; None likewise.
         clean: (B,) bool, false where the row was blended with a partner.
         spent: time of the measurement in full-epoch equivalents of compute; one or (B,).
         ema: weight of the newest loss; one or (B,).
+        losses: (B,) float32, clipped to [0, MAX_LOSS]; the cross-entropy of the logits by default.
         trained: whether this was a visit; a sample that is only scored keeps its count.
 
     Returns:
-        (3, B) bool: whether a row's logits were finite; whether it was measured, which needs a clean row too; and
-        whether it was measured and predicted right.
+        (3, B) bool: whether a row was finite; whether it was measured, which needs a clean row too; and whether it
+        was measured and predicted right.
     """
     old = table.index_select(0, indices)  # (B, F)
+    new: dict[str, Tensor] = {}
+    finite = torch.ones_like(clean)
+    if logits is not None and labels is not None:
+        new, finite = measure(logits, labels)
+        new["forgets"] = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - new["correct"])
+    if losses is not None:
+        new["loss"], finite = losses.clamp(0.0, MAX_LOSS), finite & torch.isfinite(losses)
+    loss = new["loss"]
+    first = old[:, _MEASURED] < 0.0
+    deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
+    new["loss_mean"] = torch.where(first, loss, old[:, _MEAN] + ema * deviation)
+    new["loss_var"] = (1.0 - ema) * old[:, _VAR] + ema * deviation.square()
+    new["age"] = torch.zeros_like(loss) + spent
+
+    measured = clean & finite
+    values = [new.get(name, column) for name, column in zip(COLUMNS, old.t(), strict=True)]
+    rows = torch.where(measured[:, None], torch.stack(values, dim=1), old)  # (B, F)
+    rows[:, _VISITS] += float(trained)
+    table.index_copy_(0, indices, rows)
+    return torch.stack([finite, measured, measured & (rows[:, _CORRECT] > 0.0)])
+
+
+def measure(logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what the logits (B, C) of one pass say about samples of labels (B,), and whether they were finite.
+
+    Returns:
+        (B,) float32 by name of the column; (B,) bool.
+    """
     label = labels[:, None]  # (B, 1)
     top, predicted = logits.max(dim=1, keepdim=True)  # (B, 1) each
     z = (logits - top).clamp(min=-MAX_LOSS)  # (B, C)
@@ -138,38 +193,15 @@ def enter(
     total = e.sum(dim=1, keepdim=True)  # (B, 1)
     p = e / total
     log_total = total.log()[:, 0]
-    loss = (log_total - z.gather(1, label)[:, 0]).clamp(max=MAX_LOSS)
     own = p.gather(1, label)  # (B, 1)
     confidence = own[:, 0]
-    margin = confidence - p.scatter(1, label, -1.0).amax(dim=1)
-    entropy = (log_total - (p * z).sum(dim=1)) / math.log(p.shape[1])
-    el2n = p.scatter(1, label, own - 1.0).norm(dim=1)
-    correct = (predicted == label)[:, 0].float()
-
-    first = old[:, _MEASURED] < 0.0
-    deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
-    mean = torch.where(first, loss, old[:, _MEAN] + ema * deviation)
-    var = (1.0 - ema) * old[:, _VAR] + ema * deviation.square()
-    forgets = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - correct)
-    visits = old[:, _VISITS] + float(trained)
-    new = {  # (B,) each
-        "loss": loss,
-        "loss_mean": mean,
-        "loss_var": var,
+    values = {
+        "loss": (log_total - z.gather(1, label)[:, 0]).clamp(max=MAX_LOSS),
         "confidence": confidence,
-        "margin": margin,
-        "entropy": entropy,
-        "el2n": el2n,
-        "correct": correct,
-        "forgets": forgets,
-        "visits": visits,
-        "age": torch.zeros_like(loss) + spent,
+        "margin": confidence - p.scatter(1, label, -1.0).amax(dim=1),
+        "entropy": (log_total - (p * z).sum(dim=1)) / math.log(p.shape[1]),
+        "el2n": p.scatter(1, label, own - 1.0).norm(dim=1),
+        "correct": (predicted == label)[:, 0].float(),
     }
-
     # NaN and inf show in the total, NaN and -inf in the smallest logit; a sum of the logits could overflow
-    finite = torch.isfinite(total[:, 0]) & torch.isfinite(logits.amin(dim=1))
-    measured = clean & finite
-    row = torch.where(measured, torch.stack([new[name] for name in COLUMNS]), old.t())  # (F, B)
-    row[_VISITS] = visits
-    table.index_copy_(0, indices, row.t())
-    return torch.stack([finite, measured, measured & (correct > 0.0)])
+    return values, torch.isfinite(total[:, 0]) & torch.isfinite(logits.amin(dim=1))

@@ -182,12 +182,11 @@ class Trainer:
         finite, measured, right, finite_scored, *validated = counts
         k, s = len(epoch.rows), len(epoch.rows.scored)
         evaluation = Evaluation.of(loss, validated, self.val_data)
-        self.ledger.train += k
-        self.ledger.score += s
+        nonfinite = k - finite + s - finite_scored + evaluation.nonfinite
+        finished = self.ledger.charge(epoch, nonfinite)
         self.ledger.evaluate += len(self.val_data)
         for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
             self.ledger.seconds[name] += passed
-        nonfinite = k - finite + s - finite_scored + evaluation.nonfinite
         gained = evaluation.accuracy - self.val_accuracy
         self.val_accuracy = evaluation.accuracy
         self.train_accuracy = right / measured if measured else self.train_accuracy
@@ -205,7 +204,7 @@ class Trainer:
             lr=self.recipe.rate(self.ledger.used / epoch.horizon),
             nonfinite=nonfinite,
             diverged=nonfinite > 0,
-            finished=k + s == 0 or epoch.last or nonfinite > 0,
+            finished=finished,
         )
 
     def nothing_yet(self) -> EpochResult:

@@ -5,17 +5,31 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import tyro
 from rich.console import Group
 from rich.text import Text
 
+import agents as rules
+from prune_env import io
+from prune_env.checks import whole
+from prune_env.data import sources
 from prune_env.students.recipes import default_model
-from train.analysis import table
-from train.analysis.text import readable
+from train.analysis import records as reading
+from train.analysis import summary, table
+from train.analysis.records import Results
+from train.analysis.summary import FULL
+from train.analysis.text import count, readable
+from train.execution import program, results
+from train.execution.agent import Given
 from train.execution.plan import TASK, Block, Options, dataset_of
 from train.execution.program import Running, carry_out
 from train.execution.results import Record
@@ -35,44 +49,174 @@ DEFAULT_AGENTS = (
 )
 
 
+KEEP = (0.5,)
+
+
 @dataclass(kw_only=True)
 class Arguments(Options, Running):
     """Train with every agent under equal budgets and paired seeds; compare test accuracy.
 
     Results go to OUT/NAME: results.jsonl (one line a run, with its provenance), curves.csv, accuracy.png,
     table.txt, tensorboard/ (its steps are thousandths of a full-epoch equivalent), and failures.jsonl if an
-    agent failed. Runs that results.jsonl has are not run again.
+    agent failed. Runs that results.jsonl has are not run again. The table that is printed is of the runs asked for.
+    table.txt and curves.csv are of all runs in the folder, accuracy.png and tensorboard/ of those on the same task.
     """
 
     agents: tuple[str, ...] = DEFAULT_AGENTS
     """Agents, e.g. `ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent:option=1`."""
     budget: tuple[float, ...] = (10.0,)
     """Compute of a run in full-epoch equivalents; several give a table each."""
-    keep: tuple[float, ...] = (0.5,)
+    keep: tuple[float, ...] = KEEP
     """Share of the samples kept in a step, for agents that take `keep` and do not set it; several are compared."""
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
 
     def block(self) -> tuple[str, Block]:
         """Return the default name of the folder of results, and what to run."""
-        settings, dataset = self.settings(), dataset_of(self.env)
-        model = settings.get("model") or default_model(dataset)
-        task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
-        name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, model, *task]))
-        heading = ", ".join([self.env, model, *(f"{n}={v}" for n, v in settings.items() if n != "model")])
+        settings = self.settings()
+        name, heading = names(self.env, settings, self.root)
         return name, Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)
 
 
-def report(folder: Path, records: Sequence[Record], seeds: int) -> None:
-    """Print the table, and write it with the curves and the figure into the folder of results."""
-    # imported here: worker processes import this module too, and these take a second
-    from train.analysis import curves, figures
+def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str, str]:
+    """Return the default name of the folder of results, and the heading of their tables. Raises as `dataset_of`."""
+    dataset, settings = dataset_of(env), results.plain_settings(settings)
+    model = settings.pop("model", None) or default_model(dataset)
+    images = [sources.folder(root).name] if dataset == "imagefolder" else []
+    task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
+    name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, *images, model, *task]))
+    return name, ", ".join([env, *images, model, *(f"{name}={value}" for name, value in settings.items())])
 
-    heading = records[0]["task"]
-    table.show(folder / "table.txt", Group(Text(readable(heading)), table.render(records, seeds)))
-    curves.write_csv(folder / "curves.csv", records)
-    figures.write_accuracy(folder / "accuracy.png", records, heading)
-    curves.write_events(folder / "tensorboard", records)
+
+def report(folder: Path, records: Sequence[Record], _: str = "") -> None:
+    """Print the table of these runs; write files on all runs of the folder of results."""
+    there, asked = write_files(folder, records), {record["key"] for record in records}
+    shown = [record for record in there if record["key"] in asked]
+    parts = [table.render_tasks(shown)]
+    if others := len(there) - len(shown):
+        note = readable(f"{folder / 'table.txt'} also has the {count(others, 'other run')} in this folder.")
+        parts.append(Text(note, no_wrap=True, overflow="ignore"))
+    table.display(Group(*parts))
+
+
+def write_files(folder: Path, records: Sequence[Record]) -> list[Record]:
+    """Write table and curves of all runs in the folder, and the figure of those on the task of these; return all."""
+    from train.analysis import curves, figures  # they take a second
+
+    asked = {record["key"] for record in records}
+    found = [record for key, record in results.read(folder / "results.jsonl")[0].items() if key not in asked]
+    there = reading.told_apart([*found, *records])
+    task, there = there[-1]["task"], summary.latest(there)
+    of_task = [record for record in there if record["task"] == task]
+    table.write(folder / "table.txt", table.render_tasks(there))
+    curves.write_csv(folder / "curves.csv", there)
+    io.write_atomic(folder / "accuracy.png", figures.png(figures.evaluation(of_task, task)))
+    curves.write_events(folder / "tensorboard", of_task)
+    return there
+
+
+def evaluate(
+    agents: Mapping[str, str | Given] | Sequence[str | Given] = DEFAULT_AGENTS,
+    env: str = "prune_env/Digits-v0",
+    budgets: Sequence[float] = (10.0,),
+    seeds: int = 5,
+    *,
+    folder: str | Path | None = None,
+    workers: int | None = 0,
+    root: str | None = None,
+    download: bool = False,
+    images: str = "auto",
+    device: str = "auto",
+    fresh: bool = False,
+    save_models: bool = False,
+    save_selections: bool = False,
+    **settings: Any,
+) -> Results:
+    """Compare agents at equal compute, as `prune-env evaluate` does; see docs/python.md.
+
+    Args:
+        agents: by the names that they have in the results: specs, callables `agent(observation, rng) -> action`, of
+            which each run has a copy that is reset, or classes of such, made anew for each run. Or a list of these.
+        env: id of the environment.
+        budgets: compute of a run in full-epoch equivalents.
+        seeds: number of paired seeds: 0, 1, ...
+        folder: where results are kept, as by the program: runs that are there are not done again, but for those of
+            callables and classes. By default nothing is kept.
+        workers: processes that do the runs; None: one a core. 0: this process does them, and raises the first error.
+        root, download, images, device: see `prune_env.PruneEnv`.
+        fresh: whether to do all runs anew.
+        save_models, save_selections: whether to save each run's student, and what each step trained on, in `folder`.
+        **settings: of the environment, such as `train_size`, `model` and `lr`.
+
+    Raises:
+        ValueError, TypeError: a wrong argument; or callables with workers, whose processes do not have them.
+        RuntimeError: no run has ended well. With workers, a warning says which runs failed.
+    """
+    if not isinstance(agents, Mapping):
+        agents = {a if isinstance(a, str) else getattr(a, "__name__", type(a).__name__): a for a in agents}
+    settings = {name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items()}
+    given = {name: agent for name, agent in agents.items() if not isinstance(agent, str)}
+    own = [*given, *(name for name, value in settings.items() if callable(value))]
+    if workers != 0 and own:
+        raise ValueError(
+            f"workers is {workers}; {', '.join(own)} must then be given by name, as 'my_module:MyAgent' is"
+        )
+    if (save_models or save_selections) and folder is None:
+        raise ValueError("save_models and save_selections need a folder")
+    labels, (_, heading) = _labels(agents), names(env, settings, root)
+    block = Block(heading, env, settings, tuple(labels), KEEP, tuple(map(float, budgets)), whole("seeds", seeds), given)
+    found: list[Record] = []
+    with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+        running = Running(
+            workers=workers,
+            root=root,
+            download=download,
+            images=images,
+            device=device,
+            fresh=fresh,
+            save_models=save_models,
+            save_selections=save_selections,
+            name=Path(place).name,
+            out=Path(place).parent,
+        )
+
+        def keep(at: Path, records: list[Record], _: str) -> None:
+            found.extend(records)
+            if folder is not None:
+                write_files(at, records)
+
+        at, plan, _ = program.planned(running, lambda: ("", [block], ""))
+        program.finish(plan, at, running, "train.evaluate.evaluate", "", keep)
+        failures = list(results.read(at / "failures.jsonl")[0].values())
+    if failures:
+        wrong = f"{len(failures)} of {len(plan.runs)} runs failed, the first with {failures[0]['error']}"
+        if not found:
+            raise RuntimeError(wrong)
+        warnings.warn(f"{wrong} (see .failures)", stacklevel=2)
+    found = [{**record, "agent": labels[record["agent"]]} for record in found]
+    return Results(found, failures, len(plan.runs), "", {})
+
+
+def _labels(agents: Mapping[str, str | Given]) -> dict[str, str]:
+    """Return the names of agents by their specs, to which `keep` is added; of what has none by the name itself.
+
+    Raises:
+        ValueError: a name that misleads, two names of one agent, or a wrong spec.
+    """
+    labels: dict[str, str] = {}
+    for name, agent in agents.items():
+        if isinstance(agent, str):
+            if FULL in (name, agent) and name != agent:
+                raise ValueError(f"agents: {name!r} is {agent!r}; differences are to {FULL!r}, which has no other name")
+            spec = rules.spec_with_keep(agent, *KEEP)
+        elif name.partition(":")[0] in rules.AGENTS:
+            raise ValueError(f"agents: {name!r} names an agent of this project; give yours another name")
+        else:
+            spec = name
+        if spec in labels:
+            raise ValueError(f"agents: {labels[spec]!r} and {name!r} are the same agent, {spec}")
+        labels[spec] = spec if agent == name else name
+    return labels
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -88,7 +232,7 @@ def main(args: Sequence[str] | None = None) -> int:
         name, block = arguments.block()
         return name, [block], ""
 
-    return carry_out(arguments, command, blocks, lambda folder, records, _: report(folder, records, arguments.seeds))
+    return carry_out(arguments, command, blocks, report)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ class Arguments:
     """Write report.html, which needs no network and no JavaScript, its figures, its numbers as CSV, and table.txt.
 
     FOLDER is what `train.sweep` or `train.evaluate` wrote; its results.jsonl may be compressed, as those in results/
-    are. It may still be running: nothing else is touched. Runs that the last plan, cells.json there, does not have are
-    left out.
+    are. It may still be running: nothing else is touched. Runs of a sweep that its file does not have any more are left
+    out.
     """
 
     folder: tyro.conf.Positional[Path]

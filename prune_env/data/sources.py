@@ -46,7 +46,7 @@ def read(name: str, split: str, root: str | Path | None, download: bool, image_s
         raise ValueError(f"image_size={image_size} for {name!r}: it must be {allowed}")
     if root is not None and not isinstance(root, str | os.PathLike):
         raise TypeError(f"root is {root!r}; it must be a path")
-    where = Path(root or os.environ.get("PRUNE_ENV_DATA") or "~/.cache/prune_env/data").expanduser().absolute()
+    where = folder(root)
     key = name, where, size
     if split == "train" and key in _read:
         return _read[key]
@@ -65,6 +65,11 @@ def read(name: str, split: str, root: str | Path | None, download: bool, image_s
     if split == "train":  # nothing in the package holds on to test labels, which environments must not reach
         _read[key] = samples
     return samples
+
+
+def folder(root: str | Path | None) -> Path:
+    """Return the folder in which data sets are looked for."""
+    return Path(root or os.environ.get("PRUNE_ENV_DATA") or "~/.cache/prune_env/data").expanduser().absolute()
 
 
 def forget() -> None:

@@ -220,7 +220,7 @@ def test_strings_of_users_are_escaped(
     assert "File <string>\n<u>&lt;</pre>" in page.text
     assert "# </pre><script>" in page.text
 
-    evaluate.report(tmp_path, some, 2)  # the terminal, the curves and the figure take them too
+    evaluate.report(tmp_path, some)  # the terminal, the curves and the figure take them too
     assert len(list((tmp_path / "tensorboard").iterdir())) == 5
     for text in (capsys.readouterr().out, *((tmp_path / n).read_text() for n in ("curves.csv", "agents.csv"))):
         assert r"learned:caf\xe9" in text

@@ -17,7 +17,7 @@ from tests.helpers import trees
 from tests.helpers.reference import PlainSGD, normalized, plain_epoch, toy
 from tests.helpers.runs import digits
 from train.bench import __main__ as bench
-from train.bench import loading, peers, scale, timing
+from train.bench import loading, peers, pruner, scale, timing
 
 CPU = torch.device("cpu")
 SMALL = {"train_size": 48, "batch_size": 16, "model": "mlp:4"}
@@ -169,7 +169,9 @@ def test_every_section_prints_its_tables(capsys, monkeypatch):
 
     monkeypatch.setattr(bench, "time_peers", duel)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # on a busy machine they wait for each other
-    bench.main(bench.Args(rounds=1, samples=(300, 600), classes=7, members=(2,), conv_members=(), workers=(0,)))
+    args = bench.Args(rounds=1, samples=(300, 600), classes=7, members=(2,), conv_members=(), workers=(0,))
+    args.only = args.only[:-1]  # the last one has a test of its own
+    bench.main(args)
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 100
     assert re.search(r"digits, mlp +│( +[\d.,]+ │){3}$", out, re.M)
@@ -180,6 +182,14 @@ def test_every_section_prints_its_tables(capsys, monkeypatch):
     assert len(re.findall(r"^│ [36]00 +│(?: +[\d.]+ │){5}$", out, re.M)) == 2
     assert sorted(re.findall(r"^│ (\w+) +│(?: +[\d.]+ │){3}$", out, re.M)) == sorted(agents.AGENTS)
     assert f"{4 * len(COLUMNS)} bytes a sample; an observation on the host: {4 * len(COLUMNS) + 8}." in out
+
+
+def test_the_tables_of_a_pruner_have_a_step_and_every_part(capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    bench.main(bench.Args(("pruner",), rounds=1, samples=(300, 600), steps=1, rows=64))
+    out = capsys.readouterr().out
+    assert re.search(r"│ step │( +[\d.]+ │){3}$", out, re.M)
+    assert all(re.search(rf"│ {part} +│( +[\d.]+ │){{3}}$", out, re.M) for part in pruner.PARTS)
 
 
 def test_the_table_of_loading_has_a_row_for_each_source_and_share(tmp_path, monkeypatch, capsys, one_thread):

@@ -1,18 +1,23 @@
 """A loop of one's own with a `Pruner`: against the environment, and against hand-counted figures."""
 
 import copy
+import io
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import agents
 from prune_env import PruneEnv, Pruner, select
 from prune_env.ranks import Ranks
+from prune_env.stats import BOUNDS, OF_LOSSES
 from prune_env.students.recipes import Recipe
 from tests.helpers.processes import fork, wait
 
@@ -117,6 +122,14 @@ def test_workers_that_stay_fetch_the_batches_of_every_epoch_ahead():
     assert pruner.ledger.spent == 3.0
 
 
+def saved(pruner: Pruner) -> dict:
+    """Return its state from a file, as torch reads one by default."""
+    file = io.BytesIO()
+    torch.save(pruner.state_dict(), file)
+    file.seek(0)
+    return torch.load(file)
+
+
 def test_a_state_goes_on_in_the_middle_of_an_epoch_with_the_batches_that_would_have_followed():
     def play(pruner: Pruner, dataset: TensorDataset, model: nn.Module, batches: int) -> list[list[int]]:
         seen: list[list[int]] = []
@@ -135,12 +148,13 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch_with_the_batches_that_would_h
     with torch.no_grad():
         model.weight.copy_(torch.randn(3, 6, generator=torch_rng))
     whole = play(*toy(agents.make("ucb:keep=0.5")), model, 10**6)
-    pruner, dataset = toy(agents.make("ucb:keep=0.5"))
+    pruner, dataset = toy(agents.make("ucb:keep=0.5"), history=True)
     first = play(pruner, dataset, model, 8)  # two batches into the third epoch
-    state = copy.deepcopy(pruner.state_dict())
+    state = saved(pruner)
     other, _ = toy(agents.make("ucb:keep=0.5"))
     other.load_state_dict(state)
     assert first + play(other, dataset, model, 10**6) == whole
+    assert other.history()["kept"].sum() == other.observe()["visits"].sum()
     with pytest.raises(ValueError, match="the state is of 50 samples; there are 40"):
         toy(everything, 40)[0].load_state_dict(state)
 
@@ -174,16 +188,146 @@ def test_what_the_agent_wants_and_the_loop_leaves_out_is_refused_by_name():
         rows = torch.arange(len(index))
         plain = 0.7 * nll[rows, labels[index]] + 0.3 * nll[rows, labels[partners]]
         torch.testing.assert_close(pruner.loss(logits, labels[index], index), plain.sum() / 8)
-    with pytest.raises(ValueError, match=r"scores 5 samples: give the logits of pruner.to_score\(\) to pruner.score"):
+    assert (pruner.done, len(pruner)) == (3, 3)
+    with pytest.raises(ValueError, match=r"scores 5 samples: call pruner.score for pruner.to_score\(\)"):
         pruner.end_epoch()
     logits = torch.zeros(5, 3)
     logits[:, 0] = 5.0
     pruner.score(pruner.to_score(), logits)
+    with pytest.raises(RuntimeError, match=r"take the state before that, or after pruner\.end_epoch"):
+        pruner.state_dict()
     pruner.end_epoch()
     assert pruner.ledger.used == 3 * 20 + 5
     seen = pruner.observe()
     assert seen["visits"].sum() == 20
     np.testing.assert_allclose(seen["confidence"][0], np.exp(5) / (np.exp(5) + 2), rtol=1e-6)
+
+
+# ---------------------------------------------------------------- losses, precision
+
+
+def test_losses_alone_select_what_the_cross_entropies_of_the_logits_do():
+    def play(pruner: Pruner, alone: bool) -> list[list[int]]:
+        rng, seen = torch.Generator().manual_seed(5), []
+        while not pruner.finished:
+            for index in pruner.indices():
+                logits = 3 * torch.randn(50, 3, generator=rng)[index]
+                losses = F.cross_entropy(logits, labels[index], reduction="none")
+                pruner.record(index, losses=losses) if alone else pruner.record(index, logits)
+                seen.append(index.tolist())
+            pruner.end_epoch()
+        return seen
+
+    labels = torch.arange(50) % 3
+    of_logits, _ = toy(agents.make("infobatch"))
+    alone = Pruner(agents.make("infobatch"), 50, 3.0, batch_size=8, initial_loss=math.log(3))
+    batches = play(of_logits, alone=False)
+    assert play(alone, alone=True) == batches
+    assert {len(batch) for batch in batches} > {8}  # the last ones of epochs on a part of the samples
+    assert [*alone.observe()] == [*OF_LOSSES, "spent", "budget", "val_accuracy"]
+    for name, values in alone.observe().items():
+        np.testing.assert_allclose(values, of_logits.observe()[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_losses_alone_follow_the_formulas_and_one_that_is_not_finite_ends_the_run():
+    groups = np.arange(20) % 4
+    pruner = Pruner(everything, groups, 10.0, batch_size=6, initial_loss=2.5, ema=0.3)
+    seen = pruner.observe()
+    assert (seen["loss"] == 2.5).all()
+    assert (seen["loss_mean"] == 2.5).all()
+    assert seen["label"].tolist() == groups.tolist()
+    rng, means, variances = np.random.default_rng(0), np.zeros(20), np.zeros(20)
+    for epoch in range(4):
+        values = rng.exponential(30.0, 20) - 5.0  # some below 0, some above 100
+        if epoch == 3:
+            values[7] = np.nan
+        for index in pruner.indices():
+            weights = pruner.record(index, losses=torch.from_numpy(values)[index].half())
+            assert weights.tolist() == [pytest.approx(1 / 6)] * len(index)
+        pruner.end_epoch()
+        for i, value in enumerate(values.astype(np.float16).astype(float)):
+            if np.isnan(value):
+                continue
+            loss = min(max(value, 0.0), 100.0)
+            variances[i] = 0.0 if epoch == 0 else 0.7 * variances[i] + 0.3 * (loss - means[i]) ** 2
+            means[i] = loss if epoch == 0 else 0.7 * means[i] + 0.3 * loss
+        assert pruner.finished == (epoch == 3)
+    seen = pruner.observe()
+    np.testing.assert_allclose(seen["loss_mean"], means, rtol=1e-5)
+    np.testing.assert_allclose(seen["loss_var"], variances, rtol=1e-4, atol=1e-3)
+    assert seen["visits"].tolist() == [4] * 20
+    assert seen["age"].tolist() == [1.0 if i == 7 else 0.0 for i in range(20)]
+
+
+def test_an_agent_that_needs_what_a_loop_does_not_give_is_told_so_at_the_first_step():
+    pruner = Pruner(agents.make("middle"), 50, 3.0, batch_size=8, initial_loss=1.0)
+    list(pruner)  # ranks losses
+    pruner = Pruner(lambda seen, rng: select(seen["margin"] > 0), 50, 3.0, batch_size=8, initial_loss=1.0)
+    with pytest.raises(KeyError, match="the agent reads 'margin', and the loop gives losses without logits"):
+        list(pruner)
+    pruner, index = Pruner(everything, 50, 3.0, batch_size=8, initial_loss=1.0), torch.arange(8)
+    pruner.begin_epoch()
+    with pytest.raises(ValueError, match=r"made with initial_loss: give it losses, \(B,\), and no logits"):
+        pruner.loss(torch.zeros(8, 3), index % 3, index)
+    pruner, _ = toy(everything)
+    pruner.begin_epoch()
+    with pytest.raises(ValueError, match="logits are missing: a loop that has losses alone makes the pruner with"):
+        pruner.record(index, losses=torch.zeros(8))
+
+
+def test_losses_of_your_own_stand_beside_the_statistics_of_the_logits():
+    pruner, _ = toy(everything)
+    for index in pruner.indices():
+        logits = torch.zeros(len(index), 3)
+        logits[:, 0] = math.log(2)  # probabilities 1/2, 1/4, 1/4
+        pruner.record(index, logits, losses=index / 10)
+    pruner.end_epoch()
+    seen = pruner.observe()
+    np.testing.assert_allclose(seen["loss"], np.arange(50) / 10, rtol=1e-6)
+    np.testing.assert_allclose(seen["confidence"], np.where(np.arange(50) % 3, 0.25, 0.5), rtol=1e-6)
+    assert pruner.train_accuracy == pytest.approx(17 / 50)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_half_precision_and_accumulated_gradients_are_those_of_a_plain_loop(precision):
+    """Gradients over two batches, from logits of 8 or 11 bits, with the loss taken under autocast or not."""
+    weights = np.linspace(0.5, 5.4, 50)
+    pruner, dataset = toy(lambda observation, rng: select(weights))
+    under = torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16)
+    logits = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).to(precision).requires_grad_()
+    plain = logits.detach().double().requires_grad_()
+    for index in pruner.indices():
+        with under:
+            loss = pruner.loss(logits[index], dataset.tensors[1][index], index) / 2
+        assert loss.dtype == torch.float32
+        loss.backward()
+        nll = -plain[index].log_softmax(1)[torch.arange(len(index)), dataset.tensors[1][index]]
+        own = (nll * torch.from_numpy(weights)[index]).sum() / 8 / 2
+        assert float(loss.detach()) == pytest.approx(float(own.detach()), rel=1e-5)
+        own.backward()
+        if pruner.done % 2 == 0 or pruner.done == len(pruner):
+            assert logits.grad is not None
+            assert plain.grad is not None
+            torch.testing.assert_close(logits.grad.double(), plain.grad, rtol=torch.finfo(precision).eps, atol=1e-6)
+            logits.grad = plain.grad = None
+    pruner.end_epoch()
+    seen = pruner.observe()
+    assert all(seen[name].dtype == np.float32 for name in BOUNDS)
+    nll = -plain.detach().log_softmax(1)[torch.arange(50), dataset.tensors[1]]
+    np.testing.assert_allclose(seen["loss"], nll, rtol=1e-5)
+    assert not pruner.finished
+
+
+@pytest.mark.parametrize("scored", [math.nan, math.inf, 0.0])
+def test_a_scored_sample_whose_logits_are_not_finite_ends_the_run(scored):
+    pruner, dataset = toy(lambda observation, rng: select(np.arange(50) < 20, score=np.arange(50) >= 45))
+    for index in pruner.indices():
+        pruner.loss(torch.zeros(len(index), 3), dataset.tensors[1][index], index)
+    logits = torch.zeros(5, 3)
+    logits[2, 1] = scored
+    pruner.score(pruner.to_score(), logits)
+    pruner.end_epoch()
+    assert pruner.finished == (scored != 0.0)
 
 
 def test_the_history_says_what_was_kept_by_the_users_own_names(tmp_path):
@@ -215,7 +359,7 @@ def test_the_history_says_what_was_kept_by_the_users_own_names(tmp_path):
     with pytest.raises(ValueError, match="ids has 1 names; there are 4 samples"):
         pruner.write_history(tmp_path / "h.csv", ids=["a"])
     with pytest.raises(RuntimeError, match="history=True"):
-        toy(everything)[0].write_history(tmp_path / "h.csv")
+        toy(everything)[0].history()
 
 
 def test_the_history_can_be_a_parquet_file(tmp_path):
@@ -231,8 +375,11 @@ def test_the_history_can_be_a_parquet_file(tmp_path):
     assert table["id"] == [*range(50)] * 2
 
 
-def train_on_this_rank() -> dict[str, np.ndarray]:
-    """Train a linear model for two epochs, the first with blending; return its weights and what the pruner has seen."""
+def train_on_this_rank(checkpoint: Path | None = None) -> dict[str, np.ndarray]:
+    """Train a linear model for two epochs, the first with blending; return its weights and what the pruner has seen.
+
+    With a path, a new pruner goes on in the second epoch from the state that rank 0 has written there.
+    """
 
     def agent(observation: dict, rng: np.random.Generator) -> dict:
         kept = rng.random(50) < 0.7
@@ -245,13 +392,25 @@ def train_on_this_rank() -> dict[str, np.ndarray]:
             parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter))
     network = DistributedDataParallel(model) if dist.is_initialized() else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loader = DataLoader(dataset, batch_sampler=pruner)
-    for _ in range(2):
-        for index, (images, labels) in zip(pruner.indices(), loader, strict=True):
+
+    def train(batches: int) -> None:
+        loader = DataLoader(dataset, batch_sampler=pruner)
+        for _, index, (images, labels) in zip(range(batches), pruner.indices(), loader, strict=False):
             images = pruner.mix(images, dataset.tensors[0][pruner.partners(index)], index)
             optimizer.zero_grad()
             pruner.loss(network(images), labels, index).backward()
             optimizer.step()
+
+    for epoch in range(2):
+        if checkpoint and epoch:
+            train(2)
+            state = pruner.state_dict()
+            if dist.get_rank() == 0:
+                torch.save(state, checkpoint)
+            dist.barrier()
+            pruner, _ = toy(agent)
+            pruner.load_state_dict(torch.load(checkpoint))
+        train(100)
         scored = pruner.to_score()
         pruner.score(scored, model(dataset.tensors[0][scored]))
         pruner.end_epoch()
@@ -259,10 +418,13 @@ def train_on_this_rank() -> dict[str, np.ndarray]:
     return {**weights, **pruner.observe()}
 
 
-def test_two_ranks_train_as_one(tmp_path):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_two_ranks_train_as_one(tmp_path, resumed):
+    """Also if both go on in mid-epoch from the state of one."""
+
     def work(rank: int) -> None:
         dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=rank, world_size=2)
-        torch.save(train_on_this_rank(), tmp_path / f"{rank}.pt")
+        torch.save(train_on_this_rank(tmp_path / "state.pt" if resumed else None), tmp_path / f"{rank}.pt")
         dist.destroy_process_group()
 
     pids = [fork(lambda rank=rank: work(rank)) for rank in range(2)]

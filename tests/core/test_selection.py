@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from prune_env.selection import Selection, check, select
+from prune_env.selection import Selection, check, order, select
 from tests.helpers.reference import independent
 from tests.helpers.runs import same
 
@@ -55,6 +55,13 @@ def test_weights_are_kept_and_the_bounds_themselves_are_accepted():
     assert same(check(without_score, 2), {"weight": f32([1, 0]), "mixup": f32([0, 0]), "score": f32([0, 0])})
     assert check({**action, "score": [0, 1, 0.5, 0]}, 4)["score"].tolist() == [0, 1, 0.5, 0]
     assert select(np.array([1e-60, 1]))["weight"].tolist() == [0, 1]  # as float32
+
+
+@given(st.lists(st.integers(0, 2**53 - 1) | st.integers(2**52, 2**52 + 5), max_size=60))
+def test_the_order_of_draws_is_that_of_a_stable_sort(draws):
+    """Also of draws that are equal, or differ in their last bits only."""
+    place = np.array(draws, float) / 2**53
+    assert order(place).tolist() == sorted(range(len(place)), key=lambda i: place[i])
 
 
 # ---------------------------------------------------------------- what is refused

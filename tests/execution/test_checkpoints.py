@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,7 +68,7 @@ POINTS: dict[str, tuple[Any, str]] = {
 }
 
 
-def killed(run: Run, home: Path, point: str, many: int) -> None:
+def killed(run: Run, home: Path, point: str, many: int, files: dict[str, Path] | None = None) -> None:
     """Go on with `run` in a process that is killed by SIGKILL at the call number `many` there."""
 
     def work() -> None:
@@ -75,7 +76,7 @@ def killed(run: Run, home: Path, point: str, many: int) -> None:
         env = run.make_env()
         owner, name = POINTS[point]
         setattr(owner, name, at_call(many, die, getattr(owner, name)))
-        play(run, env, checkpoint=Checkpoint(home))
+        play(run, env, checkpoint=Checkpoint(home), files=files)
 
     assert wait(fork(work)) == -signal.SIGKILL, (point, many)
 
@@ -127,6 +128,21 @@ def test_a_run_goes_on_from_its_checkpoint_and_says_where_it_was(tmp_path: Path,
     record = finished(run_of(), tmp_path / "run")
     assert len(steps) == 8 - 2 * 2
     assert record["provenance"]["machines"] == ["first", "second"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_selections_are_whole_whatever_was_asked_for_before_the_kill(before: bool, tmp_path: Path):
+    files = {"selections": tmp_path / "it.npz"}
+    killed(run_of(), tmp_path / "run", "decision", 3, files if before else None)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run = run_of()
+        play(run, run.make_env(), checkpoint=Checkpoint(tmp_path / "run"), files=files)
+    assert any("no selections" in str(each.message) for each in warned) == (not before)
+    found = np.load(files["selections"])["weight"]
+    # slices of permutations: every second step keeps what the one before did not
+    assert (found[::2] + found[1::2]).tolist() == [[1.0] * 100] * 4
+    assert found.sum(axis=1).tolist() == [50.0] * 8
 
 
 def test_an_agent_without_a_state_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -27,9 +27,9 @@ from prune_env.data.task import Variant
 from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
 from tests.helpers.processes import alive, until
-from train import evaluate, tune
+from train import evaluate, report, tune
 from train.analysis import curves, table
-from train.execution import checkpoints, executors, plan, process, program, provenance, results
+from train.execution import checkpoints, executors, plan, process, program, provenance, results, saved
 from train.execution.plan import Block, Place, make_plan
 from train.execution.run import DIED, Failure, Run, play
 
@@ -196,7 +196,7 @@ def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
     block = Block("it", "prune_env/CIFAR10-v0", {"model": "resnet18"}, ("full",), (0.5,), (8.0,), 1)
     root = str(tmp_path / ("long name " * 12))
     ((_, rate),) = plan.with_rates(block, root).values()
-    shown = table.write(tmp_path / "table.txt", Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
+    shown = table.plain(Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
     asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[3:])
     assert asked.root == root
     assert asked.save == "cifar10"
@@ -270,7 +270,7 @@ WRONG = {  # and what the line says
     "--keep 1.5": "1.5",
     "--budget 0.001": "budget is 0.001",
     "--seeds 0": "seeds is 0",
-    "--workers 0": "--workers is 0",
+    "--workers -1": "--workers is -1",
     "--agent-timeout 0": "--agent-timeout is 0.0; it must be a number of seconds above 0",
     "--checkpoint-seconds -1": "--checkpoint-seconds is -1.0",
     "--model perceptron": "perceptron",
@@ -367,7 +367,9 @@ def test_curves_agree_with_the_records(done: Done):
         assert float(own[-1]["lr"]) == 0.0
         assert np.mean([float(row["kept"]) for row in own]) == pytest.approx(outcome["kept"])
 
-        events = EventAccumulator(str(done.folder / "tensorboard" / curves.run_name(record))).Reload()
+        events = EventAccumulator(
+            str(done.folder / "tensorboard" / saved.run_name(record["agent"], record["budget"], record["seed"]))
+        ).Reload()
         assert sorted(events.Tags()["scalars"]) == sorted([*curves.SCALARS, "test_accuracy"])
         points = events.Scalars("val_accuracy")
         assert [p.step for p in points] == [round(1000 * float(row["spent"])) for row in own]
@@ -378,7 +380,7 @@ def test_curves_agree_with_the_records(done: Done):
 def test_every_run_has_its_own_folder_of_curves(tmp_path: Path):
     long = "learned:" + "/folder" * 50
     specs = ["full", "learned:a/b", "learned:a+b", "learned:/a/b", "learned:ä", "learned:ö", long, f"{long}/b"]
-    names = {curves.run_name({"agent": agent, "budget": 1.5, "seed": 0}) for agent in [*specs, "ö" * 300]}
+    names = {saved.run_name(agent, 1.5, 0) for agent in [*specs, "ö" * 300]}
     assert len(names) == len(specs) + 1
     for name in names:
         (tmp_path / name).mkdir()
@@ -465,7 +467,44 @@ def test_who_writes_to_a_folder_is_alone_also_in_the_report(
     monkeypatch.setattr(curves, "write_events", written)
     assert evaluate.main(arguments) == 0
     cells = json.loads((tmp_path / "small" / "cells.json").read_bytes())
-    assert set(cells["keys"]) == {record["key"] for record in done.records if record["agent"] == "full"}
+    assert set(cells["keys"]) == {record["key"] for record in done.records}  # `train.report` shows all there are
+
+
+def test_other_budgets_and_agents_hide_nothing(done: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = done.copy(tmp_path)
+    assert evaluate.main([*arguments, "--agents", "full", "ucb", "--budget", "1", "--workers", "0"]) == 0
+    printed, error = capsys.readouterr()
+    assert f"4 runs, 0 of them done before; {tmp_path / 'small'} has 6 more, not asked for now" in error
+    assert printed.endswith(f"{tmp_path / 'small' / 'table.txt'} also has the 6 other runs in this folder.\n")
+    assert "first_half" not in printed
+    now = {("full", 1.0), ("ucb:keep=0.5", 1.0)}
+    cells = now | {(spec, 1.5) for spec in SPECS}
+    with open(tmp_path / "small" / "curves.csv", newline="") as file:
+        assert {(row["agent"], float(row["budget"])) for row in csv.DictReader(file)} == cells
+    assert report.main([str(tmp_path / "small"), "--out", str(tmp_path / "report")]) == 0
+    for folder in ("small", "report"):
+        tables = (tmp_path / folder / "table.txt").read_text().split("Budget ")[1:]
+        found = {(spec, float(text.split()[0])) for text in tables for spec in (*SPECS, "ucb:keep=0.5") if spec in text}
+        assert found == cells
+    assert len(list((tmp_path / "small" / "tensorboard").iterdir())) == 2 * len(cells)
+
+
+def test_two_image_folders_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "0"]
+    small += ["--agents", "full", "--out", str(tmp_path / "runs")]
+    headings = []
+    for per_class in (10, 12):
+        root = tmp_path / str(per_class) / "my pets"
+        trees.imagefolder(root, per_class=per_class, size=8)
+        assert evaluate.main([*small, "--root", str(root)]) == 0
+        headings.append(capsys.readouterr().out.splitlines()[0])
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "imagefolder-my-pets-mlp-8"
+    assert headings[0] == "prune_env/ImageFolder-v0, my pets, mlp:8"
+    assert re.fullmatch(re.escape(headings[0]) + ", data [0-9a-f]{8}", headings[1])
+    told = [line for line in (folder / "table.txt").read_text().splitlines() if line.startswith(headings[0])]
+    assert len(told) == 2
+    assert told[1] == headings[1] != told[0]
 
 
 def test_checkpoints_of_former_plans_go_once_all_runs_are_there(

@@ -342,7 +342,8 @@ WRONG: list[tuple[Where, list[str]]] = [  # and what the line says
     (Where(engine="ray", gpus_per_run=1.5), ["--gpus-per-run is 1.5", "a part"]),
     (Where(engine="ray", gpus_per_run=float("nan")), ["--gpus-per-run is nan"]),
     (Where(engine="slurm", minutes=0), ["--minutes is 0"]),
-    (Where(workers=0), ["--workers is 0"]),
+    (Where(workers=-1), ["--workers is -1"]),
+    (Where(engine="ray", debug=True), ["--workers is 0"]),
 ]
 
 

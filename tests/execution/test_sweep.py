@@ -280,9 +280,10 @@ def test_the_folder_of_results(done: Done):
 
 
 def test_progress_tells_the_time_left_where_there_is_no_terminal(done: Done):
-    first, *lines = done.stderr.splitlines()
+    where, first, *lines = done.stderr.splitlines()
     total = len(CELLS)
-    assert first == f"{total} runs, 0 of them done before; results in {done.home}/runs/mine"
+    assert where == f"results in {done.home}/runs/mine"
+    assert first == f"{total} runs, 0 of them done before"
     pattern = re.compile(
         r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+), seed (\d): [\d.]+%; (\d+):(\d\d):(\d\d) left"
     )

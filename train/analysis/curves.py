@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,19 +16,20 @@ from prune_env import io
 from train.analysis.records import Record
 from train.analysis.text import readable
 from train.execution.run import CURVE
+from train.execution.saved import run_name
 
+RUN = ("task", "agent", "budget", "seed")
 SCALARS = tuple(name for name in CURVE if name != "spent")
-NAME = 100  # characters of an agent's spec in a folder's name, which may have 255 bytes
 PER_UNIT = 1000  # TensorBoard's steps are whole numbers: thousandths of a full-epoch equivalent
 
 
 def write_csv(path: Path, records: Sequence[Record]) -> None:
-    """Write one row a step: agent, budget, seed, step, compute spent so far, and what the step gave."""
+    """Write one row a step: task, agent, budget, seed, step, compute spent so far, and what the step gave."""
     text = StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["agent", "budget", "seed", "step", *CURVE])
+    writer.writerow([*RUN, "step", *CURVE])
     for record in records:
-        run = [record[name] for name in ("agent", "budget", "seed")]
+        run = [record[name] for name in RUN]
         steps = zip(*(record["curve"][name] for name in CURVE), strict=True)
         writer.writerows([*run, step, *row] for step, row in enumerate(steps, start=1))
     io.write_atomic(path, readable(text.getvalue()).encode())
@@ -44,7 +43,8 @@ def write_events(folder: Path, records: Sequence[Record]) -> None:
     """
     shutil.rmtree(folder, ignore_errors=True)
     for record in records:
-        writer, curve, results = EventFileWriter(str(folder / run_name(record))), record["curve"], record["results"]
+        curve, results = record["curve"], record["results"]
+        writer = EventFileWriter(str(folder / run_name(record["agent"], record["budget"], record["seed"])))
         for step, spent in enumerate(curve["spent"]):
             _add(writer, spent, {name: curve[name][step] for name in SCALARS})
         _add(writer, results["spent"]["total"], {"test_accuracy": results["test_accuracy"]})
@@ -58,12 +58,3 @@ def _add(writer: EventFileWriter, spent: float, values: dict[str, float]) -> Non
         summary.value.add(tag=name, simple_value=value)
     event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
     writer.add_event(event(wall_time=time.time(), step=round(PER_UNIT * spent), summary=summary))
-
-
-def run_name(record: Record) -> str:
-    """Return a folder's name for a run, with a digest of the agent's spec where only that tells it from others."""
-    spec = readable(record["agent"])
-    agent = re.sub(r"[^\w.=,-]+", "-", spec, flags=re.ASCII)[:NAME]
-    if agent != spec.replace(":", "-"):
-        agent += f"-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
-    return f"{agent}-b{record['budget']:g}-s{record['seed']}"

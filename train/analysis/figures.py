@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle, product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from prune_env import io
 from train.analysis.records import Record
 from train.analysis.statistics import Interval, Mean, side
 from train.analysis.summary import FULL, Row, grouped, rows
@@ -54,15 +52,22 @@ COLUMNS = 3
 # An evaluation
 
 
-def write_accuracy(path: Path, records: Sequence[Record], title: str) -> None:
-    """Draw a PNG: validation accuracy over compute, and the final test accuracy beside it, by budget.
+class Shown(Figure):
+    """A figure that a notebook shows, also without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def evaluation(records: Sequence[Record], title: str) -> Figure:
+    """Draw validation accuracy over compute, and the final test accuracy beside it, by budget.
 
     Lines are means over seeds and bands reach from the lowest seed to the highest; the error bars of the test
     accuracy are the 95 % intervals of the table.
     """
     groups = grouped(records)
     looks = _looks(list(dict.fromkeys(agent for agents in groups.values() for agent in agents)))
-    figure = Figure(figsize=(11, 0.8 + 4.2 * len(groups)), dpi=120, layout="constrained")
+    figure = Shown(figsize=(11, 0.8 + 4.2 * len(groups)), dpi=120, layout="constrained")
     figure.suptitle(_text(title))
     panels = figure.subplots(len(groups), 2, squeeze=False, width_ratios=(3, 1.4))
     for (left, right), (budget, agents) in zip(panels, groups.items(), strict=True):
@@ -81,7 +86,7 @@ def write_accuracy(path: Path, records: Sequence[Record], title: str) -> None:
         right.grid(alpha=0.3)
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=3.5)
-    io.write_atomic(path, png(figure))
+    return figure
 
 
 def png(figure: Figure) -> bytes:

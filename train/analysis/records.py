@@ -1,23 +1,91 @@
-"""Read a folder of results: the records of its last plan, its failures and its sweep file."""
+"""Results: the records of runs, as a table, a figure and a data frame; and those that a folder holds."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from train.execution import results
 from train.execution.results import Record
 
+if TYPE_CHECKING:
+    import pandas  # pyright: ignore[reportMissingImports]
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
+
+class Text(str):
+    """Text that Python's prompt and notebooks show as it is."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True, repr=False)
 class Results:
-    """What a folder of results holds."""
+    """What `train.evaluate.evaluate` returns, or what a folder of results holds; it is shown as its table.
+
+    docs/python.md lists the fields of a record.
+    """
 
     records: list[Record]
-    failures: list[Record]
+    failures: list[Record]  # "run" and "error" of each run that has no record, and its "traceback"
     planned: int  # runs of the last plan, or as many as there are and failed without a plan
     source: str  # text of the sweep file, "" if there was none
     unreadable: dict[str, int]  # lines that could not be read, by file
+
+    def __repr__(self) -> str:
+        return self.table()
+
+    def table(self) -> Text:
+        """Return the table that the program prints."""
+        from train.analysis import table  # here: it needs this module
+
+        return Text(table.plain(table.render_tasks(self.records)))
+
+    def plot(self) -> Figure:
+        """Return the program's figure of accuracy against compute, of the first task."""
+        from train.analysis import figures, summary  # matplotlib takes a second
+
+        task, records = next(iter(summary.by_task(self.records).items()))
+        return figures.evaluation(records, task)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a row a run: the numbers of its results, without curves. docs/python.md lists the columns.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        try:
+            import pandas  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("to_frame() needs pandas: pip install pandas", name="pandas") from error
+        return pandas.DataFrame(list(map(_row, self.records)))
+
+
+def _row(record: Record) -> dict[str, Any]:
+    outcome = record["results"]
+    row = {name: record[name] for name in ("task", "agent", "budget", "seed")}
+    row |= {name: value for name, value in outcome.items() if not isinstance(value, dict | list)}
+    return row | {f"{of}_{name}": value for of in ("spent", "seconds") for name, value in outcome[of].items()}
+
+
+def told_apart(records: Collection[Record]) -> list[Record]:
+    """Return records in which tasks of one name and different data, as of two image folders, have different names."""
+    data: dict[str, dict[str, str]] = defaultdict(dict)  # by task and key, a digest of the data
+    for record in records:
+        digests = json.dumps(record.get("provenance", {}).get("data"), sort_keys=True)
+        data[record["task"]][record["key"]] = hashlib.sha256(digests.encode()).hexdigest()[:8]
+    return [
+        record
+        if len(set(data[record["task"]].values())) == 1
+        else {**record, "task": f"{record['task']}, data {data[record['task']][record['key']]}"}
+        for record in records
+    ]
 
 
 def read(folder: Path) -> Results:
@@ -45,4 +113,4 @@ def read(folder: Path) -> Results:
         advice = f"there are some in {', '.join(below)}" if below else f"is {folder} what train.sweep wrote?"
         raise ValueError(f"{folder / 'results.jsonl'} has no results{of_plan}; {advice}")
     lines = {"results.jsonl": unreadable, "failures.jsonl": unreadable_failures}
-    return Results(list(runs.values()), list(failures.values()), len(keys), source, lines)
+    return Results(told_apart(runs.values()), list(failures.values()), len(keys), source, lines)

@@ -74,21 +74,29 @@ def render_tasks(records: Sequence[Record]) -> RenderableType:
 
 
 def show(path: Path, tables: RenderableType) -> None:
-    """Print tables, in colour where that is a terminal, and write them to `path`."""
-    plain = write(path, tables)
+    """Print tables, and write them to `path`."""
+    write(path, tables)
+    display(tables)
+
+
+def display(tables: RenderableType) -> None:
+    """Print tables, in colour where that is a terminal."""
     if sys.stdout.isatty():
         Console().print(tables, crop=False)  # no command is cut
     else:
-        print(plain, end="")
+        print(plain(tables), end="")
 
 
-def write(path: Path, tables: RenderableType) -> str:
-    """Write tables to `path` as plain text, and return it."""
+def write(path: Path, tables: RenderableType) -> None:
+    """Write tables to `path` as plain text."""
+    io.write_atomic(path, plain(tables).encode())
+
+
+def plain(tables: RenderableType) -> str:
+    """Return tables as text of WIDTH columns."""
     text = StringIO()
-    Console(width=WIDTH, file=text).print(tables, crop=False)
-    plain = "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
-    io.write_atomic(path, plain.encode())
-    return plain
+    Console(width=WIDTH, file=text, force_jupyter=False).print(tables, crop=False)
+    return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
 def _table(budget: float, ordered: list[Row]) -> Table:

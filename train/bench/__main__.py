@@ -7,7 +7,7 @@
 
 Ratios are medians over rounds in which both were timed one after the other in this process. Sections: `steps`, a step
 against a bare PyTorch loop; `peers`, an epoch against DataLoader loops; `students`, many in one vector environment;
-`scale`, what samples cost beside training; `decisions`, of every agent.
+`scale`, what samples cost beside training; `decisions`, of every agent; `pruner`, what `Pruner` costs a loop.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from rich.table import Table
 import agents
 from prune_env.stats import BOUNDS, COLUMNS
 from train.bench.peers import time_many, time_peers, time_step
+from train.bench.pruner import BATCH, PARTS, time_epoch, time_loops
 from train.bench.scale import EVERY_EPOCH, time_decision, time_parts, time_selecting, turns
 from train.bench.timing import in_turn, ratio
 
-Section = Literal["steps", "peers", "students", "scale", "decisions"]
+Section = Literal["steps", "peers", "students", "scale", "decisions", "pruner"]
 
 
 @dataclass
 class Args:
-    only: tuple[Section, ...] = ("steps", "peers", "students", "scale", "decisions")
+    only: tuple[Section, ...] = ("steps", "peers", "students", "scale", "decisions", "pruner")
     """Sections to run."""
     root: str | None = None
     """Folder of images, as for prune_env/ImageFolder-v0: its epochs are timed too."""
@@ -43,9 +44,13 @@ class Args:
     image_size: int | None = None
     """Their side; the id's default without."""
     samples: tuple[int, ...] = (50_000, 1_281_167)
-    """Numbers of samples for `scale` and `decisions`, rising."""
+    """Numbers of samples for `scale`, `decisions` and `pruner`, rising."""
     classes: int = 1000
     """Classes of the stub student of `scale`."""
+    rows: int = 1024
+    """Rows of a batch of `pruner` at these numbers of samples."""
+    steps: int = 20
+    """Steps of an epoch of its training loops."""
     members: tuple[int, ...] = (1, 8, 64)
     """Numbers of students in a vector environment."""
     conv_members: tuple[int, ...] = (1, 8)
@@ -171,6 +176,24 @@ def decisions(args: Args) -> list[Table]:
     return [table]
 
 
+def pruner(args: Args) -> list[Table]:
+    device = _device(args)
+    title = f"A training step of a convnet with Pruner, and without; {BATCH} random images (3, 32, 32)"
+    loops = _table(title, "", "with, ms", "without, ms", "with ÷ without (median)")
+    ours, bare, overhead = time_loops(args.steps, args.rounds, device)
+    loops.add_row("step", _ms(ours), _ms(bare), f"{overhead:.3f}")
+
+    title = f"Milliseconds of Pruner in an epoch on all samples, batches of {args.rows:,} losses"
+    costs = _table(title, "part", *(f"{n:,}" for n in args.samples), GROWTH)
+    measured = [time_epoch(n, args.rows, max(3, turns(args.rounds, n)), device) for n in args.samples]
+    for name, *times in zip(PARTS, *measured, strict=True):
+        costs.add_row(name, *map(_ms, times), _growth(times, args.samples))
+    sums = [sum(times[1:-1]) for times in measured]
+    costs.add_section()
+    costs.add_row("without observation and statistics", *map(_ms, sums), _growth(sums, args.samples))
+    return [loops, costs]
+
+
 GROWTH = "ns a sample, last ÷ first"
 
 
@@ -185,6 +208,7 @@ SECTIONS: dict[Section, Callable[[Args], list[Any]]] = {
     "students": students,
     "scale": scale,
     "decisions": decisions,
+    "pruner": pruner,
 }
 
 

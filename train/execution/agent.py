@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import random
 import traceback
@@ -36,6 +37,7 @@ GENERATORS: dict[str, Callable[[], Any]] = {
 }
 
 T = TypeVar("T")
+Given = Callable[..., Any]  # an agent of the calling program, or its class
 
 
 class AgentError(Exception):
@@ -97,7 +99,7 @@ class Seat:
     """An agent with the generator of its run.
 
     Args:
-        spec: of the agent.
+        agent: its spec, or the agent itself, of which this run has a copy, or a class.
         seed: of the run.
         limit: on the time of each answer; none by default.
 
@@ -105,10 +107,10 @@ class Seat:
         AgentError: from here to the end, whatever the agent raises.
     """
 
-    def __init__(self, spec: str, seed: int, limit: TimeLimit | None = None):
+    def __init__(self, agent: str | Given, seed: int, limit: TimeLimit | None = None):
         self._limit = limit or TimeLimit()
         self._step = 0
-        self._agent = self._do("to be made", lambda: _made(spec))
+        self._agent = self._do("to be made", lambda: _made(agent))
         self._rng = np.random.default_rng([seed, streams.AGENT])
 
     def act(self, observation: Observation) -> Action:
@@ -156,10 +158,13 @@ class Seat:
             raise AgentError(f"{line_of(error)} ({place}{step})", traceback.format_exc()) from error
 
 
-def _made(spec: str) -> agents.Agent:
-    agent = agents.make(spec)
-    switches.reset(agent)
-    return agent
+def _made(agent: str | Given) -> agents.Agent:
+    if isinstance(agent, str):
+        made = agents.make(agent)
+    else:  # an object may keep state, which must not pass from run to run
+        made = agent() if isinstance(agent, type) else copy.deepcopy(agent)
+    switches.reset(made)
+    return made
 
 
 def _read_only(values: np.ndarray) -> np.ndarray:

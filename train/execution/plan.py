@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import shlex
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import product
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from prune_env import data
 from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution import provenance, results
-from train.execution.agent import line_of
+from train.execution.agent import Given, line_of
 from train.execution.run import Failure, Run
 
 TASK = ("image_size", *VARIANT)
@@ -32,10 +32,11 @@ class Block:
     task: str  # name of the task
     env: str  # id
     settings: dict[str, Any]  # of the environment, of SETTINGS; `lr` may be a dict of rates by budget
-    agents: tuple[str, ...]  # specs
+    agents: tuple[str, ...]  # specs, or names of what is given
     keep: tuple[float, ...]  # shares, for agents that take `keep` and do not set it
     budgets: tuple[float, ...]  # full-epoch equivalents
     seeds: int
+    given: Mapping[str, Given] = field(default_factory=dict)  # agents of the calling program, by name
 
 
 @dataclass
@@ -175,6 +176,9 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
         dataset = dataset_of(block.env)
         specs: dict[str, Exception | None] = {}  # with each keep, in order; why one cannot be imported
         for spec, keep in product(block.agents, block.keep):  # before anything is fetched
+            if spec in block.given:
+                specs[spec], own_files[spec] = None, ""
+                continue
             try:
                 full_spec = agents.spec_with_keep(spec, keep)
                 agents.check(full_spec)
@@ -188,8 +192,8 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
             configuration = Run(block.env, settings, "", 0).configuration(env)
             for (spec, error), seed in product(specs.items(), range(block.seeds)):
-                key = results.key_of(configuration, spec, seed, test)
-                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate))
+                key, given = results.key_of(configuration, spec, seed, test), block.given.get(spec)
+                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate, given))
                 if error is not None:
                     failures.append(Failure(run, line_of(error), "".join(traceback.format_exception(error))))
             device = configuration["device"]

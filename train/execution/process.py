@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import filelock
 import torch
@@ -21,6 +23,21 @@ def start() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends this one
     end_with_parent()
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Let processes that are spawned inside not import the program's main module again.
+
+    A script without `if __name__ == "__main__"` would start itself again. What is sent to the process must be none of
+    that module's.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class Taken(Exception):

@@ -24,7 +24,7 @@ from train.execution.executors import Unavailable, Where
 from train.execution.plan import Block, Place, Plan, make_plan
 from train.execution.process import Taken, locked
 from train.execution.results import Record
-from train.execution.run import Failure, Outcome, Run, Terms
+from train.execution.run import Failure, Outcome, Run, Terms, here
 
 Source = Callable[[], tuple[str, Sequence[Block], str]]
 Report = Callable[[Path, list[Record], str], None]
@@ -48,6 +48,10 @@ class Running(Where):
     """Time between checkpoints of a run, taken at the end of a step: what a kill can cost it, beside one step."""
     fresh: bool = False
     """Run everything anew, also what has results."""
+    save_models: bool = False
+    """Save the weights of each run's student in models/, see docs/python.md."""
+    save_selections: bool = False
+    """Save what each step of a run trained on in selections/, see docs/python.md."""
     name: str | None = None
     """Folder of the results; by default named after what is run."""
     out: Path = Path("runs")
@@ -76,30 +80,27 @@ def _carry_out(running: Running, command: str, source: Source, report: Report) -
     console = Console(stderr=True, quiet=not first)
     try:
         with console.status("reading the images and checking the arguments"):
-            folder, plan, text = _planned(running, source)
-        terms = Terms(folder.absolute(), running.agent_timeout, running.checkpoint_seconds, plan.device)
+            folder, plan, text = planned(running, source)
         if not first:  # it takes part in the runs that the first finds missing, which reports what fails
-            for _ in torchrun.outcomes(list, terms):
+            for _ in torchrun.outcomes(list, _terms(running, folder, plan)):
                 pass
             return 0
         folder.mkdir(parents=True, exist_ok=True)
+        print(f"results in {folder}", file=sys.stderr)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
         return _refused(" ".join(str(error).split()), 2)
     except KeyboardInterrupt:
         print("interrupted before the first run", file=sys.stderr)
         return 130
     try:
-        with locked(folder):
-            io.sweep(folder)
-            results.write_plan(folder, plan.runs, text)
-            records, failed = _run_missing(plan, terms, folder, running, command, console)
-            if records:
-                report(folder, records, text)
+        failed = finish(plan, folder, running, command, text, report)
     except Taken:
         return _refused(f"another program is writing to {folder}; wait for its end, or choose --name", 2)
     except Unavailable as error:
         return _refused(str(error), 2)
     except OSError as error:
+        if running.workers == 0:  # it may be an agent's
+            raise
         return _refused(f"cannot go on in {folder}: {error}; what is there stays, the same command goes on", 3)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
@@ -115,8 +116,12 @@ def _refused(why: str, status: int) -> int:
     return status
 
 
-def _planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
-    """Return the folder of results, what is to be run, and the text of the file that it is from."""
+def planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
+    """Return the folder of results, what is to be run, and the text of the file that it is from.
+
+    Raises:
+        ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
+    """
     executors.check(running)
     if not running.agent_timeout > 0:
         raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
@@ -132,39 +137,70 @@ def _planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
     return running.out / (running.name or name), plan(), text
 
 
-def _run_missing(
-    plan: Plan, terms: Terms, folder: Path, running: Running, command: str, console: Console
-) -> tuple[list[Record], list[Run]]:
+def _terms(running: Running, folder: Path, plan: Plan) -> Terms:
+    """Return how the runs of a plan are done."""
+    times = (running.agent_timeout, running.checkpoint_seconds)
+    return Terms(folder.absolute(), *times, plan.device, running.save_models, running.save_selections)
+
+
+def finish(plan: Plan, folder: Path, running: Running, command: str, text: str, report: Report) -> list[Run]:
+    """Do what is missing of a plan, keep each run as it ends in `folder`, and report; return the runs that failed.
+
+    Other arguments as of `carry_out`, and what `planned` returned.
+
+    Raises:
+        Taken, Unavailable, OSError: it cannot go on, or not here.
+        Exception: without workers, what the first run that fails raises.
+    """
+    with locked(folder):
+        io.sweep(folder)
+        records, failed = _run_missing(plan, folder, running, command, text)
+        if records:
+            report(folder, records, text)
+    return failed
+
+
+def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text: str) -> tuple[list[Record], list[Run]]:
     """Do the runs that results.jsonl lacks, appending each as it ends; return the plan's records, and what failed.
 
-    results.jsonl may also hold runs of former plans.
+    results.jsonl may also hold runs of former plans. A run whose files are asked for and missing is done again.
     """
-    path, failures = folder / "results.jsonl", folder / "failures.jsonl"
+    terms, path, failures = _terms(running, folder, plan), folder / "results.jsonl", folder / "failures.jsonl"
     records, torn = results.read(path)
-    progress = _Progress(console)
+    # a sweep file says all that its folder is about; without one, whatever is there counts
+    results.write_plan(folder, plan.runs if text else {**records, **plan.runs}, text)
+    progress = _Progress(Console(stderr=True, force_jupyter=False))
     if torn:
         progress.say(f"warning: {torn} line(s) of {path} are torn, and dropped")
-    done = [key for key in plan.runs if key in records and not running.fresh]
-    missing = [run for key, run in plan.runs.items() if key not in records or running.fresh]
-    for run in missing:
-        records.pop(run.key, None)
+    fresh = {key for key, run in plan.runs.items() if running.fresh or run.own}
+    for key in fresh:
+        records.pop(key, None)
+    done, missing = [], []
+    for key, run in plan.runs.items():
+        if key in records and all(file.exists() for file in terms.files(run).values()):
+            done.append(key)
+        else:
+            missing.append(run)
+    others = len(records.keys() - plan.runs.keys())
     for key in done:
         records[key] |= {"task": plan.runs[key].task}  # tasks may have other names by now
     if path.exists():
         results.write(path, records.values())
-    for key in plan.runs if running.fresh else done:  # of the latter if a kill came between its record and this
+    for key in [*fresh, *done]:  # of the latter if a kill came between its record and this
         checkpoints.forget(folder, key)
-    progress.say(f"{len(plan.runs)} runs, {len(done)} of them done before; results in {folder}")
+    more = f"; {folder} has {others} more, not asked for now" if others else ""
+    progress.say(f"{len(plan.runs)} runs, {len(done)} of them done before{more}")
     stale = Counter(records[key]["agent"] for key in done if _changed(records[key], plan.own_files))
     for agent, count in stale.items():
         progress.say(f"warning: {agent} has changed since {count} of its runs; --fresh runs all of them anew")
     failures.unlink(missing_ok=True)
     failed: list[Run] = []
     code = {**provenance.of_code(), "command": command}
-    given_up = {failure.run.key for failure in plan.failures}
-    outcomes = _outcomes([run for run in missing if run.key not in given_up], terms, running)
+    given_up = [] if running.workers == 0 else plan.failures  # there the agent raises once more, with its traceback
+    keys = {failure.run.key for failure in given_up}
+    outcomes = _outcomes([run for run in missing if run.key not in keys], terms, running)
     with progress.of(missing), closing(outcomes):
-        for outcome in chain(plan.failures, outcomes):
+        for outcome in chain(given_up, outcomes):
             if isinstance(outcome, Failure):
                 failure = {"key": outcome.run.key, **asdict(outcome)}
                 for name in ("root", "images"):
@@ -190,6 +226,8 @@ def _outcomes(missing: list[Run], terms: Terms, running: Running) -> Generator[O
     """Yield what the missing runs come to, wherever they are done."""
     if torchrun.active():
         yield from torchrun.outcomes(lambda: missing, terms)
+    elif running.workers == 0:
+        yield from here(missing, terms)
     elif missing:
         yield from executors.outcomes(executors.start(running, terms, len(missing)), missing)
 

@@ -47,6 +47,18 @@ def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON has them: an object of the caller's own by its name. The digests tell data from data."""
+    return {
+        name: value if value is None or isinstance(value, str | int | float | dict) else _name_of(value)
+        for name, value in settings.items()
+    }
+
+
+def _name_of(value: object) -> str:
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
 def read(path: Path) -> tuple[dict[str, Record], int]:
     """Return the records in a file by their keys, and how many lines are no records.
 

@@ -6,6 +6,7 @@ import dataclasses
 import time
 import traceback
 import warnings
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 
 import agents
 import prune_env
-from prune_env import data
+from prune_env import data, ranks
 from prune_env.budget import SCORE_COST, TRAIN_COST
+from prune_env.threads import one_thread
 from prune_env.trainer import Trainer
-from train.execution import checkpoints, diagnostics, provenance, results
-from train.execution.agent import AgentError, Seat, TimeLimit, late, line_of
+from train.execution import checkpoints, diagnostics, provenance, results, saved
+from train.execution.agent import AgentError, Given, Seat, TimeLimit, late, line_of
 from train.execution.checkpoints import Checkpoint
 from train.execution.diagnostics import Diary
 from train.execution.process import locked
@@ -37,11 +39,17 @@ class Run:
 
     env: str  # id
     settings: dict[str, Any]  # keyword arguments of the environment, the budget among them
-    agent: str  # spec
+    agent: str  # spec, or the name of what is given
     seed: int
     task: str = ""  # what tables and figures call the task; no result depends on it
     key: str = ""  # see `results.key_of`; known once it is planned
     rate: str = ""  # what the learning rate was tuned for, in words
+    given: Given | None = None  # an agent of the calling program, which no other process can make
+
+    @property
+    def own(self) -> bool:
+        """Whether it runs code of the calling program, which has no key: no record stands for this run."""
+        return self.given is not None or any(map(callable, self.settings.values()))
 
     def make_env(self) -> gym.Env:
         """Return the environment of this run; building it reads the data."""
@@ -49,12 +57,12 @@ class Run:
 
     def configuration(self, env: gym.Env) -> dict[str, Any]:
         """Return everything that a result depends on, but for agent, seed and code. `env` is from `make_env`."""
-        plain = _unwrapped(env)
+        plain, settings = _unwrapped(env), results.plain_settings(self.settings)
         return {
             "env": self.env,
             # where the data lies says nothing about a result: the digests stand for it
-            "settings": {n: value for n, value in self.settings.items() if n not in OF_MACHINE or n == "device"},
-            "recipe": dataclasses.asdict(plain.recipe),
+            "settings": {n: value for n, value in settings.items() if n not in OF_MACHINE or n == "device"},
+            "recipe": results.plain_settings(vars(plain.recipe)),
             "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
         }
@@ -68,6 +76,18 @@ class Terms:
     agent_timeout: float = 600.0  # seconds that an agent may take for one decision
     checkpoint_seconds: float = 60.0  # from one to the next
     device: str = "cpu"  # type of the device that `auto` stands for
+    save_models: bool = False  # see `files`
+    save_selections: bool = False
+
+    def files(self, run: Run) -> dict[str, Path]:
+        """Return where a run saves its "model" and its "selections", those of the two that are asked for."""
+        name = f"{saved.run_name(run.agent, run.settings['budget'], run.seed)}-{run.key[:8]}"
+        found = {}
+        if self.save_models:
+            found["model"] = self.folder / "models" / f"{name}.pt"
+        if self.save_selections:
+            found["selections"] = self.folder / "selections" / f"{name}.npz"
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +130,37 @@ def perform(run: Run, terms: Terms, checkpoint: Checkpoint, note: Path | None, l
         return Failure(run, str(late), late.traceback, final=True)
     limit = TimeLimit(terms.agent_timeout, note)
     try:
-        record = play(run, _env_of(run), limit, checkpoint)
+        return _played(run, terms, limit, checkpoint)
     except AgentError as error:
         return Failure(run, str(error), error.traceback, final=True)
     finally:
         limit.close()
+
+
+def here(runs: Iterable[Run], terms: Terms) -> Generator[Record, None, None]:
+    """Do planned runs in this process, one after the other, on one thread as other processes do.
+
+    Raises what the first run that fails raises, an agent's own exception too.
+    """
+    try:
+        for run in runs:
+            folder = checkpoints.folder_of(terms.folder, run.key)
+            with locked(folder, OTHERS_END), one_thread():
+                try:
+                    outcome = _played(run, terms, TimeLimit(), Checkpoint(folder, terms.checkpoint_seconds))
+                except AgentError as error:
+                    outcome = cast(Exception, error.__cause__)
+            if isinstance(outcome, Exception):
+                checkpoints.forget(terms.folder, run.key)
+                raise outcome
+            yield outcome
+    finally:
+        _last_env.clear()  # the caller's process lives on
+
+
+def _played(run: Run, terms: Terms, limit: TimeLimit, checkpoint: Checkpoint) -> Record:
+    """Do a planned run. Raises AgentError, and what is not the agent's."""
+    record = play(run, _env_of(run), limit, checkpoint, terms.files(run))
     if record["key"] != run.key:
         raise RuntimeError("the data changed while the evaluation ran")
     return record
@@ -135,7 +181,13 @@ def _env_of(run: Run) -> gym.Env:
     return _last_env[settings]
 
 
-def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Checkpoint | None = None) -> Record:
+def play(
+    run: Run,
+    env: gym.Env,
+    limit: TimeLimit | None = None,
+    checkpoint: Checkpoint | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> Record:
     """Do one run in `env` (from `run.make_env()`, also of another run with the same settings).
 
     Args:
@@ -143,6 +195,7 @@ def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Che
         env: where.
         limit: on the time that the agent takes for an answer; none by default.
         checkpoint: of the run, which goes on from there if there is one. By default nothing is kept.
+        files: what to save besides, see `Terms.files`; nothing by default.
 
     Returns:
         The record: plain numbers, strings, lists and dicts. Accuracies and shares lie in [0, 1], `spent` is in
@@ -152,8 +205,9 @@ def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Che
         AgentError: whatever the agent raises.
     """
     plain = _unwrapped(env)
-    seat = Seat(run.agent, run.seed, limit)
-    own_files = provenance.files_digest(agents.own_files(run.agent))
+    files = files or {}
+    seat = Seat(run.agent if run.given is None else run.given, run.seed, limit)
+    own_files = provenance.files_digest([] if run.given is not None else agents.own_files(run.agent))
     observation, info = env.reset(seed=run.seed)
     diary = Diary(len(plain.train_data))
     log: dict[str, Any] = {
@@ -162,6 +216,7 @@ def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Che
         "total": 0.0,
         "nonfinite": 0,
         "machines": [],
+        "weights": [] if "selections" in files else None,  # (N,) of each step
     }
     kept = checkpoint.load() if checkpoint else None
     if checkpoint and kept is not None:
@@ -169,11 +224,13 @@ def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Che
             seat.load_state(kept["agent"])
             observation = plain.load_state_dict(kept["env"])
             vars(diary).update(kept["diary"])
+            if kept["log"]["weights"] is None and "selections" in files:
+                raise ValueError("its checkpoint has no selections")
             log = kept["log"]
         except (AgentError, KeyError, ValueError) as error:  # as of an agent whose code is another now
             warnings.warn(f"run {run.agent!r}, seed {run.seed}, starts over: {line_of(error)}", stacklevel=2)
             checkpoint.forget()
-            return play(run, env, limit, checkpoint)
+            return play(run, env, limit, checkpoint, files)
     log["machines"] = list(dict.fromkeys([*log["machines"], provenance.of_machine()]))
     start = time.perf_counter() - log["total"]
     terminated = False
@@ -184,7 +241,10 @@ def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Che
         action = seat.act(observation)
         log["select"] += time.perf_counter() - before
         observation, reward, terminated, _, info = env.step(action)
-        diary.record(difficulty, share, observation["visits"] > visits)  # after the budget's cut
+        trained = observation["visits"] > visits  # after the budget's cut
+        diary.record(difficulty, share, trained)
+        if log["weights"] is not None:
+            log["weights"].append(np.where(trained, action["weight"], 0).astype(np.float32))
         log["nonfinite"] += int(info["nonfinite"])
         point = {**info, "spent": info["total_spent"], "reward": reward}
         for name, values in log["curve"].items():
@@ -195,6 +255,11 @@ def play(run: Run, env: gym.Env, limit: TimeLimit | None = None, checkpoint: Che
     log["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
+    if ranks.here().rank == 0:
+        if path := files.get("model"):
+            saved.write_model(path, trainer)
+        if path := files.get("selections"):
+            saved.write_selections(path, cast(list, log["weights"]), log["curve"]["spent"], plain.train_data.source)
     outcome = _outcome(plain, observation, diary, log) | {"diverged": bool(info["diverged"])}
     test = data.load_test(
         gym.spec(run.env).kwargs["dataset"],

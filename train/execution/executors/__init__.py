@@ -28,7 +28,9 @@ class Where:
     """What does the runs: processes of this machine, a Ray cluster, or Slurm; see docs/scale.md."""
     workers: int | None = None
     """Runs at a time; by default one a core on the CPU, and one on CUDA; on a cluster as many as it takes, with slurm
-    100 jobs."""
+    100 jobs. 0 is --debug."""
+    debug: bool = False
+    """Do the runs in this process, one after the other; the first error ends it, with its traceback."""
     address: str | None = None
     """With ray: of the cluster, `auto` or HOST:PORT; by default one is started on this machine, and ended."""
     gpus_per_run: float | None = None
@@ -37,6 +39,10 @@ class Where:
     """With slurm: where jobs are queued; by default Slurm's choice."""
     minutes: int | None = None
     """With slurm: time limit of a job, 60 by default; a run that takes longer goes on in the next."""
+
+    def __post_init__(self) -> None:
+        if self.debug:
+            self.workers = 0
 
 
 ENGINES = {"address": ("ray",), "gpus_per_run": ("ray", "slurm"), "partition": ("slurm",), "minutes": ("slurm",)}
@@ -109,9 +115,10 @@ def check(where: Where) -> None:
         if getattr(where, option) is not None and where.engine not in engines:
             theirs = " or ".join(f"--engine {engine}" for engine in engines)
             raise ValueError(f"--{option.replace('_', '-')} needs {theirs}; the engine is {where.engine}")
-    for option, value in (("workers", where.workers), ("minutes", where.minutes)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; it must be at least 1")
+    fewest = 0 if where.engine == "local" else 1
+    for option, value, least in (("workers", where.workers, fewest), ("minutes", where.minutes, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"--{option} is {value}; it must be at least {least}")
     gpus = where.gpus_per_run or 0.0
     if not gpus >= 0 or (gpus % 1 and (gpus > 1 or where.engine == "slurm")):
         whole = "a whole number" if where.engine == "slurm" else "a part of one, or a whole number"

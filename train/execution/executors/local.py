@@ -68,7 +68,8 @@ class _Worker:
         self._terms = terms
         self._connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, terms))  # pyright: ignore[reportAttributeAccessIssue]
-        self.process.start()
+        with process.without_main():
+            self.process.start()
         other.close()  # the process has its own: once that is closed, reading here ends
 
     def do(self, run: Run) -> Outcome:
