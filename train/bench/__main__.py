@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -197,7 +198,7 @@ def pruner(args: Args) -> list[Table]:
 GROWTH = "ns a sample, last ÷ first"
 
 
-def _growth(times: Any, samples: Sequence[int]) -> str:
+def _growth(times: Sequence[float] | NDArray, samples: Sequence[int]) -> str:
     """1 where seconds are in proportion to samples."""
     return f"{times[-1] / times[0] * samples[0] / samples[-1]:.2f}"
 
