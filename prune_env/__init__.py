@@ -18,6 +18,7 @@ for _name, _dataset in {
     "TinyImageNet": "tiny_imagenet",
     "ImageNet": "imagenet",
     "ImageFolder": "imagefolder",
+    "Arrays": "arrays",
 }.items():
     # no max_episode_steps: the end of the budget is the end of training, and terminates
     for _id, _face, _vector in (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 
 def real(name: str, value: object) -> float:
@@ -25,3 +27,11 @@ def text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} is {value!r}; it must be a string")
     return value
+
+
+def named(name: str, value: str | Callable[..., Any]) -> str:
+    """`value`, or module:name of what can be called. Raises TypeError, naming it, for anything else."""
+    if not callable(value):
+        return text(name, value)
+    of = value if hasattr(value, "__qualname__") else type(value)
+    return f"{of.__module__}:{of.__qualname__}"

@@ -64,7 +64,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     `info` has the same keys after `reset` and `step`, with numpy scalars; docs/environment.md lists them.
 
     ## Arguments
-    - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet`, `imagenet` or `imagefolder`; the id sets it.
+    - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet`, `imagenet` or `imagefolder`; the id sets it. Images
+      in memory are `prune_env.data.Arrays`, also beside the id `prune_env/Arrays-v0`.
     - `budget`: full-epoch equivalents of compute.
     - `price`: taken from the reward for each full-epoch equivalent.
     - `root`, `download`, `image_size`: where the images are (else `PRUNE_ENV_DATA`), whether to fetch them, and
@@ -74,7 +75,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`, vary the task. Validation and
       test stay as they are, unless `val_rest` adds to validation what training leaves out.
     - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`, set the student and its training.
-      The tuned learning rate is the one for clean labels: agents could read the share of wrong ones from another.
+      `model` may be a function of channels, size and classes that makes a network. The tuned learning rate is the one
+      for clean labels: agents could read the share of wrong ones from another.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
 
@@ -86,7 +88,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     def __init__(
         self,
-        dataset: str = "digits",
+        dataset: str | data.Arrays = "digits",
         budget: float = 10.0,
         *,
         price: float = 0.0,
@@ -115,7 +117,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
                 raise TypeError(f"PruneEnv got an unexpected keyword argument {name!r}; there are {known}")
             (variant if name in variant else training)[name] = value
         # the rate for clean labels, however many are wrong: a recipe must not tell that
-        values = tuned(dataset, training["model"], self.budget, image_size=image_size).values
+        name, optimizer = data.sources.name_of(dataset), training["optimizer"]
+        values = tuned(name, training["model"], self.budget, image_size=image_size, optimizer=optimizer).values
         self.recipe = Recipe(**values | {name: value for name, value in training.items() if value is not None})
         target = _device(device)
         train, val = data.load(
@@ -132,8 +135,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
         # what does not fit raises now, not at reset
         model = self.recipe.model
-        is_random = models.check(model, channels, size, len(train.classes))
-        if self.recipe.compile != "off" and is_random:  # compiled code would draw from the global generator
+        self.traits = models.check(model, channels, size, len(train.classes))
+        if self.recipe.compile != "off" and self.traits.random:  # compiled code would draw from the global generator
             raise ValueError(
                 f"compile is {self.recipe.compile!r}; {model!r} draws random numbers (dropout) and needs 'off'"
             )

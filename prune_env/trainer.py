@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -22,8 +22,8 @@ from prune_env.data import Data
 from prune_env.selection import Action, Selection
 from prune_env.stats import MAX_LOSS, Stats
 from prune_env.students import augment, models
+from prune_env.students.optimizers import KINDS
 from prune_env.students.recipes import Recipe
-from prune_env.students.sgd import SGD
 from prune_env.threads import one_thread
 
 EVALUATION_BATCH = 512
@@ -116,7 +116,8 @@ class Trainer:
         self.bf16 = recipe.precision == "bfloat16" or (
             recipe.precision == "auto" and models.is_convolutional(model) and _has_bf16(self.device)
         )
-        self.format = torch.channels_last if models.is_convolutional(model) else torch.contiguous_format
+        traits = models.check(recipe.model, channels, size, classes)
+        self.format = torch.channels_last if traits.channels_last else torch.contiguous_format
         self.model = self.ranks.synchronised(model).to(self.device).to(memory_format=self.format)
         self.parallel = self.ranks.parallel(self.model)
         self.small = self.device.type == "cpu" and models.is_small(self.model, self.batch_size)
@@ -127,9 +128,9 @@ class Trainer:
             mode = "reduce-overhead" if recipe.compile == "graphs" else None
             self.compiled = torch.compile(self.model, dynamic=False, mode=mode)
         self.parameters = list(self.model.parameters())
-        self.optimizer = SGD(self.parameters, recipe)
+        self.optimizer = KINDS[recipe.optimizer](self.parameters, recipe)
         self.masks: torch.Generator | None = None  # of dropout, in networks that have it
-        if models.is_random(self.model):
+        if traits.random:
             self.masks = torch.Generator(self.device).manual_seed(self._seed(streams.MASKS))
         mean, std = train.moments
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
@@ -417,7 +418,7 @@ class Trainer:
     def _identity(self) -> dict[str, object]:
         """Return what must agree between a run and a state that it loads."""
         parts = {"data": self.train_data.digest, "validation": self.val_data.digest}
-        return {**asdict(self.recipe), **parts, "budget": self.ledger.budget, "seed": self.seed}
+        return {**self.recipe.plain(), **parts, "budget": self.ledger.budget, "seed": self.seed}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state_dict()` of a trainer of the same data, recipe, budget and seed.
@@ -440,7 +441,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():  # in the parameter's memory format, as they were
             for name, value in kept.items():
-                kept[name] = torch.empty_like(parameter).copy_(value)
+                like = parameter if value.shape == parameter.shape else value  # numbers of steps have no shape
+                kept[name] = torch.empty_like(like, device=parameter.device).copy_(value)
         self.stats.table.copy_(state["statistics"])
         self.ledger = Ledger(**state["ledger"])
         if self.masks is not None:

@@ -26,7 +26,9 @@ def blocks(page: str) -> list:
 
 
 # over 2 s: the README trains nine students
-@pytest.mark.parametrize("page", ["README.md", "docs/pruner.md", "docs/python.md", "docs/wheel.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/environment.md", "docs/pruner.md", "docs/python.md", "docs/wheel.md"]
+)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "page"}

@@ -27,9 +27,10 @@ from rich.table import Table
 
 import prune_env
 from prune_env import io
+from prune_env.checks import named
 from prune_env.data import sources
 from prune_env.machine import cores
-from prune_env.students.recipes import Recipe, Training, tuned
+from prune_env.students.recipes import Recipe, Training, entry_name, tuned
 from train.analysis.text import plus_minus
 from train.execution import process
 from train.execution.plan import Options, dataset_of
@@ -51,8 +52,8 @@ class Arguments(Options):
     training: Annotated[Training, tyro.conf.arg(name="", constructor=Untuned)] = field(default_factory=Untuned)
     budget: tuple[float, ...] = (3.0, 10.0, 30.0)
     """Budgets, in full-epoch equivalents; each gets a rate of its own."""
-    lr: tuple[float, ...] = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
-    """Rates to try."""
+    lr: tuple[float, ...] = ()
+    """Rates to try; by default 0.0125, doubled up to 0.8, and for `--optimizer adamw` a fortieth of each."""
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
     root: str | None = None
@@ -62,6 +63,11 @@ class Arguments(Options):
     save: str | None = None
     """Data set, or `*` for any other, whose entry in students/recipes.json the best rates replace. DATASET:SIZE is the
     entry for images of --image-size SIZE alone."""
+
+    def __post_init__(self) -> None:
+        if not self.lr:
+            least = 0.0125 / 40 if self.training.optimizer == "adamw" else 0.0125
+            self.lr = tuple(least * 2**doubled for doubled in range(7))
 
 
 def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
@@ -85,18 +91,20 @@ def store(
     """
     table = json.loads(path.read_text())
     entries = table.setdefault(of, {})
-    entry = entries.setdefault(recipe.model, {})
+    model, optimizer = named("model", recipe.model), recipe.optimizer
+    entry = entries.setdefault(entry_name(model, optimizer), {})
     found = {"lr": {f"{budget:g}": rates[budget] for budget in sorted(rates)}, "command": command}
     if label_noise and not entry:
         dataset, _, size = of.partition(":")
-        in_use = {b: tuned(dataset, recipe.model, b, image_size=int(size or 0)).values["lr"] for b in sorted(rates)}
+        others = {"image_size": int(size or 0), "optimizer": optimizer}
+        in_use = {b: tuned(dataset, model, b, **others).values["lr"] for b in sorted(rates)}
         entry |= {"lr": {f"{budget:g}": rate for budget, rate in in_use.items()}, "command": None}
     if label_noise:
         entry.setdefault("noisy", {})[f"{label_noise:g}"] = found
     else:
         entry |= found
     fixed = {"batch_size": recipe.batch_size, "weight_decay": recipe.weight_decay}
-    entries[recipe.model] = {**fixed, **entry, **fixed}
+    entries[entry_name(model, optimizer)] = {**fixed, **entry, **fixed}
     lines = [
         f"  {json.dumps(name)}: {{\n"
         + ",\n".join(f"    {json.dumps(family)}: {json.dumps(recipe)}" for family, recipe in families.items())

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from prune_env.data import sources
+from prune_env.data.arrays import Arrays
 from prune_env.data.storage import Mapped, channel_sums, check_kind, chosen, digest_of, keep
-from prune_env.data.task import VARIANT, Variant
+from prune_env.data.task import VARIANT, Variant, validation_rows
 
-__all__ = ["VARIANT", "Data", "Variant", "load", "load_test", "sources"]
+__all__ = ["VARIANT", "Arrays", "Data", "Variant", "load", "load_test", "sources"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ class Data:
 
 
 def load(
-    dataset: str,
+    dataset: str | Arrays,
     *,
     root: str | Path | None = None,
     download: bool = False,
@@ -113,7 +114,10 @@ def load(
     samples, source = sources.read(dataset, "train", root, download, image_size), sources.get(dataset)
     if len(samples.classes) < 2:
         raise ValueError(f"data set {dataset!r} has the classes {samples.classes}; there is nothing to learn below two")
-    parts = variant.parts(samples.labels, samples.classes, source.validation_share)
+    rows = samples.validation
+    if rows is None:
+        rows = validation_rows(samples.labels, samples.classes, source.validation_share)
+    parts = variant.parts(samples.labels, samples.classes, rows)
     device = torch.device(device)
     kind = chosen(images, samples, len(parts.train) + len(parts.validation), device)
     train = _data(samples, parts.train, parts.labels, parts.wrong, source.augment, kind, device)
@@ -122,7 +126,7 @@ def load(
 
 
 def load_test(
-    dataset: str,
+    dataset: str | Arrays,
     *,
     root: str | Path | None = None,
     download: bool = False,

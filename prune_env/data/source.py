@@ -21,6 +21,7 @@ class Samples:
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]
     state: str = ""  # digest of the files that `images` were decoded from; empty if they are no image files
+    validation: np.ndarray | None = None  # (m,) int64 sorted rows that are for validation; None: a share is drawn
     gathered: WeakValueDictionary[Any, Any] = field(default_factory=WeakValueDictionary)  # parts in use, see `storage`
 
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from prune_env.checks import whole
+from prune_env.data import arrays
+from prune_env.data.arrays import Arrays
 from prune_env.data.source import Listing, Samples, Source, printable, tell
 
 # Module and name of each source; a module is imported when it is asked for, since torchvision's readers take
@@ -23,27 +25,37 @@ SOURCES = {
 _read: dict[tuple[str, Path, int], Samples] = {}  # training splits by data set, root and image size
 
 
-def get(name: str) -> Source:
+def name_of(dataset: str | Arrays) -> str:
+    """Return what recipes and records call a data set."""
+    return arrays.NAME if isinstance(dataset, Arrays) else dataset
+
+
+def get(name: str | Arrays) -> Source:
     """Return the source called `name`. Raises ValueError, listing the names, if there is none."""
+    if isinstance(name, Arrays):
+        return name.source
     if name not in SOURCES:
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SOURCES)}")
+        own = "prune_env.data.Arrays(train=(images, labels))"
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SOURCES)}, or pass dataset={own}")
     module, attribute = SOURCES[name]
     return getattr(importlib.import_module(f"prune_env.data.{module}"), attribute)
 
 
-def read(name: str, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
-    """Return the decoded samples of one official split ("train" or "test") of the data set `name`.
+def read(dataset: str | Arrays, split: str, root: str | Path | None, download: bool, image_size: int | None) -> Samples:
+    """Return the decoded samples of one official split ("train" or "test") of a data set.
 
     Training splits are read once a process, and shared: a folder that changes is noticed by the next process.
 
     Raises ValueError for an unknown name or an image size it cannot have, FileNotFoundError when the data set
     is neither below `root` (by default $PRUNE_ENV_DATA, else ~/.cache/prune_env/data) nor to be downloaded.
     """
-    source = get(name)
+    source, name = get(dataset), name_of(dataset)
     size = source.image_size if image_size is None else image_size
     if whole("image_size", size) < 1 or (size != source.image_size and not source.resizable):
         allowed = "a positive whole number of pixels" if source.resizable else f"{source.image_size} (its only size)"
         raise ValueError(f"image_size={image_size} for {name!r}: it must be {allowed}")
+    if isinstance(dataset, Arrays):  # is in memory, for as long as the caller wants
+        return dataset.find(split, size)
     if root is not None and not isinstance(root, str | os.PathLike):
         raise TypeError(f"root is {root!r}; it must be a path")
     where = folder(root)

@@ -48,9 +48,11 @@ class Variant:
         if whole("task_seed", self.task_seed) < 0:
             raise ValueError(f"task_seed={self.task_seed} must be 0 or more")
 
-    def parts(self, labels: np.ndarray, classes: tuple[str, ...], validation_share: float) -> "Parts":
-        """Divide the samples of a split with `labels` (n,). Raises ValueError for what leaves a class empty."""
-        validation = validation_rows(labels, classes, validation_share)
+    def parts(self, labels: np.ndarray, classes: tuple[str, ...], validation: np.ndarray) -> "Parts":
+        """Divide the samples of a split with `labels` (n,), of which the rows `validation` (m,) are not trained on.
+
+        Raises ValueError for what leaves a class empty.
+        """
         every = np.setdiff1d(np.arange(len(labels)), validation)
         rngs = [np.random.default_rng((self.task_seed, knob)) for knob in (1, 2, 3, 4)]
         rows = every[imbalanced_rows(labels[every], len(classes), self.imbalance, rngs[0])]

@@ -242,7 +242,7 @@ class TaskEnv(gym.Env[Any, Any]):
         dataset = settings.get("dataset", Task().dataset)
         self._datasets = {dataset}
         if self.tasks is not None:
-            both = sorted(set(settings) & {*TASK_FIELDS, "lr"} - {"dataset"})
+            both = sorted(set(settings) & {*TASK_FIELDS, "lr", "optimizer"} - {"dataset"})
             if both:
                 raise ValueError(f"{', '.join(both)} cannot be given beside tasks, which set them")
             self._datasets = self.tasks.datasets
@@ -270,7 +270,7 @@ class TaskEnv(gym.Env[Any, Any]):
         if isinstance(task, Mapping) and "lr_factor" in task:
             task = Task(**task)  # as asdict() and JSON make it
         if isinstance(task, Task) and task.dataset not in self._datasets:
-            sets = ", ".join(sorted(self._datasets))
+            sets = ", ".join(sorted(map(str, self._datasets)))
             raise ValueError(f"task has dataset={task.dataset!r}; episodes here are of {sets}")
         if task != self._built[0]:
             changed = task.settings() if isinstance(task, Task) else task

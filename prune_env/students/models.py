@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-NAMES = ("mlp", "convnet", "resnet9", "resnet18", "torchvision:NAME")
+from prune_env.checks import named
+
+NAMES = ("mlp", "convnet", "resnet9", "resnet18", "torchvision:NAME", "module:function of your own")
+FAMILIES = tuple(name.partition(":")[0] for name in NAMES[:-1])
+Factory = Callable[[int, int, int], nn.Module]  # of channels, size and classes
 
 
 class Seeded(TorchDispatchMode):
@@ -21,6 +30,7 @@ class Seeded(TorchDispatchMode):
     def __init__(self, generator: torch.Generator):
         super().__init__()
         self.generator = generator
+        self.drew = False  # whether anything did
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -28,11 +38,21 @@ class Seeded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        names = [argument.name for argument in func._schema.arguments]
+        if {"dropout_p", "dropout"} & set(names):  # fused attention and recurrent layers, which take no generator
+            given = dict(zip(names, args, strict=False)) | kwargs
+            if given.get("dropout_p") or given.get("dropout"):
+                raise ValueError(
+                    f"{func} draws its dropout from torch's global generator: leave that dropout out, or run attention "
+                    "under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+                )
+            return func(*args, **kwargs)
+        self.drew = True
         if func is torch.ops.aten.native_dropout.default:  # fused on CUDA, where it takes no generator
             return self._dropout(*args, **kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            return func.overloadpacket(*args, **{**kwargs, "generator": self.generator})
-        return func(*args, **kwargs)
+        return func.overloadpacket(*args, **{**kwargs, "generator": self.generator})
 
     def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
         if train is False:
@@ -41,21 +61,25 @@ class Seeded(TorchDispatchMode):
         return x * keep / max(1.0 - p, 1e-12), keep.bool()
 
 
-def build(name: str, channels: int, size: int, classes: int, seed: int) -> nn.Module:
+def build(model: str | Factory, channels: int, size: int, classes: int, seed: int) -> nn.Module:
     """Return a new network from (B, channels, size, size) to (B, classes), on the CPU, in float32.
 
     Args:
-        name: `mlp`, `convnet`, `resnet9` or `resnet18` (CIFAR stem); the first three take their widths after
+        model: `mlp`, `convnet`, `resnet9` or `resnet18` (CIFAR stem); the first three take their widths after
             a colon, as in `mlp:128-64` or `convnet:64-256-256`. `torchvision:NAME` is any classifier of
-            torchvision without its pretrained weights.
+            torchvision without its pretrained weights. `module:function` of your own, or from Python the function
+            itself, is called with channels, size and classes, and makes a new network.
         channels, size: of the images.
         classes: number of outputs.
         seed: of the weights.
 
-    Raises ValueError for an unknown name, or widths that do not fit it.
+    Raises ValueError for an unknown name, or widths that do not fit it, TypeError for what is no network.
     """
+    name, make = named("model", model), _factory(model)
     family, _, rest = name.partition(":")
     with Seeded(torch.Generator().manual_seed(seed)):
+        if make is not None:
+            return _own(name, make, channels, size, classes)
         if family == "mlp":
             return mlp(channels * size * size, classes, _widths(name, rest, (64,)))
         if family == "convnet":
@@ -69,16 +93,73 @@ def build(name: str, channels: int, size: int, classes: int, seed: int) -> nn.Mo
     raise ValueError(f"model {name!r} is not known; there are {', '.join(NAMES)}")
 
 
-@functools.lru_cache(maxsize=256)  # the environment asks for each task of a distribution
-def check(name: str, channels: int, size: int, classes: int) -> bool:
-    """Say whether training such a network draws random numbers. Raises ValueError unless it takes such images."""
-    model = build(name, channels, size, classes, seed=0).eval()
+def _factory(model: str | Factory) -> Factory | None:
+    """Return the caller's own function, or the one of this name; None for the other names."""
+    if not isinstance(model, str):
+        return model
+    module, _, function = model.partition(":")
+    if module in FAMILIES or not all(part.isidentifier() for part in (function, *module.split("."))):
+        return None
     try:
-        with torch.no_grad():
-            model(torch.zeros(2, channels, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"model {name!r} does not take images of {size} pixels (image_size): {error}") from error
-    return is_random(model)
+        return getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # a module of yours can raise anything
+        raise ValueError(f"model {model!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _own(name: str, make: Factory, channels: int, size: int, classes: int) -> nn.Module:
+    """Return a network of the caller's own, whatever it was left as."""
+    if isinstance(make, nn.Module):
+        raise TypeError(f"model {name!r} is a network; it must be a function that makes one, anew for each run")
+    model = make(channels, size, classes)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model {name!r} made a {type(model).__name__}; it must make a torch.nn.Module")
+    if any(map(is_lazy, model.parameters())):
+        model.eval()(torch.zeros(2, channels, size, size))
+    return model.cpu().float()
+
+
+class Traits(NamedTuple):
+    """What a network is seen to do in training."""
+
+    random: bool  # it draws random numbers (dropout, stochastic depth)
+    channels_last: bool  # it has convolutions, for which that is faster, and takes it
+    outline: str = ""  # of the caller's own network: digest of its modules and the shapes of its weights
+
+
+def check(model: str | Factory, channels: int, size: int, classes: int) -> Traits:
+    """Try such a network on two images, in training mode.
+
+    Raises ValueError unless it takes such images, and makes logits of them; and what `build` raises.
+    """
+    seen = _tried if isinstance(model, Hashable) else _tried.__wrapped__
+    return seen(model, channels, size, classes)
+
+
+@functools.lru_cache(maxsize=256)  # the environment asks for each task of a distribution, and again for each run
+def _tried(model: Any, channels: int, size: int, classes: int) -> Traits:
+    name = named("model", model)
+    network, outline, error = build(model, channels, size, classes, seed=0).train(), "", None
+    if _factory(model) is not None:
+        other = build(model, channels, size, classes, seed=0)
+        if set(network.parameters()) & set(other.parameters()):
+            raise ValueError(f"model {name!r} made two networks that share weights; each run needs its own: copy them")
+        shapes = [(key, tuple(value.shape)) for key, value in network.state_dict().items()]
+        outline = hashlib.sha256(f"{network}{shapes}".encode()).hexdigest()
+    # views of images in channels_last fail, as in x.view(len(x), -1)
+    for memory_format in [torch.channels_last] * is_convolutional(network) + [torch.contiguous_format]:
+        network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
+        images = torch.zeros(2, channels, size, size).contiguous(memory_format=memory_format)
+        try:
+            with torch.no_grad(), Seeded(torch.Generator().manual_seed(0)) as seeded:
+                logits = network(images)
+        except (RuntimeError, AssertionError, ValueError) as failed:
+            error = failed
+            continue
+        made = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if made != (2, classes):
+            raise ValueError(f"model {name!r} makes {made} of two images; it must make logits {(2, classes)}")
+        return Traits(seeded.drew, memory_format == torch.channels_last, outline)
+    raise ValueError(f"model {name!r} does not take images of {size} pixels (image_size): {error}") from error
 
 
 def _widths(name: str, text: str, default: tuple[int, ...], count: int | None = None) -> tuple[int, ...]:
@@ -91,13 +172,17 @@ def _widths(name: str, text: str, default: tuple[int, ...], count: int | None = 
     return tuple(map(int, parts))
 
 
+class FullyConnected(nn.Sequential):
+    """A network that `mlp` builds."""
+
+
 def mlp(features: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
     """Build a fully connected network with ReLU and without normalisation."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in widths:
         layers += [nn.Linear(features, width), nn.ReLU()]
         features = width
-    return nn.Sequential(*layers, nn.Linear(features, classes))
+    return FullyConnected(*layers, nn.Linear(features, classes))
 
 
 def convnet(channels: int, classes: int, widths: tuple[int, ...]) -> nn.Module:
@@ -177,29 +262,21 @@ def _torchvision(name: str, rest: str, channels: int, classes: int) -> nn.Module
     return torchvision.models.get_model(rest, weights=None, num_classes=classes, **extra)
 
 
-def is_random(model: nn.Module) -> bool:
-    """Say whether a training pass draws random numbers (dropout, stochastic depth)."""
-    # by name: importing torchvision, whose the last one is, takes longer than a run on the digits
-    kinds = {"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "StochasticDepth"}
-    random = [module for module in model.modules() if kinds & {kind.__name__ for kind in type(module).__mro__}]
-    return any(float(getattr(module, "p")) > 0.0 for module in random)  # noqa: B009  (not every module has one)
-
-
 def is_fully_connected(model: nn.Module) -> bool:
     """Say whether the network is one that `mlp` builds."""
-    return all(isinstance(module, nn.Sequential | nn.Flatten | nn.Linear | nn.ReLU) for module in model.modules())
+    return isinstance(model, FullyConnected)
 
 
 SMALL = 2**25  # multiplications of a forward pass: below, threads wait for each other longer than they compute
 
 
 def is_small(model: nn.Module, rows: int) -> bool:
-    """Say whether a fully connected network trains as fast on one thread, in batches of so many rows.
+    """Say whether a network without convolutions trains as fast on one thread, in batches of so many rows.
 
     On a busy machine with two cores, two threads take 400 times as long as one for 64-64-10 in batches of 64
     (2**18 multiplications), 40 times for 256-256-10 (2**22), and twice for 1024-1024-10 in batches of 128 (2**27).
     """
-    return is_fully_connected(model) and rows * sum(p.numel() for p in model.parameters()) <= SMALL
+    return not is_convolutional(model) and rows * sum(p.numel() for p in model.parameters()) <= SMALL
 
 
 def is_convolutional(model: nn.Module) -> bool:

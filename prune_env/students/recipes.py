@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any, NamedTuple
 
-from prune_env.checks import real, text, whole
+from prune_env.checks import named, real, text, whole
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("off", "step", "graphs")
+OPTIMIZERS = ("sgd", "adamw")
+# customary values where nothing was tuned: for networks of the caller's own, and for AdamW
+OWN = {"batch_size": 64, "weight_decay": 5e-4, "lr": 0.05}
+ADAMW = {"weight_decay": 0.01, "lr": 1e-3}
 DEFAULT_MODEL = {"digits": "mlp", "imagenet": "torchvision:resnet50"}  # every other data set: convnet
 
 
@@ -24,16 +28,18 @@ class Training:
     These fields are arguments of `PruneEnv`, flags of the programs, and entries of a sweep file's tasks.
     """
 
-    model: str | None = None
-    """Network, see `models.build`; by default one that suits the data set."""
+    model: str | None = None  # from Python also a function, see `models.build`
+    """Network, see `models.build`, or `module:function` of your own; by default one that suits the data set."""
     batch_size: int | None = None
     """Rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when the batch is short. By default as tuned."""
     lr: float | None = None
-    """Peak learning rate of SGD with Nesterov momentum; by default as tuned."""
+    """Peak learning rate; by default as tuned, which for `adamw` is mostly 0.001, not tuned."""
     weight_decay: float | None = None
-    """Weight decay on all parameters; the learning rate scales it. By default as tuned."""
+    """Weight decay on all parameters; the learning rate scales it. By default as tuned, or 0.01 for `adamw`."""
+    optimizer: str = "sgd"
+    """`sgd` (with Nesterov momentum) or `adamw`."""
     momentum: float = 0.9
-    """Momentum, in [0, 1)."""
+    """Momentum, in [0, 1); beta_1 of `adamw`."""
     warmup: float = 0.1
     """Share of the budget, in [0, 1), in which the learning rate rises linearly; then it falls linearly to 0."""
     label_smoothing: float = 0.0
@@ -54,13 +60,13 @@ class Recipe(Training):
     """
 
     # without a value these are None, as in `Training`, and refused below
-    model: str  # pyright: ignore[reportGeneralTypeIssues]
+    model: str | Callable[..., Any]  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleVariableOverride]
     batch_size: int  # pyright: ignore[reportGeneralTypeIssues]
     lr: float  # pyright: ignore[reportGeneralTypeIssues]
     weight_decay: float = 5e-4
 
     def __post_init__(self):
-        text("model", self.model)
+        named("model", self.model)
         if whole("batch_size", self.batch_size) < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
         if not 0.0 < real("lr", self.lr) < math.inf:
@@ -72,9 +78,14 @@ class Recipe(Training):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if not 0.0 < real("ema", self.ema) <= 1.0:
             raise ValueError(f"ema is {self.ema}; the weight of the newest loss must lie in (0, 1]")
-        for name, known in (("precision", PRECISIONS), ("compile", COMPILE)):
+        for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("compile", COMPILE)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+
+    def plain(self) -> dict[str, Any]:
+        """Return all values, with the name of a network of the caller's own in its place."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "model": named("model", self.model)}
 
     def rate(self, progress: float) -> float:
         """Return the learning rate at `progress`, the share of the budget that is spent, in [0, 1]."""
@@ -93,24 +104,28 @@ class Tuned(NamedTuple):
 
 def tuned(
     dataset: str,
-    model: str | None,
+    model: str | Callable[..., Any] | None,
     budget: float,
     label_noise: float = 0.0,
     image_size: int | None = None,
+    optimizer: str = "sgd",
 ) -> Tuned:
     """Look up network, batch size, weight decay and learning rate for a task.
 
     The rates are the best ones for full training, found on validation by the command that stands beside them. Without
     a command they are customary and not tuned. The first entry counts of: data set with this size of images, data set,
     any data set ("*"); in each the network itself, then its family, the name before the colon. Of the entry, the rates
-    of the nearest share of wrong labels and of the nearest budget in ratio are taken.
+    of the nearest share of wrong labels and of the nearest budget in ratio are taken. Networks of the caller's own
+    that have no entry get customary values. For AdamW an entry is called as in `mlp+adamw`; without one the rate and
+    the weight decay are customary, and the batch size is the one for SGD.
 
     Args:
         dataset: name of the source.
-        model: name of the network; None is the data set's default.
+        model: name of the network, or what makes it; None is the data set's default.
         budget: full-epoch equivalents.
         label_noise: share of wrong labels. An environment passes none: its recipe would tell agents the share.
         image_size: side of the images in pixels.
+        optimizer: as in a recipe.
 
     Raises TypeError for a value of another type, ValueError if no entry knows the network, or for a budget that is not
     a positive number.
@@ -118,13 +133,18 @@ def tuned(
     if not 0.0 < real("budget", budget) < math.inf:
         raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
     wrong = real("label_noise", label_noise)
-    model = text("model", model or default_model(dataset))
-    family = model.partition(":")[0]
+    model = named("model", model or default_model(dataset))
+    names = [entry_name(of, optimizer) for of in (model, model.partition(":")[0])]
     table = _table(resources.files("prune_env.students").joinpath("recipes.json").read_text())
-    order = [(of, name) for of in (f"{dataset}:{image_size}", dataset, "*") for name in (model, family)]
+    order = [(of, name) for of in (f"{dataset}:{image_size}", dataset, "*") for name in names]
     known = [(of, name) for of, name in order if name in table.get(of, {})]
+    if not known and optimizer == "adamw":
+        values = {**tuned(dataset, model, budget, image_size=image_size).values, **ADAMW}
+        return Tuned(values, f"lr {values['lr']:g}: customary for AdamW, not tuned", False)
+    if not known and ":" in model:
+        return Tuned({"model": model, **OWN}, f"lr {OWN['lr']:g}: customary, not tuned", False)
     if not known:
-        raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}")
+        raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}, or module:function")
     of, name = known[0]
     entry = table[of][name]
     by_share = {0.0: entry, **{float(share): noisy for share, noisy in entry.get("noisy", {}).items()}}
@@ -137,7 +157,12 @@ def tuned(
     images = "other images" if of == "*" else of
     labels = f"{share:.0%} wrong labels" if share else "clean labels"
     description = f"lr {rates[at]:g}: tuned for full training of {name} on {images}, budget {at:g}, {labels}"
-    return Tuned(values, description, of != "*" and name == model and share == wrong)
+    return Tuned(values, description, of != "*" and name == names[0] and share == wrong)
+
+
+def entry_name(model: str, optimizer: str) -> str:
+    """Return what recipes.json calls a network that is trained with an optimiser."""
+    return model if optimizer == "sgd" else f"{model}+{optimizer}"
 
 
 def default_model(dataset: str) -> str:

@@ -77,6 +77,6 @@ def test_only_full_batches_are_compiled_and_what_a_graph_returns_is_kept(monkeyp
 
 
 def test_networks_with_dropout_are_refused(monkeypatch):
-    monkeypatch.setattr(models, "check", lambda *args: True)
+    monkeypatch.setattr(models, "check", lambda *args: models.Traits(True, False))
     with pytest.raises(ValueError, match="compile is 'step'; 'mlp' draws random numbers"):
         digits(compile="step")

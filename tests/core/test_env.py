@@ -21,9 +21,18 @@ from prune_env.students.recipes import Recipe
 from tests.core.test_selection import WRONG_ACTIONS
 from tests.helpers import trees
 from tests.helpers.reference import toy
-from tests.helpers.runs import DROPOUT, Watched, digits, play, random_action, run, same, trainer
+from tests.helpers.runs import DROPOUT, Watched, digits, own_digits, play, random_action, run, same, trainer
 
-IDS = {"Digits": 10, "CIFAR10": 10, "CIFAR100": 100, "TinyImageNet": 3, "ImageFolder": 2, "ImageNet": 3}  # classes
+# classes of each
+IDS = {
+    "Digits": 10,
+    "CIFAR10": 10,
+    "CIFAR100": 100,
+    "TinyImageNet": 3,
+    "ImageFolder": 2,
+    "ImageNet": 3,
+    "Arrays": 10,
+}  # classes
 TASK: dict[str, Any] = {"train_size": 100, "budget": 3.0, "batch_size": 16}
 
 # ---------------------------------------------------------------- the contract
@@ -41,6 +50,8 @@ def settings(tmp_path, monkeypatch):
             "ImageFolder": lambda: trees.imagefolder(tmp_path),
             "ImageNet": lambda: trees.imagenet(tmp_path),
         }
+        if name == "Arrays":
+            return {"dataset": own_digits(), "model": "mlp:4", "batch_size": 16, "budget": 2.5}
         if name == "Digits":
             return {"budget": 2.5, "train_size": 60}
         make[name]()
@@ -58,7 +69,7 @@ def test_every_id_names_its_data_set_and_passes_both_checkers_silently(name, set
     assert env.spec is not None
     assert env.spec.max_episode_steps is None
     assert len(core.train_data.classes) == IDS[name]
-    assert core.train_data.augment == (name != "Digits")
+    assert core.train_data.augment == (name not in ("Digits", "Arrays"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         env_checker.check_env(core)
@@ -275,6 +286,7 @@ def test_a_spec_survives_json():
     kwargs = {"budget": 1.5, "price": 0.01, "train_size": 80, "label_noise": 0.2, "imbalance": 2.0, "duplicates": 0.1}
     kwargs |= {"task_seed": 3, "model": "mlp:12", "batch_size": 10, "lr": 0.3, "momentum": 0.5, "weight_decay": 1e-3}
     kwargs |= {"warmup": 0.2, "label_smoothing": 0.1, "ema": 0.5, "precision": "float32", "compile": "off"}
+    kwargs |= {"optimizer": "adamw"}
     env = gym.make("prune_env/Digits-v0", **kwargs, device="cpu")
     assert env.spec is not None
     again = gym.make(EnvSpec.from_json(env.spec.to_json()))
@@ -292,6 +304,7 @@ def test_every_argument_reaches_the_run():
     changes = {"price": 0.1, "label_noise": 0.3, "imbalance": 3.0, "duplicates": 0.3, "task_seed": 1, "model": "mlp:30"}
     changes |= {"batch_size": 20, "lr": 0.05, "momentum": 0.5, "weight_decay": 0.05, "warmup": 0.5, "ema": 0.3}
     changes |= {"label_smoothing": 0.2, "precision": "bfloat16", "budget": 2.0, "train_size": 99, "val_rest": True}
+    changes |= {"optimizer": "adamw"}
     found = [play(digits(**{"budget": 1.5, name: value}), seed=0) for name, value in changes.items()]
     for number, trace in enumerate([play(digits(budget=1.5), seed=0), *found]):
         for other in found[number:]:

@@ -34,9 +34,10 @@ def broken_after(batches: int):
     return read
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(("model", "before", "batches"), [("mlp:8", 0, 0), ("mlp:8", 1, 2), ("convnet:2-2-2", 1, 2)])
-def test_a_step_that_cannot_read_an_image_changes_nothing(monkeypatch, model, before, batches):
-    env = digits(model=model, **SMALL, render_mode="ansi")
+def test_a_step_that_cannot_read_an_image_changes_nothing(monkeypatch, model, before, batches, optimizer):
+    env = digits(model=model, optimizer=optimizer, **SMALL, render_mode="ansi")
     monkeypatch.setattr("prune_env.trainer.FETCHED_PIXELS", 1)
     env.reset(seed=0)
     for _ in range(before):

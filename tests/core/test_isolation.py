@@ -11,7 +11,7 @@ import torch
 
 import prune_env.data
 from prune_env import PruneEnv, select
-from tests.helpers.runs import digits
+from tests.helpers.runs import digits, own_digits
 
 CODE = (types.ModuleType, type, types.BuiltinFunctionType, types.CodeType, types.FrameType)
 
@@ -79,6 +79,15 @@ def test_no_test_image_is_reachable(env, secrets):
     modules = [vars(module) for name, module in sys.modules.items() if name.split(".")[0] == "prune_env"]
     assert len(modules) > 10
     assert leaks(secrets, *modules) == 0
+
+
+def test_the_test_part_of_own_data_is_not_reachable(secrets):
+    own = own_digits()
+    env = PruneEnv(own, model="mlp:4", budget=1.5)
+    env.reset(seed=0)
+    env.step(select(np.ones(120)))
+    assert leaks(secrets, env) == 0
+    assert leaks(secrets, own) > 100
 
 
 def test_training_images_are_found_so_the_search_works(env):

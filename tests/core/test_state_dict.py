@@ -17,6 +17,7 @@ from train.execution.checkpoints import Checkpoint
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "mlp": {"model": "mlp:8", "render_mode": "rgb_array", "label_smoothing": 0.1, "price": 0.01, "momentum": 0.0},
     "convnet": {"model": "convnet:4-4-4", "render_mode": "ansi"},  # in channels_last, its momentum too
+    "adamw": {"model": "convnet:4-4-4", "optimizer": "adamw", "render_mode": "ansi"},
 }
 
 

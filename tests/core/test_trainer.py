@@ -147,13 +147,17 @@ def test_a_class_without_validation_samples_has_no_accuracy():
 # ---------------------------------------------------------------- a whole run
 
 
-def test_a_run_on_digits_agrees_with_a_plain_loop():
+@pytest.mark.parametrize(("optimizer", "lr", "tolerance"), [("sgd", 0.2, 1e-6), ("adamw", 0.02, 1e-5)])
+def test_a_run_on_digits_agrees_with_a_plain_loop(optimizer, lr, tolerance):
     train, val = data.load("digits", train_size=200)
-    chosen = tuned("digits", "mlp", 4.0).values
+    chosen = {**tuned("digits", "mlp", 4.0, optimizer=optimizer).values, "optimizer": optimizer, "lr": lr}
     student = Trainer(train, val, Recipe(**chosen, precision="float32"), 4.0, seed=11)
     weights_seed = int(np.random.SeedSequence([11, 0]).generate_state(1)[0])
     network, decay, size = models.build("mlp", 1, 8, 10, weights_seed), chosen["weight_decay"], chosen["batch_size"]
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=decay)
+    if chosen["optimizer"] == "sgd":
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=decay)
+    else:
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=decay)
     images, labels = normalized(train), train.labels
     val_images = ((val.images - train.images.double().mean()) / train.images.double().std(correction=0)).float()
     rng, done, finished = np.random.default_rng(0), 0, False
@@ -170,7 +174,7 @@ def test_a_run_on_digits_agrees_with_a_plain_loop():
             loss.backward()
             optimizer.step()
         done += len(order)
-        assert_weights(student, network)
+        assert_weights(student, network, tolerance)
         assert result.val_accuracy == float((network(val_images).argmax(1) == val.labels).double().mean())
         finished = result.finished
     assert done > 700

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from matplotlib.image import imread
 from rich.console import Group
@@ -24,9 +25,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import prune_env
 from prune_env import data, io
 from prune_env.data.task import Variant
+from prune_env.students import models
 from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
 from tests.helpers.processes import alive, until
+from tests.helpers.runs import own_digits
 from train import evaluate, report, tune
 from train.analysis import curves, table
 from train.execution import checkpoints, executors, plan, process, program, provenance, results, saved
@@ -47,6 +50,12 @@ class FirstHalf:
 """
 # what takes as long to import as torch, and is for few runs or none
 HEAVY = {"torch._dynamo", "sympy", "torchvision", "pandas", "ray", "submitit"}
+OWN_NETWORK = """
+import torch
+
+def make(channels, size, classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
+"""
 PROGRAM = f"""
 import sys
 from train import evaluate
@@ -173,6 +182,7 @@ def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
     ("env", "settings"),
     [
         ("prune_env/CIFAR10-v0", {"model": "resnet18"}),
+        ("prune_env/Digits-v0", {"model": "my_module:make_model", "optimizer": "adamw"}),
         ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0, "image_size": 32, "weight_decay": 0.001}),
         ("prune_env/Digits-v0", {"model": "mlp:7", "val_rest": True, "train_size": 100, "lr": 0.2}),
     ],
@@ -239,6 +249,7 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
     """There is one declaration of each: a field of `Variant` or of `Training`."""
     values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.2}
     values |= {"task_seed": 3, "val_rest": True, "model": "mlp:3", "batch_size": 9, "lr": 0.3, "weight_decay": 0.01}
+    values["optimizer"] = "adamw"
     values |= {"momentum": 0.5, "warmup": 0.2, "label_smoothing": 0.1, "ema": 0.5, "precision": "float32"}
     values["compile"] = "step"
     assert list(values)[1:] == [field.name for of in (Variant, Training) for field in dataclasses.fields(of)]
@@ -309,6 +320,53 @@ def test_an_interruption_of_the_plan_is_one_line(
     assert evaluate.main(["--agents", "full", *SMALL, "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted before the first run"
     assert not (tmp_path / "out").exists()
+
+
+# Data and networks of the user's own
+
+
+def _perceptron(channels: int, size: int, classes: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(channels * size**2, classes))
+
+
+def test_own_data_and_an_own_network_are_planned_played_and_recorded():
+    """Records are JSON; what is trained on, and the network, tell runs apart."""
+    keys = set()
+    for size, model in ((120, _perceptron), (121, _perceptron), (120, "mlp:4")):
+        settings = {"dataset": own_digits(size), "model": model, "optimizer": "adamw"}
+        block = Block("it", "prune_env/Arrays-v0", settings, ("full",), (0.5,), (1.5,), 1)
+        (run,) = make_plan([block], Place(None, False, "cpu")).runs.values()
+        keys.add(run.key)
+        assert run.rate == "lr 0.001: customary for AdamW, not tuned"
+        record = json.loads(json.dumps(play(run, run.make_env())))
+        assert record["key"] == run.key
+        name = model if isinstance(model, str) else f"{__name__}:_perceptron"
+        assert record["configuration"]["recipe"]["model"] == name
+        assert record["configuration"]["settings"] == {
+            "dataset": "arrays",
+            "model": name,
+            "optimizer": "adamw",
+            "budget": 1.5,
+            "device": "cpu",
+        }
+        assert record["provenance"]["data"]["test"] == data.load_test("digits").digest
+    assert len(keys) == 3
+
+
+def test_an_own_network_is_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flags = ["--model", "own_network:make", "--optimizer", "adamw", "--lr", "0.02", "--agents", "full"]
+    assert evaluate.main([*flags, *SMALL, "--seeds", "1", "--workers", "1", "--out", str(tmp_path)]) == 0
+    (record,) = _records(tmp_path / "digits-own_network-make-train_size100")
+    assert record["configuration"]["recipe"]["model"] == "own_network:make"
+    assert record["rate"] == "lr 0.02: as given"
+    network = record["configuration"]["network"]
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK.replace("2, classes", "2, 7), torch.nn.Linear(7, classes"))
+    monkeypatch.delitem(sys.modules, "own_network")
+    models._tried.cache_clear()
+    run = Run("prune_env/Digits-v0", {"model": "own_network:make", "budget": 1.5}, "full", 0)
+    assert run.configuration(run.make_env())["network"] != network
 
 
 # The record

@@ -42,6 +42,7 @@ from prune_env.policy.features import FEATURES
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.students import recipes
 from tests.helpers import trees
+from tests.helpers.runs import own_digits
 
 PATH = Path(__file__).with_name("golden.json")
 ROUNDING = 1e-4
@@ -55,7 +56,7 @@ Recorded = dict[str, Trajectory]
 SMALL = {"budget": 2.0, "price": 0.01, "precision": "float32", "device": "cpu"}
 TASK = {"train_size": 120, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.1, "task_seed": 1}
 CONVNET = {"model": "convnet:4-4-4", "batch_size": 45, "lr": 0.01}
-SEEDS = {"Digits": 3, "CIFAR10": 12, "CIFAR100": 9, "TinyImageNet": 6, "ImageFolder": 2, "ImageNet": 4}
+SEEDS = {"Digits": 3, "CIFAR10": 12, "CIFAR100": 9, "TinyImageNet": 6, "ImageFolder": 2, "ImageNet": 4, "Arrays": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "Digits": {**SMALL, **TASK, "model": "mlp:16"},
     "CIFAR10": {**SMALL, **CONVNET, "train_size": 40, "batch_size": 20},
@@ -63,6 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "TinyImageNet": {**SMALL, **CONVNET, "batch_size": 13, "image_size": 32},
     "ImageFolder": {**SMALL, **CONVNET, "batch_size": 13, "image_size": 24},
     "ImageNet": {**SMALL, **CONVNET, "batch_size": 13, "image_size": 32},
+    "Arrays": {**SMALL, "model": "mlp:16", "optimizer": "adamw", "lr": 0.01, "dataset": own_digits()},
 }
 MEMBERS = {"budget": [2.5, 1.5, 2.0], "train_size": [120, 90, 60], "label_noise": [0.1, 0.0, 0.2]}
 
@@ -136,7 +138,7 @@ def images() -> Iterator[dict[str, str]]:
     """Trees of images on disk: the `root` of each id that needs one. The checksums are torchvision's meanwhile."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNE_ENV_CACHE", f"{folder}/cache")
-        roots = {name: Path(folder) / name for name in SETTINGS if name != "Digits"}
+        roots = {name: Path(folder) / name for name in SETTINGS if name not in ("Digits", "Arrays")}
         trees.cifar10(roots["CIFAR10"], patch)
         trees.cifar100(roots["CIFAR100"], patch)
         trees.tiny_imagenet(roots["TinyImageNet"])

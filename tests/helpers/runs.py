@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torchvision.models._api import register_model
 
-from prune_env import PruneEnv, select
-from prune_env.data import Data
+from prune_env import PruneEnv, data, select
+from prune_env.data import Arrays, Data
 from prune_env.selection import Action, Selection
 from prune_env.students.recipes import Recipe
 from prune_env.trainer import EpochResult, Trainer
@@ -52,6 +52,13 @@ def digits(**settings) -> PruneEnv:
     env = gym.make("prune_env/Digits-v0", disable_env_checker=True, **{**task, **settings}).unwrapped
     assert isinstance(env, PruneEnv)
     return env
+
+
+def own_digits(train_size: int = 120) -> Arrays:
+    """Digits as somebody's own data: some to train on, 260 to validate on, 497 to test."""
+    train, val = data.load("digits", train_size=train_size)
+    test = data.load_test("digits")
+    return Arrays(*((split.images, split.labels) for split in (train, val, test)))
 
 
 def random_action(rng: np.random.Generator, n: int, keep: float = 0.6) -> Action:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tyro
 from gymnasium.utils import seeding
 
 import prune_env
@@ -124,6 +125,21 @@ def test_a_round_trip_through_the_program(path, monkeypatch, capsys):
     out = capsys.readouterr().out  # one seed has no error of the mean
     assert f"{100 * max(reached.values()):.2f}*" in out
     assert "±" not in out
+
+
+def test_rates_of_adamw_stand_beside_the_rates_of_sgd(path, monkeypatch):
+    monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: path.parent))
+    sgd = tuned("digits", "mlp", 10.0)
+    customary = tuned("digits", "mlp", 10.0, optimizer="adamw")
+    assert customary.values == {**sgd.values, "lr": 0.001, "weight_decay": 0.01}
+    assert customary.description == "lr 0.001: customary for AdamW, not tuned"
+    recipe = Recipe(**customary.values, optimizer="adamw")
+    store(path, "digits", recipe, {10.0: 0.003}, "somehow")
+    found = tuned("digits", "mlp", 10.0, optimizer="adamw")
+    assert found.values == {**customary.values, "lr": 0.003}
+    assert (found.fits, tuned("digits", "mlp", 10.0)) == (True, sgd)
+    rates = [tyro.cli(tune.Arguments, args=args).lr for args in ([], ["--optimizer", "adamw"])]
+    assert [rates[0], [rate * 40 for rate in rates[1]]] == [(0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8), [*rates[0]]]
 
 
 def test_the_best_mean_is_stored(path, monkeypatch, capsys):

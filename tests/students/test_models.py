@@ -102,8 +102,9 @@ def test_images_too_small_for_a_model_are_refused(name, smallest):
     ],
 )
 def test_random_and_convolutional_models_are_told_apart(name, random, convolutional):
-    model = models.build(name, 3, 32, 10, 0)
-    assert (models.is_random(model), models.is_convolutional(model)) == (random, convolutional)
+    before = torch.get_rng_state()
+    assert models.check(name, 3, 32, 10) == (random, convolutional, "")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_inside_seeded_random_operations_follow_its_generator():

@@ -88,11 +88,13 @@ def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[
     Raises:
         TypeError, ValueError: an option that `recipes.tuned` refuses.
     """
-    dataset, size = dataset_of(block.env), block.settings.get("image_size")
+    dataset, size = _data_of(block), block.settings.get("image_size")
+    model, optimizer = block.settings.get("model"), block.settings.get("optimizer", "sgd")
+    from_python = isinstance(dataset, data.Arrays) or callable(model)
     found = {}
     for budget in sorted(set(block.budgets)):
         settings, noise = dict(block.settings), block.settings.get("label_noise", 0.0)
-        best = tuned(dataset, settings.get("model"), budget, noise, size)
+        best = tuned(data.sources.name_of(dataset), model, budget, noise, size, optimizer)
         rate = settings.get("lr", best.values["lr"])
         if isinstance(rate, dict):
             rate = rate[nearest(rate, budget)]
@@ -100,11 +102,17 @@ def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[
             settings["lr"] = rate
         if rate != best.values["lr"]:
             found[budget] = settings, f"lr {rate}: as given"
-        elif best.fits:
+        elif best.fits or from_python:  # no command line names what is not in a file
             found[budget] = settings, best.description
         else:
             found[budget] = settings, f"{best.description}; tune it: {_tune_command(block, root)}"
     return found
+
+
+def _data_of(block: Block) -> str | data.Arrays:
+    """Return the data set of a block's settings, else of its environment. Raises as `dataset_of`."""
+    of_env = dataset_of(block.env)
+    return block.settings.get("dataset", of_env)
 
 
 def _tune_command(block: Block, root: str | None) -> str:
@@ -162,7 +170,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
     of_machine = {name: value for name, value in of_machine.items() if value not in (None, "auto")}
 
     @functools.cache
-    def test_digest(dataset: str, size: int | None) -> str:
+    def test_digest(dataset: str | data.Arrays, size: int | None) -> str:
         """Read the test split: that it is missing, or damaged, should not be found out at the end of a run."""
         where = {"root": place.root, "download": place.download, "images": place.images}
         return data.load_test(dataset, image_size=size, **where).digest
@@ -173,7 +181,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
                 raise ValueError(f"{name} needs at least one value")
         if block.seeds < 1:
             raise ValueError(f"seeds is {block.seeds}; it must be at least 1")
-        dataset = dataset_of(block.env)
+        dataset = _data_of(block)
         specs: dict[str, Exception | None] = {}  # with each keep, in order; why one cannot be imported
         for spec, keep in product(block.agents, block.keep):  # before anything is fetched
             if spec in block.given:

@@ -203,8 +203,8 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
         for outcome in chain(given_up, outcomes):
             if isinstance(outcome, Failure):
                 failure = {"key": outcome.run.key, **asdict(outcome)}
-                for name in ("root", "images"):
-                    failure["run"]["settings"].pop(name, None)
+                settings = results.plain_settings(outcome.run.settings)
+                failure["run"]["settings"] = {n: v for n, v in settings.items() if n not in ("root", "images")}
                 io.append_line(failures, failure)
                 failed.append(outcome.run)
                 if outcome.final:

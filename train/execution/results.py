@@ -11,7 +11,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from prune_env import io
+from prune_env import checks, io
+from prune_env.data import sources
 from prune_env.students.recipes import Recipe
 
 Record = dict[str, Any]
@@ -25,6 +26,8 @@ def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -
     What the recipe says counts once, and only where it differs from a recipe's defaults. So a new option with a
     default, or a default that is written out, makes no run another one. The code is no part of the key: a record
     has the commit that it is from.
+
+    A network of the caller's own is told apart by its name and its outline.
 
     Args:
         configuration: see `train.execution.run.Run.configuration`.
@@ -44,19 +47,15 @@ def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -
         if recipe.get(name, MISSING) is MISSING or value != recipe[name]
     }
     parts = [configuration["env"], settings, chosen, configuration["device"], configuration["data"], test, agent, seed]
+    if "network" in configuration:
+        parts.append(configuration["network"])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as JSON has them: an object of the caller's own by its name. The digests tell data from data."""
-    return {
-        name: value if value is None or isinstance(value, str | int | float | dict) else _name_of(value)
-        for name, value in settings.items()
-    }
-
-
-def _name_of(value: object) -> str:
-    return getattr(value, "__qualname__", type(value).__name__)
+    """Return settings of an environment as JSON has them: with names for data and networks of the caller's own."""
+    named = {n: checks.named(n, value) if callable(value) else value for n, value in settings.items()}
+    return {n: sources.name_of(value) if n == "dataset" else value for n, value in named.items()}
 
 
 def read(path: Path) -> tuple[dict[str, Record], int]:

@@ -62,9 +62,10 @@ class Run:
             "env": self.env,
             # where the data lies says nothing about a result: the digests stand for it
             "settings": {n: value for n, value in settings.items() if n not in OF_MACHINE or n == "device"},
-            "recipe": results.plain_settings(vars(plain.recipe)),
+            "recipe": plain.recipe.plain(),
             "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
+            **({"network": plain.traits.outline} if plain.traits.outline else {}),
         }
 
 
@@ -262,7 +263,7 @@ def play(
             saved.write_selections(path, cast(list, log["weights"]), log["curve"]["spent"], plain.train_data.source)
     outcome = _outcome(plain, observation, diary, log) | {"diverged": bool(info["diverged"])}
     test = data.load_test(
-        gym.spec(run.env).kwargs["dataset"],
+        run.settings.get("dataset", gym.spec(run.env).kwargs["dataset"]),
         root=run.settings.get("root"),
         image_size=run.settings.get("image_size"),
         images=run.settings.get("images", "auto"),
