@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agents.bandits import UCB, UCB1, EpsilonGreedy
-from agents.baselines import Full, Random, StaticRandom
+from agents.baselines import Balanced, Full, Random, StaticRandom
 from agents.difficulty import LossTopK, Middle, OrderDP
 from agents.infobatch import InfoBatch
 from agents.kakurenbo import Kakurenbo
@@ -40,6 +40,7 @@ AGENTS: dict[str, type] = {
     "full": Full,
     "random": Random,
     "static_random": StaticRandom,
+    "balanced": Balanced,
     "epsilon_greedy": EpsilonGreedy,
     "ucb": UCB,
     "ucb1": UCB1,

@@ -1,4 +1,4 @@
-"""Rules that look at nothing: all the data, a random part of it, always the same part."""
+"""Rules that look at no statistic: all the data, a random part of it, always the same part, rare classes first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prune_env import select
 from prune_env.memory import Remembers
-from prune_env.sampling import Action, Mask, Observation, all_samples, check, n_keep, uniform
+from prune_env.sampling import Action, Mask, Observation, all_samples, check, n_keep, proportional, systematic, uniform
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -104,3 +104,32 @@ class StaticRandom(Remembers):
         if n != len(self._mask):  # the first step, or another data set
             self._mask = uniform(n, n_keep(self.keep, n), rng)
         return select(self._mask)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Balanced:
+    """Rare classes first: a fresh draw in every step, with inclusion probability ∝ 1 / (class size)^power.
+
+    Of a class so rare that its probability would be above 1, all samples are kept. With equal classes this is
+    `random:fresh=True`. It is the yardstick on unlike classes, and looks at the labels alone.
+
+    Args:
+        keep: share k kept in a step, in (0, 1].
+        power: 1 draws from each class alike, 0 uniformly; in [0, 10].
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    keep: float = 0.5
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        check("keep", self.keep, "(0, 1]")
+        check("power", self.power, "[0, 10]")
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        label = observation["label"]
+        k = n_keep(self.keep, len(label))
+        size = np.bincount(label)[label] / len(label)  # of the sample's own class
+        return select(systematic(proportional(size**-self.power, k), k, rng))

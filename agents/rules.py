@@ -1,4 +1,4 @@
-"""Rules of eight numbers: what learned policies choose in every step, here fixed or drawn at random."""
+"""Rules of a few numbers: what learned policies choose in every step, here fixed or drawn at random."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Rule:
 
     Args:
         keep: share kept, in [0.1, 1].
-        loss, middle, volatility, age, randomness, weighting: numbers in [-1, 1].
+        loss, middle, volatility, age, randomness, weighting, balance, need, wrong, right: numbers in [-1, 1].
         mixup: share of the kept samples that are blended, in [0, 1].
 
     Raises:
@@ -32,17 +32,18 @@ class Rule:
     randomness: float = 0.0
     weighting: float = 0.0
     mixup: float = 0.0
+    balance: float = 0.0
+    need: float = 0.0
+    wrong: float = 0.0
+    right: float = 0.0
 
     def __post_init__(self) -> None:
-        check("keep", self.keep, f"[{SMALLEST_KEEP}, 1]")
-        check("mixup", self.mixup, "[0, 1]")
-        for name in RULE_PARAMETERS[1:-1]:
-            check(name, getattr(self, name), "[-1, 1]")
+        for name in RULE_PARAMETERS:
+            check(name, getattr(self, name), {"keep": f"[{SMALLEST_KEEP}, 1]", "mixup": "[0, 1]"}.get(name, "[-1, 1]"))
 
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
-        tilts = (getattr(self, name) for name in RULE_PARAMETERS[1:-1])
-        numbers = np.array([keep_parameter(self.keep), *tilts, 2.0 * self.mixup - 1.0])
-        return _act(observation, numbers, rng)
+        given = vars(self) | {"keep": keep_parameter(self.keep), "mixup": 2.0 * self.mixup - 1.0}
+        return _act(observation, np.array([given[name] for name in RULE_PARAMETERS]), rng)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ PROGRAMS = {
     "tune": "tune the learning rate of full training",
     "learn": "train a policy over pruning decisions",
     "heldout": "judge a policy on tasks that no policy is trained on",
+    "proxies": "say which cheap tasks order rules as the real ones do",
     "explain": "show what a policy does and which of its inputs it uses",
     "bench": "measure what the environment costs",
 }

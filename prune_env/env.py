@@ -41,9 +41,9 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
 
     ## Observation Space
     `Dict`. Statistics (N,) float32 from the training pass itself: `loss`, `loss_mean`, `loss_var`, `confidence`,
-    `margin`, `entropy`, `el2n`, `correct`, `forgets`, `visits`, `age`; `label` (N,) int64; and the run's `spent`
-    (share of the budget), `budget`, `val_accuracy` and `train_accuracy`, (1,) float32. docs/environment.md says what
-    each one means.
+    `margin`, `margin_mean`, `entropy`, `el2n`, `correct`, `forgets`, `visits`, `age`; `label` (N,) int64; and the
+    run's `spent` (share of the budget), `budget`, `val_accuracy`, `train_accuracy`, (1,) float32, and
+    `val_class_accuracy`, (C,) float32. docs/environment.md says what each one means.
 
     ## Rewards
     `(val_accuracy - previous val_accuracy) / budget - price * spent`, with this step's `spent` in full-epoch
@@ -297,6 +297,7 @@ def observations(n: int, classes: int, budget: float, first_label: int = 0) -> s
     seen: dict[str, spaces.Space[Any]] = {"label": spaces.Box(first_label, classes - 1, (n,), np.int64)}
     seen |= {name: spaces.Box(*bounds, (n,), np.float32) for name, bounds in per_sample.items()}
     seen |= {name: spaces.Box(0.0, bound, (1,), np.float32) for name, bound in figures.items()}
+    seen["val_class_accuracy"] = spaces.Box(0.0, 1.0, (classes,), np.float32)
     return spaces.Dict(seen)
 
 

@@ -25,7 +25,7 @@ from prune_env.selection import Action, Selection
 from prune_env.stats import Stats, of_losses
 from prune_env.trainer import PENDING_LOGITS
 
-FIGURES = ("step", "done", "finished", "val_accuracy", "train_accuracy")  # of a run, in its state
+FIGURES = ("step", "done", "finished", "val_accuracy", "val_class_accuracy", "train_accuracy")  # of a run, in its state
 Agent = Callable[[dict[str, NDArray], np.random.Generator], Action]
 
 
@@ -53,6 +53,7 @@ class Pruner:
         seed: of the order of the batches and of the agent's generator.
         classes: C; by default the largest label and one more.
         val_accuracy: of the untrained model, in [0, 1], for agents that look at it.
+        val_class_accuracy: (C,) the same for each class; by default `val_accuracy`.
         initial_loss: roughly the untrained model's, for a loop that gives losses without logits: agents then see no
             other statistics than `stats.OF_LOSSES`. Samples have this loss before their first visit.
         least: rows that a batch must have; fewer join the batch before. Batch norm needs 2 on each device.
@@ -74,6 +75,7 @@ class Pruner:
         seed: int = 0,
         classes: int | None = None,
         val_accuracy: float = 0.0,
+        val_class_accuracy: Sequence[float] | None = None,
         initial_loss: float | None = None,
         least: int = 2,
         ema: float = 0.8,
@@ -101,7 +103,7 @@ class Pruner:
         # PruneEnv draws the seed of a run from the seed of `reset`
         self.seed = int(seeding.np_random(seed)[0].integers(2**32))
         self.rng = np.random.default_rng([seed, streams.AGENT])
-        self.val_accuracy = val_accuracy
+        self.val_accuracy, self.val_class_accuracy = self._validated(val_accuracy, val_class_accuracy)
         self.train_accuracy = 0.0
         self.step = 0
         self.done = 0  # batches of this epoch whose loss was taken
@@ -247,15 +249,17 @@ class Pruner:
         self._scored += len(index)
         self._counts[0] += self._enter(index, self._given(logits, losses), trained=False)[0]
 
-    def end_epoch(self, val_accuracy: float | None = None) -> None:
+    def end_epoch(self, val_accuracy: float | None = None, val_class_accuracy: Sequence[float] | None = None) -> None:
         """Enter the statistics, charge the epoch, and end the run if the budget is spent. The host waits once.
 
         Args:
             val_accuracy: of the model now, in [0, 1]; by default the last one.
+            val_class_accuracy: (C,) the same for each class; by default `val_accuracy`.
 
         Raises:
             RuntimeError: batches of this epoch are left.
-            ValueError: the agent wants samples scored, and `score` was not called for all of them.
+            ValueError: the agent wants samples scored, and `score` was not called for all of them; or there is another
+                number of classes.
         """
         epoch = self._running()
         rows = epoch.rows
@@ -263,16 +267,26 @@ class Pruner:
             raise RuntimeError(f"{self.done} of {len(self)} batches of this epoch were trained on")
         if self._scored < len(self.ranks.part(rows.scored)):
             raise ValueError(f"the agent scores {len(rows.scored)} samples: call pruner.score for pruner.to_score()")
+        validated = self._validated(val_accuracy, val_class_accuracy)
         self._exchange()
         self.ranks.exchange(self.stats.table, self.to_score(), self.ranks.totals([len(rows.scored)]))
         finite, measured, right = self.ranks.sum(self._counts).tolist()  # the host waits here
         self.finished = self.ledger.charge(epoch, nonfinite=len(rows) + len(rows.scored) - finite)
         self.train_accuracy = right / measured if measured else self.train_accuracy
-        self.val_accuracy = self.val_accuracy if val_accuracy is None else float(val_accuracy)
+        self.val_accuracy, self.val_class_accuracy = validated
         self.step += 1
         if self._history is not None:
             self._history.append(self._kept)
         self._epoch, self.done = None, 0
+
+    def _validated(self, accuracy: float | None, by_class: Sequence[float] | None) -> tuple[float, list[float]]:
+        """Return the accuracy of validation, and of each class; what is not given is as it was, or alike for all."""
+        if accuracy is None:
+            return self.val_accuracy, self.val_class_accuracy
+        by_class = [accuracy] * self.classes if by_class is None else by_class
+        if len(by_class) != self.classes:
+            raise ValueError(f"val_class_accuracy has {len(by_class)} numbers; there are {self.classes} classes")
+        return float(accuracy), [float(own) for own in by_class]
 
     def _flush(self) -> None:
         """Enter what was recorded."""
@@ -310,6 +324,7 @@ class Pruner:
             spent=self.ledger.share,
             budget=self.ledger.budget,
             val_accuracy=self.val_accuracy,
+            val_class_accuracy=self.val_class_accuracy,
             train_accuracy=self.train_accuracy,
         )
         if self.labels is not None:

@@ -14,7 +14,8 @@ An agent needs numpy and this package only, so its file can be copied into any p
             scores = np.where(drawn, np.inf, observation["loss"])
             return select(sampling.top_k_mask(scores, sampling.n_keep(0.5, n), rng))
 
-N is the number of samples and k the number to keep. Masks are (N,) bool. All but `ranks`, which sorts, takes O(N).
+N is the number of samples and k the number to keep. Masks are (N,) bool. All take O(N) but
+`ranks` and `proportional`, which sort.
 """
 
 from __future__ import annotations
@@ -160,6 +161,19 @@ def systematic(pi: NDArray[np.float64], k: int, rng: np.random.Generator) -> Mas
     points[-1:] = left  # where rounding of the sum lost the last point
     mask[order[np.diff(points, prepend=0.0) > 0]] = True
     return mask
+
+
+def proportional(size: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """Return inclusion probabilities (N,) that sum to k, proportional to `size` (N,) > 0 as far as 1 allows.
+
+    A sample whose share of k would be above 1 is certain, and the others divide the rest of k among them. Sorts.
+    """
+    if k == len(size):
+        return np.ones(k)
+    falling = np.sort(size)[::-1]
+    rest = np.cumsum(falling[::-1])[::-1]  # of a sample and all smaller ones
+    certain = int(np.argmax((k - np.arange(k)) * falling[:k] <= rest[:k] * (1 + 1e-12)))  # the first that is not
+    return np.minimum(1.0, (k - certain) * size / rest[certain])
 
 
 def mixup_shares(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -23,6 +23,7 @@ BOUNDS = {
     "loss_var": (0.0, MAX_LOSS**2),
     "confidence": (0.0, 1.0),
     "margin": (-1.0, 1.0),
+    "margin_mean": (-1.0, 1.0),
     "entropy": (0.0, 1.0),
     "el2n": (0.0, math.sqrt(2.0)),
     "correct": (0.0, 1.0),
@@ -32,9 +33,10 @@ BOUNDS = {
 LOW, HIGH = np.array(list(BOUNDS.values()), np.float32).T[..., None]  # (F - 1, 1) each
 # `age` is bounded by the budget. Its column holds the compute spent when the sample was last measured, -1 for never.
 COLUMNS = (*BOUNDS, "age")
-_MEAN, _VAR, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
-    COLUMNS.index(name) for name in ("loss_mean", "loss_var", "correct", "forgets", "visits", "age")
+_MEAN, _VAR, _MARGIN, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
+    COLUMNS.index(name) for name in ("loss_mean", "loss_var", "margin_mean", "correct", "forgets", "visits", "age")
 )
+MARGIN_EMA = 0.3  # weight of the newest margin: a margin that stays low through training tells a wrong label
 OF_LOSSES = ("loss", "loss_mean", "loss_var", "visits", "age")  # what losses without logits tell
 
 
@@ -44,13 +46,14 @@ class Stats:
     Before its first measured visit a sample stands as a uniform prediction would leave it: loss log C,
     confidence 1 / C, margin 0, entropy 1. The running mean and variance start with the first measured loss u
     (mean u, variance 0); from then on v <- (1 - a) v + a (u - m)^2 with the old m, m <- (1 - a) m + a u
-    (Raju et al., arXiv 2111.12621).
+    (Raju et al., arXiv 2111.12621). The running mean of the margin starts likewise, with a = 0.3 (the idea of AUM,
+    arXiv 2001.10528).
 
     Args:
         n: number of samples N.
         classes: number of classes C.
         ema: a, the weight of the newest loss, in (0, 1].
-        device: where the table lives; 44 bytes a sample.
+        device: where the table lives; 48 bytes a sample.
         initial_loss: of a sample before its first measured visit; log C by default.
     """
 
@@ -80,12 +83,12 @@ class Stats:
         """Return how often each of (B,) samples was trained on, (B,) int64."""
         return self.table[indices, _VISITS].long()
 
-    def observe(self, now: float, **figures: float) -> dict[str, NDArray[np.float32]]:
-        """Copy all statistics to the host, (N,) float32 each, clipped to their bounds; and figures of the run, (1,).
+    def observe(self, now: float, **figures: float | Sequence[float]) -> dict[str, NDArray[np.float32]]:
+        """Copy all statistics to the host, (N,) float32 each, clipped to their bounds; and figures of the run.
 
         Args:
             now: full-epoch equivalents of compute so far, from which ages are counted.
-            figures: by name.
+            figures: by name; a number becomes (1,) float32.
         """
         rows = self.table.cpu().numpy()  # (N, F)
         columns = np.empty(rows.shape[::-1], np.float32)  # (F, N)
@@ -94,7 +97,7 @@ class Stats:
         seen: dict[str, NDArray[np.float32]] = dict(zip(COLUMNS, columns, strict=True))
         seen["age"] = np.clip(np.float32(now) - np.maximum(seen["age"], 0.0), 0.0, np.float32(now))
         np.clip(columns[: len(BOUNDS)], LOW, HIGH, out=columns[: len(BOUNDS)])
-        return {**seen, **{name: np.array([value], np.float32) for name, value in figures.items()}}
+        return {**seen, **{name: np.array(value, np.float32, ndmin=1) for name, value in figures.items()}}
 
 
 class OfLosses(dict[str, NDArray]):
@@ -106,7 +109,7 @@ class OfLosses(dict[str, NDArray]):
 
 def of_losses(seen: Mapping[str, NDArray]) -> OfLosses:
     """Return the part of an observation that losses without logits tell."""
-    unknown = {*COLUMNS, "train_accuracy"} - set(OF_LOSSES)
+    unknown = {*COLUMNS, "train_accuracy", "val_class_accuracy"} - set(OF_LOSSES)
     return OfLosses({name: values for name, values in seen.items() if name not in unknown})
 
 
@@ -158,15 +161,17 @@ def enter(
         was measured and predicted right.
     """
     old = table.index_select(0, indices)  # (B, F)
+    first = old[:, _MEASURED] < 0.0
     new: dict[str, Tensor] = {}
     finite = torch.ones_like(clean)
     if logits is not None and labels is not None:
         new, finite = measure(logits, labels)
+        mean = torch.lerp(old[:, _MARGIN], new["margin"], MARGIN_EMA)
+        new["margin_mean"] = torch.where(first, new["margin"], mean)
         new["forgets"] = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - new["correct"])
     if losses is not None:
         new["loss"], finite = losses.clamp(0.0, MAX_LOSS), finite & torch.isfinite(losses)
     loss = new["loss"]
-    first = old[:, _MEASURED] < 0.0
     deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
     new["loss_mean"] = torch.where(first, loss, old[:, _MEAN] + ema * deviation)
     new["loss_var"] = (1.0 - ema) * old[:, _VAR] + ema * deviation.square()

@@ -78,6 +78,11 @@ class Evaluation:
         by_class = tuple(r / c if c else math.nan for r, c in zip(right, rows, strict=True))
         return cls(sum(right) / len(data), loss / len(data), by_class, len(data) - finite)
 
+    @property
+    def of_classes(self) -> list[float]:
+        """Return the accuracy of each class, (C,); a class without samples has the accuracy of all."""
+        return [self.accuracy if math.isnan(own) else own for own in self.class_accuracy]
+
 
 class Trainer:
     """Trains one student on the subsets it is given until the budget is spent.
@@ -140,6 +145,7 @@ class Trainer:
 
         self.initial = self.evaluate(val)
         self.val_accuracy = self.initial.accuracy
+        self.val_class_accuracy = self.initial.of_classes
 
     def _seed(self, *purpose: int) -> int:
         return int(np.random.SeedSequence([self.seed, *purpose]).generate_state(1)[0])
@@ -189,7 +195,7 @@ class Trainer:
         for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
             self.ledger.seconds[name] += passed
         gained = evaluation.accuracy - self.val_accuracy
-        self.val_accuracy = evaluation.accuracy
+        self.val_accuracy, self.val_class_accuracy = evaluation.accuracy, evaluation.of_classes
         self.train_accuracy = right / measured if measured else self.train_accuracy
         self.step += 1
         return EpochResult(
@@ -386,12 +392,13 @@ class Trainer:
         return self.ranks.sum(losses.sum()), self.ranks.sum(counts.sum(dim=0))
 
     def observe(self) -> dict[str, NDArray]:
-        """Return the observation but for its labels, as fresh arrays: statistics (N,), the run's figures (1,)."""
+        """Return the observation but for its labels, as fresh arrays: statistics (N,) and the run's figures."""
         return self.stats.observe(
             self.ledger.spent,
             spent=self.ledger.share,
             budget=self.ledger.budget,
             val_accuracy=self.val_accuracy,
+            val_class_accuracy=self.val_class_accuracy,
             train_accuracy=self.train_accuracy,
         )
 
@@ -412,6 +419,7 @@ class Trainer:
             "step": self.step,
             "batches": self.batches,
             "val_accuracy": self.val_accuracy,
+            "val_class_accuracy": self.val_class_accuracy,
             "train_accuracy": self.train_accuracy,
         }
 
@@ -450,6 +458,7 @@ class Trainer:
         self.step = state["step"]
         self.batches = state["batches"]
         self.val_accuracy = state["val_accuracy"]
+        self.val_class_accuracy = state["val_class_accuracy"]
         self.train_accuracy = state["train_accuracy"]
 
 

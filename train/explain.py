@@ -25,7 +25,7 @@ from rich.table import Table
 
 from prune_env import io
 from prune_env.machine import cores
-from prune_env.policy.features import FEATURES, LOSS_QUANTILES
+from prune_env.policy.features import FEATURES, LOSS_QUANTILES, MARGIN_QUANTILES
 from prune_env.policy.learned import SHIPPED, Network
 from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import statistics, table
@@ -48,9 +48,17 @@ GROUPS = {  # of features that are nearly redundant; each feature is in one grou
         *("right", "never_right", "forgotten", "ever_forgotten"),
         *("surely_wrong", "surely_right", "confidence", "entropy", "el2n"),
     ),
+    "margins": ("hard_slope", "margin_bimodality", *(f"margin_q{round(100 * q)}" for q in MARGIN_QUANTILES)),
     "volatility": ("volatility_q50", "volatility_q90"),
     "age and visits": ("never_seen", "age_q50", "age_q90", "visits_gini"),
-    "classes and balance": ("log_classes", "balance", "loss_spread_of_classes"),
+    "classes and balance": (
+        "log_classes",
+        "balance",
+        "loss_spread_of_classes",
+        "class_spread",
+        "class_worst",
+        "rare_behind",
+    ),
     "the last step": ("last_kept", "last_mixed", "last_loss_rank", "last_right"),
 }
 

@@ -1,4 +1,4 @@
-"""Features of a training run: the same ~45 numbers for any number of samples and classes, and any scale of losses.
+"""Features of a training run: the same ~50 numbers for any number of samples and classes, and any scale of losses.
 
 Pure functions. Every array may have leading batch axes (…), one run each. Runs of unlike size are padded with samples
 of label -1; a sample is `valid` if its label is 0 or more.
@@ -16,9 +16,10 @@ from prune_env.sampling import ranks
 Observation = Mapping[str, NDArray]
 Floats = NDArray[np.floating]
 
-HISTORY = ("spent", "val_accuracy", "train_accuracy", "visits")  # the first three are running means
+HISTORY = ("spent", "val_accuracy", "train_accuracy", "hard_loss", "visits")  # running means, but for the visits
 LOSS_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.97)
 QUANTILES = (0.5, 0.9)  # of volatility and age
+MARGIN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def _names(prefix: str, shares: tuple[float, ...]) -> tuple[str, ...]:
@@ -40,6 +41,12 @@ FEATURES = (
     *_names("loss_c", LOSS_QUANTILES),  # against log C
     "loss_top_tenth",  # share of all loss that the largest tenth carries
     "loss_spread_of_classes",
+    "hard_slope",  # of the mean loss of the tenth with the largest, against log C: wrong labels stay hard
+    *_names("margin_q", MARGIN_QUANTILES),  # of running margins
+    "margin_bimodality",  # Sarle's coefficient: high where some samples are right for sure and others wrong
+    "class_spread",  # deviation of validation accuracy over classes
+    "class_worst",  # lowest validation accuracy of a class
+    "rare_behind",  # minus the correlation of log class size and accuracy, over classes
     "right",
     "never_seen",
     "never_right",
@@ -68,9 +75,11 @@ def initial_history(*batch: int) -> NDArray[np.float32]:
 def update_history(history: Floats, obs: Observation) -> NDArray[np.float32]:
     """Return the history (…, P) that the features of the next observation need, once `obs` has been acted on."""
     valid = obs["label"] >= 0
-    now = np.stack([*(_scalar(obs, name) for name in HISTORY[:3]), masked_mean(obs["visits"], valid)], axis=-1)
+    hard = _mean_of_top_tenth(_sorted(obs["loss_mean"], valid), valid)
+    figures = [*(_scalar(obs, name) for name in HISTORY[:3]), hard, masked_mean(obs["visits"], valid)]
+    now = np.stack(figures, axis=-1)
     new = np.where(history[..., :1] < 0.0, now, 0.5 * (history + now))
-    new[..., 3] = now[..., 3]
+    new[..., 4] = now[..., 4]
     return new.astype(np.float32)
 
 
@@ -91,10 +100,10 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
     elapsed = np.where(history[..., 0] < 0.0, 0.0, spent - history[..., 0])
 
     def slope(now: Floats, before: Floats) -> Floats:
-        """Change of an accuracy over the share of the budget that has elapsed."""
+        """Change of a figure over the share of the budget that has elapsed."""
         return np.tanh(np.where(elapsed > 0.0, now - before, 0.0) / np.maximum(elapsed, 1e-6))
 
-    counts = _class_sums(label, np.ones(label.shape))  # (…, C)
+    counts = class_sums(label, np.ones(label.shape))  # (…, C)
     classes = np.maximum((counts > 0).sum(axis=-1), 2)
     log_c = np.log(classes)
     share = counts / counts.sum(axis=-1, keepdims=True)
@@ -104,9 +113,12 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
     mean = np.maximum(masked_mean(loss, valid), 1e-6)
     ordered = _sorted(loss, valid)
     quantiles = _quantiles(ordered, valid, LOSS_QUANTILES)  # (…, 6)
-    of_class = _class_sums(label, loss) / np.maximum(counts, 1.0)  # (…, C)
+    of_class = class_sums(label, loss) / np.maximum(counts, 1.0)  # (…, C)
     deviation = of_class - masked_mean(of_class, counts > 0)[..., None]
     spread = np.sqrt(masked_mean(deviation**2, counts > 0)) / mean
+
+    accuracy = obs["val_class_accuracy"][..., : counts.shape[-1]]  # (…, C)
+    behind = masked_mean(accuracy, counts > 0)[..., None] - accuracy
 
     seen = valid & (obs["visits"] > 0)
     right, forgets, margin = obs["correct"] > 0, obs["forgets"], obs["margin"]
@@ -115,8 +127,9 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
     just = seen & (obs["age"] == 0.0)  # measured in the last step; what was mixed is not
     others = seen & ~just
     measured = just.any(axis=-1)
-    kept = np.where(history[..., 0] < 0.0, 0.0, np.clip(visits - history[..., 3], 0.0, 1.0))
-    mixed = np.where(kept > 0.0, 1.0 - masked_mean(just, valid) / np.maximum(kept, 1e-6), 0.0)
+    kept = np.where(history[..., 0] < 0.0, 0.0, np.clip(visits - history[..., 4], 0.0, 1.0))
+    some = kept > 1e-5  # below is what float32 rounds off the mean of the visits
+    mixed = np.where(some, 1.0 - masked_mean(just, valid) / np.maximum(kept, 1e-5), 0.0)
 
     def over_chance(accuracy: Floats) -> Floats:
         """Map the accuracy of guessing to -1 and full accuracy to 1."""
@@ -139,6 +152,11 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
         "loss": _squash(mean / log_c),
         "loss_top_tenth": 2.0 * _share_of_top_tenth(ordered, valid) - 1.0,
         "loss_spread_of_classes": _squash(spread),
+        "hard_slope": slope(_mean_of_top_tenth(ordered, valid) / log_c, history[..., 3] / log_c),
+        "margin_bimodality": 2.0 * _bimodality(obs["margin_mean"], valid) - 1.0,
+        "class_spread": 4.0 * np.sqrt(masked_mean(behind**2, counts > 0)) - 1.0,
+        "class_worst": 2.0 * np.where(counts > 0, accuracy, 1.0).min(axis=-1) - 1.0,
+        "rare_behind": _correlation(-np.log(np.maximum(counts, 1.0)), behind, counts > 0),
         "right": mean_of(right),
         "never_seen": mean_of(~seen),
         "never_right": mean_of(seen & ~right & (forgets == 0)),
@@ -164,6 +182,8 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
         ("age_q", _quantiles(_sorted(obs["age"], valid), valid, QUANTILES), QUANTILES),
     ):
         named |= zip(_names(name, shares), np.moveaxis(_squash(values), -1, 0), strict=True)
+    margins = _quantiles(_sorted(obs["margin_mean"], valid), valid, MARGIN_QUANTILES)
+    named |= zip(_names("margin_q", MARGIN_QUANTILES), np.moveaxis(margins, -1, 0), strict=True)
     columns = [named[name] for name in FEATURES]
     return np.clip(np.stack(columns, axis=-1), -1.0, 1.0).astype(np.float32)
 
@@ -193,17 +213,45 @@ def _quantiles(ordered: Floats, valid: NDArray[np.bool_], shares: tuple[float, .
     return below + (at - low) * (above - below)
 
 
+def _top_tenth(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark where, in `_sorted` values (…, N), the largest tenth is."""
+    n = valid.sum(axis=-1)
+    position = np.arange(valid.shape[-1])
+    return (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
+
+
+def _mean_of_top_tenth(ordered: Floats, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the mean of the largest tenth of `_sorted` values."""
+    return masked_mean(ordered, _top_tenth(valid))
+
+
 def _share_of_top_tenth(ordered: Floats, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Return the share of the sum of `_sorted` values that the largest tenth of them carries."""
-    n = valid.sum(axis=-1)
-    position = np.arange(ordered.shape[-1])
-    tenth = (position >= (n - np.maximum(n // 10, 1))[..., None]) & (position < n[..., None])
     finite = np.where(np.isfinite(ordered), ordered, 0.0)
     total = finite.sum(axis=-1, dtype=np.float64)
-    return (finite * tenth).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
+    return (finite * _top_tenth(valid)).sum(axis=-1, dtype=np.float64) / np.maximum(total, 1e-6)
 
 
-def _class_sums(label: NDArray[np.integer], values: Floats) -> NDArray[np.float64]:
+def _bimodality(values: Floats, valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return (skewness² + 1) / kurtosis, in (0, 1]: 1/3 for a normal distribution, 5/9 for a uniform one.
+
+    It is 1 where there are just two values, and by definition 1/3 where all are equal.
+    """
+    deviation = values - masked_mean(values, valid)[..., None]
+    second, third, fourth = (masked_mean(deviation**power, valid) for power in (2, 3, 4))
+    spread = np.maximum(second, 1e-12)
+    coefficient = (third**2 / spread**3 + 1.0) / np.maximum(fourth / spread**2, 1.0)
+    return np.where(second > 1e-8, np.minimum(coefficient, 1.0), 1.0 / 3.0)
+
+
+def _correlation(a: Floats, b: Floats, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return Pearson's correlation over the last axis where the mask is set, 0 where one of them does not vary."""
+    a, b = (x - masked_mean(x, mask)[..., None] for x in (a, b))
+    spread = masked_mean(a**2, mask) * masked_mean(b**2, mask)
+    return masked_mean(a * b, mask) / np.sqrt(np.maximum(spread, 1e-12)) * (spread > 1e-10)
+
+
+def class_sums(label: NDArray[np.integer], values: Floats) -> NDArray[np.float64]:
     """Sum `values` (…, N) by label, to (…, C)."""
     classes = int(label.max(initial=1)) + 1
     runs = label.reshape(-1, label.shape[-1])

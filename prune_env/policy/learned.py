@@ -81,7 +81,8 @@ class Network:
             raise ValueError(f"policy {path} has the format {metadata.get('format')!r}; it must be {FORMAT!r}")
         for name, own in (("inputs", FEATURES), ("outputs", RULE_PARAMETERS)):
             if tuple(metadata[name]) != own:
-                raise ValueError(f"policy {path} has other {name} than this version of prune_env; train it anew")
+                differ = ", ".join(sorted(set(metadata[name]) ^ set(own))) or "in another order"
+                raise ValueError(f"policy {path} has other {name} than this version, {differ}: train it anew")
         layers = [(arrays[f"{i}.weight"], arrays[f"{i}.bias"]) for i in range(len(arrays) // 2)]
         return cls(layers, metadata["hidden"], metadata["output"], metadata["card"])
 

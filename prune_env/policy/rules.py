@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from prune_env.policy.features import Floats, Observation, masked_mean
+from prune_env.policy.features import Floats, Observation, class_sums, masked_mean
 from prune_env.sampling import ranks
 
 # Each lies in [-1, 1].
@@ -25,11 +25,17 @@ RULE_PARAMETERS = (
     "randomness",  # -1 takes the largest preferences, 1 draws uniformly, 0 draws softly
     "weighting",  # loss weights: 1 undoes the preference (importance weights), -1 doubles it, 0 is none
     "mixup",  # share of the kept samples that are blended with a dropped one: none at -1, all at 1
+    "balance",  # prefers rare classes: at 1 (and randomness 0) by inverse class frequency; below 0, large ones
+    "need",  # prefers classes of low validation accuracy; below 0, of high
+    "wrong",  # avoids what is confidently predicted as another class, by the running margin; below 0, prefers it
+    "right",  # avoids what is confidently predicted right; below 0, prefers it
 )
 SMALLEST_KEEP = 0.1
 SHARE_DIGITS = 6  # a keep share is rounded to so many: float32 keeps these
 TILT = 2.0  # preference of a sample at the logit 1 of its rank, where the parameter is 1
 MIDDLE_WIDTH = 1.8  # as in agents.difficulty.Middle
+NEED_TILT = 4.0  # preference of a class 1 below the mean accuracy of classes, where the parameter is 1
+MARGIN_TILT = 6.0  # preference of a sample of running margin -1 (`wrong`) or 1 (`right`), where that parameter is -1
 MAX_RATIO = 3.0  # largest ratio of a loss weight to the mean weight
 MIN_RANDOMNESS = 1e-9  # at -1, so that ties are drawn uniformly
 
@@ -37,8 +43,11 @@ MIN_RANDOMNESS = 1e-9  # at -1, so that ties are drawn uniformly
 def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None) -> dict[str, NDArray[np.float32]]:
     """Choose samples by a rule.
 
-    Each sample has a preference u, the sum of its tilts: with z the logit of a rank in (0, 1),
-    `2 loss z_loss - middle (z_loss / 1.8)² + 2 volatility z_volatility + 2 age z_age`. Its key is (1-r) u + r g, g a
+    Each sample has a preference u, the sum of its tilts. With z the logit of a rank in (0, 1), m the running margin, s
+    the size of the sample's class relative to the mean size, a the validation accuracy of the class, ā the mean over
+    classes:
+    `2 loss z_loss - middle (z_loss / 1.8)² + 2 volatility z_volatility + 2 age z_age
+    - balance log s + 4 need (ā - a) - 6 wrong max(-m, 0) - 6 right max(m, 0)`. Its key is (1-r) u + r g, g a
     Gumbel draw and r the randomness in [0, 1]; the k = max(1, round(keep n)) largest keys are kept. That is an
     exponential race with weights exp((1-r) u / r), of exact size. Given the largest key that was not kept, t,
     sample i was kept with probability π_i = 1 - exp(-exp(((1-r) u_i - t) / r)) (priority sampling), and its loss
@@ -46,7 +55,7 @@ def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None
     before is blended with probability (mixup + 1) / 2, with a share in [0, 0.5] of mean 1/6.
 
     Args:
-        obs: statistics (…, N), labels (…, N) with -1 for padding.
+        obs: statistics (…, N), labels (…, N) with -1 for padding, `val_class_accuracy` (…, C).
         parameters: (…, R), named by RULE_PARAMETERS, clipped to [-1, 1].
         draws: (…, N, 2) uniform in [0, 1). None seeds them with `obs` itself (`spent`, `val_accuracy`, and `label`,
             `loss` and `visits` of the valid samples), so that equal observations draw alike, also batched or padded.
@@ -66,7 +75,7 @@ def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None
         draws = _draws_from(obs, valid)
     elif draws.shape != (*valid.shape, 2):
         raise ValueError(f"draws have shape {draws.shape}; they must have {(*valid.shape, 2)}, two a sample")
-    keep, loss, middle, volatility, age, randomness, weighting, mixup = np.moveaxis(
+    keep, loss, middle, volatility, age, randomness, weighting, mixup, balance, need, wrong, right = np.moveaxis(
         np.clip(parameters, -1.0, 1.0)[..., None], -2, 0
     )  # (…, 1) each
     r = np.maximum((randomness + 1.0) / 2.0, MIN_RANDOMNESS)
@@ -78,6 +87,11 @@ def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None
     for tilt, name in ((volatility, "loss_var"), (age, "age")):
         if tilt.any():
             preference += TILT * tilt * _logit(ranks(obs[name], valid))
+    if balance.any() or need.any():
+        preference += _tilt_of_classes(obs, balance, need)
+    if wrong.any() or right.any():
+        margin = obs["margin_mean"]
+        preference -= MARGIN_TILT * (wrong * np.maximum(-margin, 0.0) + right * np.maximum(margin, 0.0))
     gumbel = -np.log(-np.log(np.clip(draws[..., 0], 1e-300, 1.0 - 1e-16)))
     keys = np.where(valid, (1.0 - r) * preference + r * gumbel, -np.inf)  # (…, N)
 
@@ -100,6 +114,18 @@ def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None
         "weight": np.where(kept, weight, 0.0).astype(np.float32),
         "mixup": np.where(blended, share, 0.0).astype(np.float32),
     }
+
+
+def _tilt_of_classes(obs: Observation, balance: Floats, need: Floats) -> NDArray[np.float64]:
+    """Return `-balance log s + 4 need (ā - a)` of each sample, (…, N); see `apply_rule`."""
+    label = obs["label"]
+    counts = class_sums(label, np.ones(label.shape))  # (…, C)
+    present = counts > 0
+    size = counts / np.maximum(masked_mean(counts, present)[..., None], 1.0)
+    accuracy = obs["val_class_accuracy"][..., : counts.shape[-1]]
+    behind = masked_mean(accuracy, present)[..., None] - accuracy
+    tilt = NEED_TILT * need * behind - balance * np.log(np.where(present, size, 1.0))  # (…, C)
+    return np.take_along_axis(tilt, np.maximum(label, 0), axis=-1)
 
 
 def draw_uniform(rng: np.random.Generator, valid: NDArray[np.bool_]) -> NDArray[np.float64]:

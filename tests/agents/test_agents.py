@@ -66,6 +66,7 @@ def observe(n: int, state: str = "trained", seed: int = 0, spent: float = 0.3) -
         "loss_var": np.where(seen, var, 0),
         "confidence": p,
         "margin": 2 * p - 1,
+        "margin_mean": np.where(seen, p - 0.5, 0),
         "entropy": 1 - p,
         "el2n": 1 - p,
         "correct": p > 0.5,
@@ -76,6 +77,7 @@ def observe(n: int, state: str = "trained", seed: int = 0, spent: float = 0.3) -
         "budget": [10],
         "val_accuracy": [0.7],
         "train_accuracy": [0.8],
+        "val_class_accuracy": rng.random(10),
     }
     labels = {"label": rng.integers(0, 10, n)}
     return {name: np.asarray(value, dtype=np.float32) for name, value in values.items()} | labels

@@ -411,8 +411,8 @@ def rng_of(seed: int) -> np.random.Generator:
 
 def test_a_rule_is_its_numbers():
     settings = {"keep": 0.3, "loss": -0.4, "middle": 0.5, "volatility": 1.0, "age": -1.0, "randomness": -0.2}
-    settings |= {"weighting": 0.7, "mixup": 0.25}
-    numbers = np.array([1 + 2 * np.log10(0.3), -0.4, 0.5, 1.0, -1.0, -0.2, 0.7, -0.5])
+    settings |= {"weighting": 0.7, "mixup": 0.25, "balance": 0.3, "need": -0.1, "wrong": 0.8, "right": -0.6}
+    numbers = np.array([1 + 2 * np.log10(0.3), -0.4, 0.5, 1.0, -1.0, -0.2, 0.7, -0.5, 0.3, -0.1, 0.8, -0.6])
     observation = observe(4)
     agent, rng = make("rule:" + ",".join(f"{name}={value}" for name, value in settings.items())), rng_of(3)
     agent(observation, rng)

@@ -71,6 +71,14 @@ def test_random_reshuffles_and_static_random_does_not():
     assert len({tuple(kept(static, observe(100, seed=step), rng)) for step in range(9)}) == 1
 
 
+def test_balanced_draws_from_each_class_alike_until_a_class_is_used_up():
+    observation = {**observe(40), "label": np.repeat([0, 1, 2], [24, 12, 4])}
+    c = 20 / (math.sqrt(24) + math.sqrt(12) + 2)
+    for power, share in ((1, [8 / 24, 8 / 12, 1]), (0, [0.5, 0.5, 0.5]), (0.5, c / np.sqrt([24, 12, 4]))):
+        counts = frequencies(make(f"balanced:keep=0.5,power={power}"), [observation], 2000)
+        assert_frequencies(counts, 2000, np.repeat(share, [24, 12, 4]))
+
+
 # Bandits
 
 

@@ -92,7 +92,7 @@ def vector(seed: int = 0) -> list:
     env = gym.make_vec("prune_env/DigitsSummary-v0", num_envs=2, train_size=[60, 40], budget=[1.2, 1.5])
     rng, seen = np.random.default_rng(0), [env.reset(seed=seed)[0]]
     for _ in range(6):
-        seen += env.step(rng.uniform(-1, 1, (2, 8)))[:2]
+        seen += env.step(rng.uniform(-1, 1, (2, 12)))[:2]
     return seen
 
 

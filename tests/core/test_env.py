@@ -82,10 +82,12 @@ def test_every_id_names_its_data_set_and_passes_both_checkers_silently(name, set
 
 def test_spaces_and_bounds_are_those_of_the_contract():
     env, count = digits(budget=2.7), 2.0**24
-    sample = dict.fromkeys(["confidence", "entropy", "correct"], (0, 1)) | {"margin": (-1, 1), "el2n": (0, 2**0.5)}
+    sample = dict.fromkeys(["confidence", "entropy", "correct"], (0, 1)) | {"el2n": (0, 2**0.5)}
+    sample |= {"margin": (-1, 1), "margin_mean": (-1, 1)}
     sample |= {"loss": (0, 100), "loss_mean": (0, 100), "loss_var": (0, 100**2), "age": (0, 2.7), "label": (0, 9)}
     sample |= {"forgets": (0, count), "visits": (0, count)}
     figures = dict.fromkeys(["spent", "val_accuracy", "train_accuracy"], (0, 1)) | {"budget": (0, 2.7)}
+    figures |= {"val_class_accuracy": (0, 1)}
     actions = {"weight": (0, 10), "mixup": (0, 0.5), "score": (0, 1)}
     expected = [(env.observation_space, {**sample, **figures}), (env.action_space, actions)]
     for spaces, bounds in expected:
@@ -94,7 +96,7 @@ def test_spaces_and_bounds_are_those_of_the_contract():
         for name, (low, high) in bounds.items():
             space = spaces[name]
             assert isinstance(space, gym.spaces.Box)
-            assert space.shape == ((1,) if name in figures else (100,))
+            assert space.shape == ((10,) if name == "val_class_accuracy" else (1,) if name in figures else (100,))
             assert space.dtype == (np.int64 if name == "label" else np.float32)
             np.testing.assert_array_equal(space.low, space.dtype.type(low), err_msg=name)
             np.testing.assert_array_equal(space.high, space.dtype.type(high), err_msg=name)

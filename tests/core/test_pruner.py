@@ -42,8 +42,10 @@ class Loop:
         self.labels, self.val_labels = env.train_data.labels, env.val_data.labels
 
     @torch.no_grad()
-    def evaluate(self) -> float:
-        return float((self.model(self.val_images).argmax(1) == self.val_labels).float().mean())
+    def evaluate(self) -> tuple[float, list[float]]:
+        """Accuracy, of all and of each class."""
+        right = (self.model(self.val_images).argmax(1) == self.val_labels).float()
+        return float(right.mean()), [float(right[self.val_labels == c].mean()) for c in range(10)]
 
     def batch(self, index: Tensor, images: Tensor, labels: Tensor) -> None:
         if self.pruner.begin_epoch().rows.mixed:
@@ -57,7 +59,7 @@ class Loop:
     def epoch(self, loader: DataLoader) -> None:
         for index, (images, labels) in zip(self.pruner.indices(), loader, strict=True):
             self.batch(index, images, labels)
-        self.pruner.end_epoch(self.evaluate())
+        self.pruner.end_epoch(*self.evaluate())
 
 
 @pytest.mark.parametrize("spec", ["full", "infobatch", "swdpp", "ucb", "learned"])
@@ -74,6 +76,7 @@ def test_a_loop_selects_and_learns_what_the_environment_does(spec, monkeypatch):
         batch_size=recipe.batch_size,
         seed=3,
         val_accuracy=env.running.val_accuracy,
+        val_class_accuracy=env.running.val_class_accuracy,
         least=1,
         ema=recipe.ema,
     )
@@ -87,6 +90,7 @@ def test_a_loop_selects_and_learns_what_the_environment_does(spec, monkeypatch):
         for name in ("visits", "label", "spent", "budget"):
             np.testing.assert_array_equal(pruner.observe()[name], observation[name])
         assert pruner.val_accuracy == pytest.approx(info["val_accuracy"], abs=1e-6)
+        np.testing.assert_allclose(pruner.observe()["val_class_accuracy"], observation["val_class_accuracy"], atol=1e-6)
         assert pruner.train_accuracy == pytest.approx(info["train_accuracy"], abs=1e-6)
         assert pruner.finished == terminated
         assert pruner.ledger.spent == info["total_spent"]

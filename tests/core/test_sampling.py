@@ -48,6 +48,23 @@ def test_equals_at_the_border_are_drawn_with_equal_probability(k):
     assert_frequencies(masks, np.clip((k - above) / equal, 0.0, 1.0))
 
 
+@given(st.lists(st.sampled_from([0.01, 1.0, 2.5, 40.0, 1e6]), min_size=1, max_size=40), st.floats(0, 1))
+def test_probabilities_are_proportional_until_a_sample_is_certain(size, share):
+    k = max(1, round(share * len(size)))
+    certain: set[int] = set()
+    while True:  # from the definition
+        others = [x for i, x in enumerate(size) if i not in certain]
+        part = {i: (k - len(certain)) * x / sum(others) for i, x in enumerate(size) if i not in certain}
+        above = {i for i, p in part.items() if p > 1 + 1e-9}
+        if not above:
+            break
+        certain |= above
+    expected = [1.0 if i in certain else part[i] for i in range(len(size))]
+    found = sampling.proportional(np.array(size), k)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.sum() == pytest.approx(k)
+
+
 @given(st.integers(1, 200), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99))
 def test_uniform_and_fill_have_their_size(n, share, more, seed):
     rng = np.random.default_rng(seed)

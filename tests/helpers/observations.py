@@ -10,6 +10,8 @@ from prune_env.stats import BOUNDS
 
 Obs = dict[str, np.ndarray]
 FIGURES = ("spent", "budget", "val_accuracy", "train_accuracy")
+OF_THE_RUN = (*FIGURES, "val_class_accuracy")  # entries that are no statistics of samples
+CLASSES = 10  # at most; accuracies of classes that no sample has are not looked at
 HOSTILE = ("low", "high", "tiny", "huge", "random")
 
 
@@ -28,6 +30,7 @@ def observe(seed: int, n: int = 60, classes: int = 5, unseen: float = 0.2) -> Ob
         "loss_var": seen * rng.gamma(1.0, 0.3, n),
         "confidence": rng.random(n),
         "margin": rng.uniform(-1, 1, n),
+        "margin_mean": seen * rng.uniform(-1, 1, n),
         "entropy": rng.random(n),
         "el2n": rng.uniform(0, 1.4, n),
         "correct": seen & (rng.random(n) < 0.6),
@@ -39,6 +42,7 @@ def observe(seed: int, n: int = 60, classes: int = 5, unseen: float = 0.2) -> Ob
     obs: Obs = {name: f32(values) for name, values in stats.items()}
     obs |= {name: f32([value]) for name, value in figures.items()}
     obs["label"] = np.minimum(rng.geometric(0.4, n) - 1, classes - 1).astype(np.int64)
+    obs["val_class_accuracy"] = f32(rng.random(CLASSES))
     return obs
 
 
@@ -49,6 +53,7 @@ def first_step(n: int = 60, classes: int = 5) -> Obs:
     obs: Obs = {name: np.full(n, start.get(name, 0.0), np.float32) for name in BOUNDS | {"age": 0}}
     obs |= {name: f32([0.0]) for name in FIGURES} | {"budget": f32([10.0]), "val_accuracy": f32([0.11])}
     obs["label"] = np.arange(n) % classes
+    obs["val_class_accuracy"] = np.full(CLASSES, 0.11, np.float32)
     return obs
 
 
@@ -66,12 +71,14 @@ def later(obs: Obs, seed: int, keep: float = 0.4, mix: float = 0.3) -> Obs:
     new["spent"] = obs["spent"] + np.float32(0.05)
     new["val_accuracy"] = f32([rng.uniform(0.2, 0.9)])
     new["train_accuracy"] = f32([rng.uniform(0.2, 0.9)])
+    new["margin_mean"] = f32(np.where(measured, rng.uniform(-1, 1, n), obs["margin_mean"]))
+    new["val_class_accuracy"] = f32(rng.random(CLASSES))
     return new
 
 
 def change(obs: Obs, rows) -> Obs:
     """Rows taken out, repeated or put in another order."""
-    return {name: values if name in FIGURES else values[rows] for name, values in obs.items()}
+    return {name: values if name in OF_THE_RUN else values[rows] for name, values in obs.items()}
 
 
 def pad(obs: Obs, n: int, seed: int = 0) -> Obs:
@@ -81,7 +88,7 @@ def pad(obs: Obs, n: int, seed: int = 0) -> Obs:
     garbage = {name: rng.choice([0.0, 0.5, high, np.nan], more) for name, (_, high) in BOUNDS.items()}
     garbage |= {"age": rng.choice([0.0, 7.0], more), "label": np.full(more, -1)}
     return {
-        name: values if name in FIGURES else np.concatenate([values, garbage[name].astype(values.dtype)])
+        name: values if name in OF_THE_RUN else np.concatenate([values, garbage[name].astype(values.dtype)])
         for name, values in obs.items()
     }
 
@@ -105,4 +112,5 @@ def hostile(draw) -> Obs:
         obs[name] = f32([draw(st.sampled_from([0.0, 1e-45, 0.5, 1.0]))])
     obs["budget"] = f32([draw(st.sampled_from([1e-3, 1.0, 1e6]))])
     obs["label"] = rng.integers(0, draw(st.sampled_from([1, 2, 1000])), n)
+    obs["val_class_accuracy"] = f32(rng.choice([0.0, 1e-45, 0.5, 1.0], 1000))
     return obs

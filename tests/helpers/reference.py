@@ -56,6 +56,7 @@ class SlowStats:
                 "loss_var": 0.0,
                 "confidence": 1 / classes,
                 "margin": 0.0,
+                "margin_mean": 0.0,
                 "entropy": 1.0,
                 "el2n": math.sqrt((1 - 1 / classes) ** 2 + (classes - 1) / classes**2),
                 "correct": 0.0,
@@ -91,11 +92,12 @@ class SlowStats:
             row["forgets"] += 1
         row["correct"] = float(right)
         if row["measured"] is None:
-            row["loss_mean"], row["loss_var"] = loss, 0.0
+            row["loss_mean"], row["loss_var"], row["margin_mean"] = loss, 0.0, row["margin"]
         else:
             a, old = self.ema, row["loss_mean"]
             row["loss_var"] = (1 - a) * row["loss_var"] + a * (loss - old) ** 2
             row["loss_mean"] = (1 - a) * old + a * loss
+            row["margin_mean"] = 0.7 * row["margin_mean"] + 0.3 * row["margin"]
         row["measured"] = spent
         return 1, 1, int(right)
 

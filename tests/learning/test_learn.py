@@ -293,10 +293,10 @@ def loss(seen: NDArray, parameters: NDArray) -> NDArray:
 def test_a_policy_begins_as_the_rule_and_its_network_is_the_model():
     rng = np.random.default_rng(0)
     scale = np.where(np.arange(D) == 7, np.inf, rng.uniform(0.1, 2, D))
-    rule = [0.3, -0.2, 1.0, 0, 0, 0, 0, -1.0]
+    rule = [0.3, -0.2, 1.0, *[0.0] * (R - 4), -1.0]
     model = ppo.build(SB3VecEnv(Hidden(16)), rule, rng.normal(size=D).tolist(), scale.tolist(), 0)
     network = ppo.network_of(model, {})
-    np.testing.assert_allclose(network(features(9)), [[0.3, -0.2, 0.95, 0, 0, 0, 0, -0.95]] * 9, atol=0.05)
+    np.testing.assert_allclose(network(features(9)), [[0.3, -0.2, 0.95, *[0.0] * (R - 4), -0.95]] * 9, atol=0.05)
     with torch.no_grad():
         for parameter in model.policy.mlp_extractor.parameters():
             parameter.mul_(3)

@@ -134,7 +134,7 @@ class Refusing:
 
 def test_an_episode_is_judged_at_its_end_by_the_baseline():
     """Members draw pairs, are reset one by one as they end, and get clipped points; all as restated here."""
-    pairs, members, rule = pairs_of(6), 3, np.array([-0.5, 0.3, 0, 0, 0, 0, 0, 0.0])
+    pairs, members, rule = pairs_of(6), 3, np.array([-0.5, 0.3, *[0.0] * (len(RULE_PARAMETERS) - 2)])
     accuracy = [alone(pair, rule)[0] for pair in pairs]
     baseline = np.array(accuracy) + np.array([-0.02, 0.0, 0.03, 0.5, -0.5, 0.01])
     env = training_env(VARIED, members, pairs, baseline.tolist())

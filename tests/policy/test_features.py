@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import rankdata
+from scipy.stats import kurtosis, rankdata, skew
 
 from prune_env.policy.features import FEATURES, HISTORY, extract_features, initial_history, update_history
 from prune_env.sampling import ranks
@@ -55,7 +55,22 @@ def plain_summary(obs: Obs, earlier: list[Obs]) -> dict[str, float]:
         passed = now["spent"] - means.get("spent", now["spent"])
         return math.tanh((now[name] - means[name]) / passed) if passed > 0 else 0.0
 
+    def hardest(losses: list[float]) -> float:
+        """Mean of the largest tenth."""
+        largest = sorted(losses, reverse=True)[: max(n // 10, 1)]
+        return sum(largest) / len(largest)
+
+    hard = 0.0
+    for at, before in enumerate(earlier):
+        value = hardest([float(before["loss_mean"][i]) for i in rows])
+        hard = (hard + value) / 2 if at else value
+    passed = now["spent"] - means.get("spent", now["spent"])
+
     loss, visits = stat["loss_mean"], stat["visits"]
+    margins = stat["margin_mean"]
+    size = [label.count(k) for k in there]
+    accuracy = [float(obs["val_class_accuracy"][k]) for k in there]
+    behind = np.mean(accuracy) - accuracy
     mean_loss = sum(loss) / n
     largest = sorted(loss, reverse=True)[: max(n // 10, 1)]
     of_class = [np.mean([x for x, y in zip(loss, label, strict=True) if y == k]) for k in there]
@@ -86,6 +101,15 @@ def plain_summary(obs: Obs, earlier: list[Obs]) -> dict[str, float]:
         "loss": bounded(mean_loss / math.log(c)),
         "loss_top_tenth": 2 * sum(largest) / sum(loss) - 1,
         "loss_spread_of_classes": bounded(float(np.std(of_class)) / mean_loss),
+        "hard_slope": math.tanh((hardest(loss) - hard) / math.log(c) / passed) if passed > 0 else 0.0,
+        "margin_bimodality": 2 * ((skew(margins) ** 2 + 1) / kurtosis(margins, fisher=False)) - 1
+        if np.std(margins) > 0
+        else -1 / 3,
+        "class_spread": 4 * float(np.std(accuracy)) - 1,
+        "class_worst": 2 * min(accuracy) - 1,
+        "rare_behind": float(np.corrcoef(-np.log(size), behind)[0, 1])
+        if len(set(size)) > 1 and len(set(accuracy)) > 1
+        else 0.0,
         "right": 2 * share(right) - 1,
         "never_seen": 2 * share(not s for s in seen) - 1,
         "never_right": 2 * share(seen[i] and not right[i] and not stat["forgets"][i] for i in range(n)) - 1,
@@ -109,6 +133,8 @@ def plain_summary(obs: Obs, earlier: list[Obs]) -> dict[str, float]:
     for percent in (50, 90):
         result |= {f"volatility_q{percent}": bounded(float(np.quantile(volatility, percent / 100)))}
         result |= {f"age_q{percent}": bounded(float(np.quantile(stat["age"], percent / 100)))}
+    for percent in (5, 25, 50, 75, 95):
+        result |= {f"margin_q{percent}": float(np.quantile(margins, percent / 100))}
     return {name: min(max(value, -1.0), 1.0) for name, value in result.items()}
 
 
@@ -154,7 +180,9 @@ def test_the_past_is_running_means_and_the_last_visits():
     for at, name in enumerate(("spent", "val_accuracy", "train_accuracy")):
         a, b, c, d, e = (float(obs[name][0]) for obs in run)
         assert past[at] == pytest.approx((a + b + 2 * c + 4 * d + 8 * e) / 16, abs=1e-6)
-    assert past[3] == pytest.approx(run[-1]["visits"].mean(), rel=1e-6)
+    a, b, c, d, e = (np.sort(obs["loss_mean"])[-6:].mean() for obs in run)  # of 60
+    assert past[3] == pytest.approx((a + b + 2 * c + 4 * d + 8 * e) / 16, abs=1e-5)
+    assert past[4] == pytest.approx(run[-1]["visits"].mean(), rel=1e-6)
 
 
 def entries(*prefixes: str) -> np.ndarray:
@@ -177,7 +205,7 @@ def test_the_number_of_samples_changes_nothing():
     obs = later(before, 0)
     many, many_before = (change(each, np.tile(np.arange(400), 5)) for each in (obs, before))
     one, several = extract_features(obs, past_of([before])), extract_features(many, past_of([many_before]))
-    quantiles = entries("loss_q", "loss_c", "volatility", "age")  # interpolated between other neighbours
+    quantiles = entries("loss_q", "loss_c", "volatility", "age", "margin_q")  # interpolated between other neighbours
     np.testing.assert_allclose(several[~quantiles], one[~quantiles], atol=2e-6)
     np.testing.assert_allclose(several[quantiles], one[quantiles], atol=0.02)
 
@@ -214,7 +242,12 @@ def test_a_summary_is_finite_and_within_its_bounds_whatever_comes(data):
     obs = data.draw(hostile())
     past = data.draw(
         st.sampled_from(
-            [initial_history(), f32([0, 0, 0, 0]), f32([1, 1, 1, 2**24]), update_history(initial_history(), obs)]
+            [
+                initial_history(),
+                f32([0, 0, 0, 0, 0]),
+                f32([1, 1, 1, 100, 2**24]),
+                update_history(initial_history(), obs),
+            ]
         )
     )
     with np.errstate(over="raise", invalid="raise", divide="raise"):

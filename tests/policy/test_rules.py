@@ -72,7 +72,16 @@ def preference(obs: Obs, numbers: np.ndarray) -> np.ndarray:
         return np.log(rank / (1 - rank))
 
     u = 2 * named["loss"] * z("loss_mean") - named["middle"] * (z("loss_mean") / 1.8) ** 2
-    return u + 2 * named["volatility"] * z("loss_var") + 2 * named["age"] * z("age")
+    u = u + 2 * named["volatility"] * z("loss_var") + 2 * named["age"] * z("age")
+    label, margin = obs["label"].tolist(), obs["margin_mean"].tolist()
+    there = sorted(set(label))
+    accuracy = {c: float(obs["val_class_accuracy"][c]) for c in there}
+    mean = sum(accuracy.values()) / len(there)
+    for i, (c, m) in enumerate(zip(label, margin, strict=True)):
+        u[i] -= named["balance"] * math.log(label.count(c) / (n / len(there)))
+        u[i] += 4 * named["need"] * (mean - accuracy[c])
+        u[i] -= 6 * named["wrong"] * max(-m, 0) + 6 * named["right"] * max(m, 0)
+    return u
 
 
 # ---------------------------------------------------------------- which samples
@@ -134,6 +143,8 @@ def test_middle_is_a_point(seed):
         rule(keep=keeping(0.375), loss=0.5),
         rule(keep=keeping(0.625), loss=0.6, randomness=0.4),
         rule(keep=keeping(0.5), middle=-0.8, volatility=0.3, age=-0.4, randomness=-0.3),
+        rule(keep=keeping(0.375), need=-0.7, balance=0.6),
+        rule(keep=keeping(0.5), wrong=0.9, right=-0.4, randomness=0.2),
     ],
 )
 def test_the_soft_rule_draws_one_after_the_other_without_replacement(numbers):
@@ -156,6 +167,35 @@ def test_the_soft_rule_draws_one_after_the_other_without_replacement(numbers):
     assert found.max() - found.min() > 0.2
     order = np.argsort(u)
     assert (np.diff(found[order]) > -5 * deviation.max()).all()
+
+
+def test_balance_of_one_draws_softly_by_inverse_class_frequency():
+    """With one sample kept, each class is as likely as any other."""
+    times, label = 4000, np.repeat([0, 3, 4], [6, 3, 1])
+    obs = {**distinct(10), "label": label}
+    drawn = kept(often(obs, rule(keep=-1, balance=1), times))
+    near(np.array([drawn[:, label == c].any(axis=1).mean() for c in (0, 3, 4)]), 1 / 3, times)
+    assert np.flatnonzero(drawn[:, label == 0].mean(axis=0)).size == 6
+
+
+def test_need_prefers_classes_of_low_validation_accuracy():
+    """With one sample kept, classes of one size are drawn as exp(-4 accuracy)."""
+    times, label = 4000, np.arange(12) % 3
+    accuracy = np.array([0.2, 0.9, 0.5])
+    obs = {**distinct(12), "label": label, "val_class_accuracy": f32([*accuracy, 0.0])}  # nobody is of the last class
+    drawn = kept(often(obs, rule(keep=-1, need=1), times))
+    share = np.exp(-4 * accuracy) / np.exp(-4 * accuracy).sum()
+    near(np.array([drawn[:, label == c].any(axis=1).mean() for c in range(3)]), share, times)
+
+
+def test_what_is_surely_wrong_or_surely_right_can_be_left_out():
+    margin = f32(np.linspace(-0.9, 0.9, 20))
+    obs = {**distinct(20), "margin_mean": margin}
+    for numbers, dropped in (({"wrong": 1}, range(5)), ({"right": 1}, range(15, 20)), ({"wrong": -1, "right": -1}, ())):
+        action = apply_rule(obs, rule(keep=keeping(0.5), randomness=-1, **numbers), uniforms(0, 20))
+        assert not kept(action)[list(dropped)].any()
+    undecided = apply_rule(obs, rule(keep=keeping(0.5), randomness=-1, wrong=1, right=1), uniforms(0, 20))
+    np.testing.assert_array_equal(np.flatnonzero(kept(undecided)), range(5, 15))
 
 
 @given(keep=st.floats(0.1, 1.0), n=st.integers(1, 130), randomness=st.sampled_from([-1.0, 0.2, 1.0]))

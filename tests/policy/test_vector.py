@@ -23,7 +23,7 @@ from tests.helpers import trees
 from train.learning.sb3_env import SB3VecEnv
 
 TASK: dict[str, Any] = {"train_size": 40, "budget": 2.0, "batch_size": 16, "model": "mlp:8"}
-FIGURES = {"spent", "budget", "val_accuracy", "train_accuracy"}
+FIGURES = {"spent", "budget", "val_accuracy", "train_accuracy", "val_class_accuracy"}  # not of samples
 
 
 def make(num_envs: int = 3, **settings) -> PruneVectorEnv:

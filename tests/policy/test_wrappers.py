@@ -163,10 +163,10 @@ def test_a_summary_and_its_rule_are_the_functions_on_the_plain_run():
 def test_a_refused_rule_costs_no_draw():
     calm, disturbed = SummaryEnv(**TASK), SummaryEnv(**TASK)
     equal(calm.reset(seed=0), disturbed.reset(seed=0))
-    for wrong in (np.zeros(9), np.full(8, np.nan), np.zeros((2, 8))):
-        with pytest.raises(ValueError, match="a rule is 8 finite numbers"):
+    for wrong in (np.zeros(13), np.full(12, np.nan), np.zeros((2, 12))):
+        with pytest.raises(ValueError, match="a rule is 12 finite numbers"):
             disturbed.step(wrong)
-    equal(calm.step(np.zeros(8)), disturbed.step(np.zeros(8)))
+    equal(calm.step(np.zeros(12)), disturbed.step(np.zeros(12)))
 
 
 class Counting:
@@ -307,9 +307,9 @@ def test_members_that_a_reset_spares_keep_history_and_draws():
 def test_a_vector_needs_a_reset_and_refuses_a_wrong_rule_for_all():
     env, calm = (vector_summary(2, **TASK) for _ in range(2))
     with pytest.raises(gym.error.ResetNeeded, match="reset"):
-        env.step(np.zeros((2, 8)))
+        env.step(np.zeros((2, 12)))
     equal(env.reset(seed=0), calm.reset(seed=0))
-    for wrong in (np.zeros(8), np.full((2, 8), np.nan)):
-        with pytest.raises(ValueError, match="a rule is 8 finite numbers"):
+    for wrong in (np.zeros(12), np.full((2, 12), np.nan)):
+        with pytest.raises(ValueError, match="a rule is 12 finite numbers"):
             env.step(wrong)
-    equal(env.step(np.zeros((2, 8))), calm.step(np.zeros((2, 8))))
+    equal(env.step(np.zeros((2, 12))), calm.step(np.zeros((2, 12))))

@@ -38,6 +38,7 @@ def observation(n: int, rng: np.random.Generator, classes: int = 10) -> dict[str
         **seen,
         "label": rng.integers(classes, size=n),
         **{name: np.array([value], np.float32) for name, value in figures.items()},
+        "val_class_accuracy": rng.random(classes, dtype=np.float32),
     }
 
 
@@ -79,15 +80,15 @@ def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> dict[
     seen = observation(n, rng, classes)
     agent = agents.make("infobatch")
     action = agent(seen, rng)
-    tilted = np.array([0.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.5, 0.0])
+    tilted = np.where(np.isin(rules.RULE_PARAMETERS, ("keep", "randomness", "mixup")), 0.0, 0.5)
     works: dict[str, Work] = {
         "statistics of all samples": update,
         "observation": lambda: {**stats.observe(1.0), "label": classes_of.copy()},
         "infobatch's decision": lambda: agent(seen, rng),
         "check of an action": lambda: check(action, n),
         "order of the batches": lambda: Selection.from_action(action, rng),
-        "summary in 43 numbers": lambda: features.extract_features(seen),
-        "rule of eight numbers": lambda: rules.apply_rule(seen, tilted, rng.random((n, 2))),
+        f"summary in {len(features.FEATURES)} numbers": lambda: features.extract_features(seen),
+        f"rule of {len(rules.RULE_PARAMETERS)} numbers": lambda: rules.apply_rule(seen, tilted, rng.random((n, 2))),
     }
     parts = {}
     for name, work in works.items():

@@ -1,0 +1,93 @@
+"""Say which cheap tasks order rules as the real ones do: `python -m train.proxies --help`."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from train.analysis import records, table
+
+
+@dataclass
+class Arguments:
+    """Correlate the gains of rules over full training, on cheap tasks and on a target.
+
+    The folder is of a sweep whose tasks are called `KIND: TROUBLE`, such as `mlp, 8 pixels: duplicates`. The gain of
+    an agent is the mean over seeds of its validation accuracy minus the one of `full`, in points.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """A folder of results, as `train.sweep` writes it."""
+    target: str = "target"
+    """The kind that the others are compared with."""
+
+
+def gains(folder: Path) -> tuple[dict[str, dict[tuple[str, str], float]], dict[str, float]]:
+    """Return the gains over `full` in points, by kind and then (trouble, agent), and each kind's seconds a run.
+
+    Raises:
+        ValueError: there are no results.
+    """
+    accuracy: dict[tuple[str, str, str, int], float] = {}
+    seconds = defaultdict(list)
+    for record in records.read(folder).records:
+        kind, _, trouble = record["task"].partition(": ")
+        accuracy[kind, trouble, record["agent"], record["seed"]] = 100.0 * record["results"]["val_accuracy"]
+        seconds[kind].append(record["results"]["seconds"]["total"])
+    found: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (kind, trouble, agent, seed), value in accuracy.items():
+        full = accuracy.get((kind, trouble, "full", seed))
+        if agent != "full" and full is not None:
+            found[kind][trouble, agent].append(value - full)
+    means = {kind: {cell: float(np.mean(values)) for cell, values in cells.items()} for kind, cells in found.items()}
+    return means, {kind: float(np.median(values)) for kind, values in seconds.items()}
+
+
+def agreement(proxy: dict[tuple[str, str], float], target: dict[tuple[str, str], float]) -> NDArray[np.float64]:
+    """Return Pearson's correlation over all common (trouble, agent), and Spearman's in the mean over troubles."""
+    common = sorted(proxy.keys() & target.keys())
+    a, b = (np.array([of[cell] for cell in common]) for of in (proxy, target))
+    troubles = np.array([trouble for trouble, _ in common])
+    inside = [float(spearmanr(a[troubles == t], b[troubles == t]).statistic) for t in set(troubles.tolist())]  # pyright: ignore[reportAttributeAccessIssue]
+    return np.array([np.corrcoef(a, b)[0, 1], np.mean(inside)])
+
+
+def render(folder: Path, target: str) -> Table:
+    """Return a row for each kind of cheap task. Raises ValueError without results of the target."""
+    means, seconds = gains(folder)
+    if target not in means:
+        raise ValueError(f"{folder} has no tasks of the kind {target!r}; there are {', '.join(means)}")
+    rows = Table("kind", "correlation", "of ranks, inside a trouble", "seconds a run", "best rule's gain there")
+    for kind, cells in means.items():
+        both, inside = agreement(cells, means[target])
+        troubles = sorted({trouble for trouble, _ in cells})
+        lost = []  # what the rule that is best on the proxy gains on the target
+        for trouble in troubles:
+            of_trouble = {agent: gain for (t, agent), gain in cells.items() if t == trouble}
+            lost.append(means[target].get((trouble, max(of_trouble, key=of_trouble.__getitem__)), np.nan))
+        figures = f"{both:.2f}", f"{inside:.2f}", f"{seconds[kind]:.2g}", f"{np.nanmean(lost):+.2f}"
+        rows.add_row(kind, *figures)
+    return rows
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the program with `args` (else those of the command line); return its exit status."""
+    given = tyro.cli(Arguments, args=args)
+    try:
+        table.show(given.folder / "proxies.txt", render(given.folder, given.target))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
