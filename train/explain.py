@@ -135,8 +135,8 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
 
     Lines are means over runs. Bands reach from the lower to the upper quartile.
     """
-    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True)
+    figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
+    panels = figure.subplots(3, 4, sharex=True)
     edges = np.linspace(0.0, 1.0, BINS + 1)
     for colour, (group, recorder) in zip(itertools.cycle(COLOURS), recorders.items(), strict=False):
         spent = (np.concatenate(recorder.seen)[:, FEATURES.index("spent")] + 1.0) / 2.0
@@ -152,7 +152,7 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
             panel.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
             panel.set_title(title)
             panel.set_ylim(0.0 if name in NATURAL else -1.02, 1.02)
-    for panel in panels[1]:
+    for panel in panels[-1]:
         panel.set_xlabel("share of the budget spent")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return png(figure)

@@ -162,11 +162,12 @@ def test_choices_draws_every_number_of_the_rule(monkeypatch):
     groups = {"0% wrong labels": rng.uniform(-1, 1, (8, R)), "20% wrong labels": rng.uniform(-1, 1, (8, R))}
     png = choices({group: recorded(spent, chosen) for group, chosen in groups.items()})
     with Image.open(io.BytesIO(png)) as image:
-        assert (image.format, image.size) == ("PNG", (1320, 600))
+        assert (image.format, image.size) == ("PNG", (1320, 900))
 
     (figure,) = drawn
     assert [panel.get_title() for panel in figure.axes] == [
         "share kept", "loss", "middle", "volatility", "age", "randomness", "weighting", "share blended",
+        "balance", "need", "wrong", "right",
     ]  # fmt: skip
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(groups)
     for r, panel in enumerate(figure.axes):
@@ -208,7 +209,7 @@ def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
     found = re.findall(r"│ (\w[\w, ]*\w) +│ +[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] │", told)
     assert sorted(found) == sorted([*GROUPS, *FEATURES])
     with Image.open(policy.parent / "choices.png") as image:
-        assert (image.format, image.size) == ("PNG", (1320, 600))
+        assert (image.format, image.size) == ("PNG", (1320, 900))
 
     monkeypatch.setattr(explain, "Workers", Here)  # in this process: the same again, on validation tasks only
     out = tmp_path / "deep" / "er"
