@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,10 @@ from train.learning.rollouts import Pair, distribution, play
 from train.learning.workers import Workers
 
 BINS = 10  # of the budget, in the figure
+NATURAL: dict[str, tuple[str, Callable[[NDArray], NDArray]]] = {  # rule parameters in units that people know
+    "keep": ("share kept", lambda numbers: SMALLEST_KEEP ** ((1.0 - numbers) / 2.0)),
+    "mixup": ("share blended", lambda numbers: (numbers + 1.0) / 2.0),
+}
 GROUPS = {  # of features that are nearly redundant; each feature is in one group
     "time and budget": ("spent", "log_budget"),
     "accuracies, gap and slopes": ("val_accuracy", "train_accuracy", "gap", "val_slope", "train_slope"),
@@ -74,18 +79,12 @@ class Arguments:
     """Folder for choices.png and inputs.txt; by default that of the policy."""
 
 
-@dataclass(frozen=True)
-class Without:
-    """A network with some features held at values."""
-
-    network: Network
-    held: Mapping[str, float]
-
-    def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
-        changed = summaries.copy()
-        for name, value in self.held.items():
-            changed[:, FEATURES.index(name)] = value
-        return self.network(changed)
+def without(network: Network, held: Mapping[str, float], summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
+    """Play a network with some features held at values."""
+    changed = summaries.copy()
+    for name, value in held.items():
+        changed[:, FEATURES.index(name)] = value
+    return network(changed)
 
 
 class Recorder:
@@ -117,8 +116,8 @@ def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDA
     def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
         lost = []
         for part, names in parts.items():
-            without = Without(network, {name: mean_of[name] for name in names})
-            points = 100.0 * (whole - workers.play(pairs, without))
+            policy = partial(without, network, {name: mean_of[name] for name in names})
+            points = 100.0 * (whole - workers.play(pairs, policy))
             found = statistics.mean_of([points[seeds == seed].mean() for seed in np.unique(seeds)])
             lost.append((found.mean, found.interval, part))
         table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")
@@ -136,8 +135,8 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
 
     Lines are means over runs. Bands reach from the lower to the upper quartile.
     """
-    figure = Figure(figsize=(11, 5), dpi=120, layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True)
+    figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
+    panels = figure.subplots(3, 4, sharex=True)
     edges = np.linspace(0.0, 1.0, BINS + 1)
     for colour, (group, recorder) in zip(itertools.cycle(COLOURS), recorders.items(), strict=False):
         spent = (np.concatenate(recorder.seen)[:, FEATURES.index("spent")] + 1.0) / 2.0
@@ -145,25 +144,18 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
         place = np.clip(np.digitize(spent, edges) - 1, 0, BINS - 1)
         filled = [i for i in range(BINS) if np.any(place == i)]
         middles = (edges[:-1] + edges[1:])[filled] / 2.0
-        for r, panel in enumerate(panels.flat):
-            numbers = [_natural(RULE_PARAMETERS[r], chosen[place == i, r]) for i in filled]
+        for r, (name, panel) in enumerate(zip(RULE_PARAMETERS, panels.flat, strict=True)):
+            title, natural = NATURAL.get(name, (name, lambda numbers: numbers))
+            numbers = [natural(chosen[place == i, r]) for i in filled]
             panel.plot(middles, [x.mean() for x in numbers], color=colour, label=group)
             low, high = np.transpose([np.quantile(x, (0.25, 0.75)) for x in numbers])
             panel.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
-    for r, panel in enumerate(panels.flat):
-        panel.set_title({"keep": "share kept", "mixup": "share blended"}.get(RULE_PARAMETERS[r], RULE_PARAMETERS[r]))
-        panel.set_ylim(*((0.0, 1.02) if RULE_PARAMETERS[r] in ("keep", "mixup") else (-1.02, 1.02)))
-    for panel in panels[1]:
+            panel.set_title(title)
+            panel.set_ylim(0.0 if name in NATURAL else -1.02, 1.02)
+    for panel in panels[-1]:
         panel.set_xlabel("share of the budget spent")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return png(figure)
-
-
-def _natural(name: str, numbers: NDArray) -> NDArray:
-    """Return values of a rule parameter in the unit that people know."""
-    if name == "keep":
-        return SMALLEST_KEEP ** ((1.0 - numbers) / 2.0)
-    return (numbers + 1.0) / 2.0 if name == "mixup" else numbers
 
 
 def main(args: list[str] | None = None) -> int:
@@ -172,9 +164,6 @@ def main(args: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the other cores have processes of their own
     folder = given.out or given.policy.parent
     try:
-        for name in ("seeds", "processes"):
-            if getattr(given, name) < 1:
-                raise ValueError(f"{name} is {getattr(given, name)}; it must be at least 1")
         tasks, network = distribution(given.tasks), Network.load(given.policy)
         if not tasks.validation:
             raise ValueError(f"{given.tasks} has no validation tasks, which are what is played")

@@ -12,16 +12,17 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
-from typing import Annotated
 
+import gymnasium as gym
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tyro.conf import Positional
 
 from prune_env import io
 from prune_env.policy.tasks import Task
@@ -33,127 +34,107 @@ from train.execution import results
 from train.execution.plan import TASK
 from train.learning.rollouts import distribution
 
+PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which agents choose samples
 Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
-ID = {
-    "digits": "Digits",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "tiny_imagenet": "TinyImageNet",
-    "imagefolder": "ImageFolder",
-    "imagenet": "ImageNet",
-}
 
 
-@dataclass
-class Tasks:
-    """List the tasks of a distribution: budgets apart, those held out, for validation and for training."""
+def tasks(name: Positional[str]) -> None:
+    """List the tasks of a distribution: budgets apart, those held out, for validation and for training.
 
-    name: tyro.conf.Positional[str]
-    """Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments."""
-
-    def run(self) -> None:
-        tasks_of = distribution(self.name)
-        for part in ("held_out", "validation", "training"):
-            budgets = tasks_of.held_out_budgets if part == "held_out" else tasks_of.budgets
-            tasks = without_budgets(getattr(tasks_of, part))
-            print(f"{part}: {len(tasks)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
-            for task in tasks:
-                print(f"  {title(task)}")
+    Args:
+        name: Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments.
+    """
+    tasks_of = distribution(name)
+    for part in ("held_out", "validation", "training"):
+        budgets = tasks_of.held_out_budgets if part == "held_out" else tasks_of.budgets
+        found = without_budgets(getattr(tasks_of, part))
+        print(f"{part}: {len(found)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
+        for task in found:
+            print(f"  {title(task)}")
 
 
-@dataclass
-class Sweep:
-    """Print the held-out tasks of a distribution as a sweep file."""
+def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) -> None:
+    """Print the held-out tasks of a distribution as a sweep file.
 
-    name: tyro.conf.Positional[str]
-    """Of the distribution."""
-    agents: tuple[str, ...]
-    """Agents that are compared."""
-    seeds: int = 20
-    """Paired seeds of each task."""
-
-    def run(self) -> None:
-        tasks_of = distribution(self.name)
-        if not self.agents:
-            raise ValueError("agents needs at least one value")
-        held_out = without_budgets(tasks_of.held_out)
-        for name, times in Counter(map(title, held_out)).items():
-            if times > 1:
-                raise ValueError(
-                    f"{times} held-out tasks would be called {name!r}: they differ in root or val_rest only"
-                )
-        lines = [
-            f"# The held-out tasks of {self.name!r}; made by `prune-env heldout sweep {self.name}`.",
-            f"seeds = {self.seeds}",
-            f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
-            "keep = [0.5]",
-            f"agents = {json.dumps(list(self.agents), indent=2)}",
-        ]
-        for task in held_out:
-            lines += ["", f"[tasks.{json.dumps(title(task))}]", f'env = "prune_env/{ID[task.dataset]}-v0"']
-            for name, value in asdict(task).items():
-                if name in (*TASK, "model") and value is not None:
-                    lines.append(f"{name} = {json.dumps(value)}")
-            rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in tasks_of.held_out_budgets]
-            lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
-        print("\n".join(lines))
+    Args:
+        name: Of the distribution.
+        agents: Agents that are compared.
+        seeds: Paired seeds of each task.
+    """
+    tasks_of = distribution(name)
+    held_out = without_budgets(tasks_of.held_out)
+    for called, times in Counter(map(title, held_out)).items():
+        if times > 1:
+            raise ValueError(f"{times} held-out tasks would be called {called!r}: they differ in root or val_rest only")
+    ids = {spec.kwargs.get("dataset"): env_id for env_id, spec in gym.registry.items() if spec.entry_point == PLAIN}
+    lines = [
+        f"# The held-out tasks of {name!r}; made by `prune-env heldout sweep {name}`.",
+        f"seeds = {seeds}",
+        f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
+        "keep = [0.5]",
+        f"agents = {json.dumps(list(agents), indent=2)}",
+    ]
+    for task in held_out:
+        lines += ["", f"[tasks.{json.dumps(title(task))}]", f"env = {json.dumps(ids[task.dataset])}"]
+        given = {option: value for option, value in asdict(task).items() if option in (*TASK, "model")}
+        lines += [f"{option} = {json.dumps(value)}" for option, value in given.items() if value is not None]
+        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in tasks_of.held_out_budgets]
+        lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
+    print("\n".join(lines))
 
 
-@dataclass
-class Compare:
+def compare(
+    agent: Positional[str],
+    folders: Positional[tuple[Path, ...]],
+    *,
+    where: str = "",
+    budgets: tuple[float, ...] = (),
+    out: Path | None = None,
+) -> None:
     """Print the paired differences of an agent to every other, in points of test accuracy.
 
     The mean over tasks and budgets; the intervals are Student's t with the seeds as units.
+
+    Args:
+        agent: Spec of the agent.
+        folders: Results of a sweep, or of several that share names of tasks.
+        where: Only the task of this name, else those whose names have this in them.
+        budgets: Only these, else all that the agent has.
+        out: Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run.
     """
+    records = latest_runs(folders)
+    names = {record["task"] for record in records}
+    wanted = {where} if where in names else {name for name in names if where in name}
+    records = [r for r in records if r["task"] in wanted and (not budgets or r["budget"] in budgets)]
+    if agent not in {record["agent"] for record in records}:
+        raise ValueError(f"{', '.join(map(str, folders))} have no runs of {agent!r} on such tasks at such budgets")
+    shown = comparison(records, agent)
+    if out is None:
+        Console(width=tables.WIDTH).print(shown)
+        return
+    tables.show(out / "comparison.txt", shown)
+    text = StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
+    for run in records:
+        accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
+        lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
+    io.write_atomic(out / "accuracy.csv", text.getvalue().encode())
 
-    agent: tyro.conf.Positional[str]
-    """Spec of the agent."""
-    folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Results of a sweep, or of several that share names of tasks."""
-    where: str = ""
-    """Only the task of this name, else those whose names have this in them."""
-    budgets: tuple[float, ...] = ()
-    """Only these, else all that the agent has."""
-    out: Path | None = None
-    """Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run."""
 
-    def run(self) -> None:
-        records = self._records()
-        if self.agent not in {record["agent"] for record in records}:
-            folders = ", ".join(map(str, self.folders))
-            raise ValueError(f"{folders} have no runs of {self.agent!r} on such tasks at such budgets")
-        shown = comparison(records, self.agent)
-        if self.out is None:
-            Console(width=tables.WIDTH).print(shown)
-            return
-        tables.show(self.out / "comparison.txt", shown)
-        text = StringIO()
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
-        for run in records:
-            accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
-            lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
-        io.write_atomic(self.out / "accuracy.csv", text.getvalue().encode())
-
-    def _records(self) -> list[Record]:
-        """Return the latest run of each kind in all folders, of the tasks and budgets asked for."""
-        if not self.folders:
-            raise ValueError("compare needs at least one folder of results")
-        found: list[Record] = []
-        for folder in self.folders:
-            records, damaged = results.read(folder / "results.jsonl")
-            if not records and not damaged:
-                raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
-            if damaged:
-                print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
-            found += records.values()
-        tasks = {record["task"] for record in found}
-        wanted = {self.where} if self.where in tasks else {task for task in tasks if self.where in task}
-        return [
-            record
-            for record in summary.latest(found)
-            if record["task"] in wanted and (not self.budgets or record["budget"] in self.budgets)
-        ]
+def latest_runs(folders: Sequence[Path]) -> list[Record]:
+    """Return the latest run of each kind in all folders."""
+    if not folders:
+        raise ValueError("compare needs at least one folder of results")
+    found: list[Record] = []
+    for folder in folders:
+        records, damaged = results.read(folder / "results.jsonl")
+        if not records and not damaged:
+            raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
+        if damaged:
+            print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
+        found += records.values()
+    return summary.latest(found)
 
 
 def title(task: Task) -> str:
@@ -165,11 +146,8 @@ def title(task: Task) -> str:
 
 
 def without_budgets(tasks: Sequence[Task]) -> list[Task]:
-    """Return each task once, at its first budget."""
-    first: dict[Task, Task] = {}
-    for task in tasks:
-        first.setdefault(replace(task, budget=1.0), task)
-    return list(first.values())
+    """Return each task once, at budget 1."""
+    return list(dict.fromkeys(replace(task, budget=1.0) for task in tasks))
 
 
 def comparison(records: Sequence[Record], agent: str) -> Table:
@@ -187,7 +165,7 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
     rows, incomplete = [], []
     for other, its in accuracy.items():
         common = _restricted(its, own)
-        if common.keys() != own.keys() or any(len(common[cell]) < len(own[cell]) for cell in own):
+        if any(len(common[cell]) < len(own[cell]) for cell in own):
             incomplete += [other] if any(common.values()) else []
             continue
         mean = float(np.mean([np.mean(list(seeds.values())) for seeds in common.values()]))
@@ -211,12 +189,8 @@ def _accuracies(records: Sequence[Record]) -> dict[str, Cells]:
 
 
 def _restricted(cells: Cells, own: Cells) -> Cells:
-    """Return the runs that `own` has too."""
-    return {
-        cell: {seed: cells[cell][seed] for seed in seeds if seed in cells[cell]}
-        for cell, seeds in own.items()
-        if cell in cells
-    }
+    """Return the runs that `own` has too, by the cells of `own`."""
+    return {cell: {seed: a for seed, a in cells.get(cell, {}).items() if seed in own[cell]} for cell in own}
 
 
 def _differences(own: Cells, its: Cells) -> tuple[str, str, str]:
@@ -245,8 +219,7 @@ def _areas(cells: Cells) -> list[dict[int, float]]:
         whole = sorted(set.intersection(*map(set, curve.values())))
         if len(curve) > 1 and whole:
             values = [[seeds[seed] for seeds in curve.values()] for seed in whole]  # (S, B)
-            area = np.asarray(statistics.log_budget_area(list(curve), values))
-            areas.append(dict(zip(whole, area.tolist(), strict=True)))
+            areas.append(dict(zip(whole, statistics.log_budget_area(list(curve), values).tolist(), strict=True)))
     return areas
 
 
@@ -274,14 +247,9 @@ def _saved(own: Cells, full: Cells, agent: str) -> list[str]:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    kinds = (
-        Annotated[Tasks, tyro.conf.subcommand("tasks")]
-        | Annotated[Sweep, tyro.conf.subcommand("sweep")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
-    )
-    command = tyro.cli(kinds, args=args, description=__doc__)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    programs = {"tasks": tasks, "sweep": sweep, "compare": compare}
     try:
-        command.run()
+        tyro.extras.subcommand_cli_from_dict(programs, args=args, description=__doc__)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,14 +131,10 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
     assert isinstance(run, prune_env.PruneEnv)
     for lr in args.lr:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
-    if args.save is not None:
-        dataset, _, size = args.save.partition(":")
-        if dataset not in ("*", *sources.SOURCES):
-            raise ValueError(f"--save is {args.save!r}; it must be '*' or one of {', '.join(sources.SOURCES)}")
-        if ":" in args.save and dataset == "*":
-            raise ValueError("--save is '*' with a size: rates for one size of images are a data set's own")
-        if ":" in args.save and size != str(args.image_size):
-            raise ValueError(f"--save is {args.save!r}, for images of another size than --image-size {args.image_size}")
+    sized = [f"{name}:{args.image_size}" for name in sources.SOURCES]
+    if args.save not in (None, "*", *sources.SOURCES, *sized):
+        names = ", ".join(sources.SOURCES)
+        raise ValueError(f"--save is {args.save!r}; it must be '*', or one of {names}, bare or with :--image-size")
     return run.recipe
 
 
@@ -146,25 +143,19 @@ def tune(args: Arguments, fixed: dict[str, Any]) -> dict[tuple[float, float], li
     cells = [(budget, lr, seed) for budget in args.budget for lr in args.lr for seed in range(args.seeds)]
     accuracy: dict[tuple[float, float], list[float]] = {}
     with ProcessPoolExecutor(args.workers, mp_context=process.CONTEXT, initializer=process.start) as pool:
-        futures = [
-            pool.submit(full_training, args.env, {**fixed, "budget": budget, "lr": lr}, seed)
-            for budget, lr, seed in cells
-        ]
-        for (budget, lr, _), future in track(list(zip(cells, futures, strict=True)), description="tuning"):
-            accuracy.setdefault((budget, lr), []).append(100.0 * future.result())
+        settings = [{**fixed, "budget": budget, "lr": lr} for budget, lr, _ in cells]
+        results = pool.map(full_training, repeat(args.env), settings, [seed for *_, seed in cells])
+        for (budget, lr, _), result in zip(cells, track(results, "tuning", len(cells)), strict=True):
+            accuracy.setdefault((budget, lr), []).append(100.0 * result)
     return accuracy
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with `arguments` (else the command line's); return its exit status, 2 for wrong arguments."""
+    command = shlex.join(["prune-env", "tune", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         args = tyro.cli(Arguments, args=arguments, description=__doc__)
-    except (TypeError, ValueError) as error:  # an option that is out of its range
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    command = shlex.join(["prune-env", "tune", *(sys.argv[1:] if arguments is None else arguments)])
-    fixed = args.settings() | ({} if args.root is None else {"root": args.root})
-    try:
+        fixed = args.settings() | ({} if args.root is None else {"root": args.root})
         recipe = check(args, fixed)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -177,10 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for budget in args.budget:
         table.add_column(f"budget {budget:g}", justify="right")
     for lr in args.lr:
-        marks = ("*" if best[budget] == lr else " " for budget in args.budget)
-        cells = (
-            plus_minus(accuracy[budget, lr], ".2f") + mark for budget, mark in zip(args.budget, marks, strict=True)
-        )
+        cells = (plus_minus(accuracy[b, lr], ".2f") + ("*" if best[b] == lr else " ") for b in args.budget)
         table.add_row(f"{lr:g}", *cells)
     over = f"{args.seeds} paired seeds" if args.seeds > 1 else "1 seed"
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {over}")

@@ -316,7 +316,6 @@ def test_compare_can_leave_the_table_and_every_run_s_accuracy(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["tasks", "mnist"], ["mnist", "digits"]),
-        (["sweep", "digits", "--agents"], ["agents", "at least one"]),
         (["compare", "own", "FOLDER", "--where", "three"], ["FOLDER", "no runs of 'own'"]),
         (["compare", "own", "FOLDER", "missing"], ["missing has no results.jsonl"]),
         (["compare", "own"], ["at least one folder"]),

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle, product
 from typing import Any
@@ -18,9 +17,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
@@ -47,11 +45,8 @@ LETTERS: Any = {
     "figure.labelsize": 7.5,
     "legend.fontsize": 7.5,
 }
-SHADES = 256  # colours of a figure's palette
 PANELS = 12  # in a figure of small multiples, at most; more agents make more figures
 COLUMNS = 3
-NAMED = 30  # classes up to which each column has its name
-NAME = 22  # characters of a class's name; a longer one is cut
 
 
 # An evaluation
@@ -144,25 +139,17 @@ def _on_one_grid(records: list[Record]) -> tuple[NDArray, NDArray]:
 @rc_context(LETTERS)
 def forest(differences: Mapping[str, Mean], label: str) -> bytes:
     """Draw a line an agent: its difference with the interval, and the numbers at the right; 0 is a vertical line."""
-    names = [_folded(agent, 24) for agent in differences]
-    heights = np.array([0.11 * (1 + name.count("\n")) + 0.1 for name in names])  # inches
-    places = np.cumsum(heights) - heights / 2
-    figure = Figure(figsize=(WIDTH, 0.55 + float(heights.sum())), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    ends = [_ends(difference) for difference in differences.values()]
-    low, high = _limits([low for low, _ in ends], [high for _, high in ends], zero=True)
-    for place, difference, (left, right) in zip(places, differences.values(), ends, strict=True):
+    figure, axes, places, _ = _lines(list(differences), 0.55)
+    low, high = _limits(differences.values(), zero=True)
+    for place, difference in zip(places, differences.values(), strict=True):
         mean, colour = difference.mean, SIDES[side(difference.interval)]
-        axes.plot([left, right], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+        axes.plot(_ends(difference), [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
         outside = "<" if mean < low else ">" if mean > high else "o"
         axes.plot(min(max(mean, low), high), place, outside, color=colour, markersize=3.5, clip_on=False)
         numbers = spread(mean, difference.interval, "+.2f")
         axes.text(1.02, place, numbers, transform=axes.get_yaxis_transform(), va="center", color=colour)
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.set_xlim(low, high)
-    axes.set_ylim(float(heights.sum()), 0.0)
-    axes.set_yticks(places, names)
-    axes.tick_params(axis="y", length=0)
     axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(label)
     axes.grid(axis="x", alpha=0.3)
@@ -178,8 +165,7 @@ def accuracy(cells: Mapping[float, Sequence[Row]], agents: Sequence[str]) -> byt
         for row in of_budget:
             curves.setdefault(row.agent, {})[budget] = row.accuracy
     figure, panels = _panels(agents, 1.15)
-    ends = [_ends(mean) for curve in curves.values() for mean in curve.values()]
-    low, high = _limits([low for low, _ in ends], [high for _, high in ends])
+    low, high = _limits(mean for curve in curves.values() for mean in curve.values())
     for agent, axes in zip(agents, panels, strict=True):
         if agent != FULL and FULL in curves:
             _draw_means(axes, curves[FULL], "black", "--")
@@ -188,12 +174,13 @@ def accuracy(cells: Mapping[float, Sequence[Row]], agents: Sequence[str]) -> byt
         if below:
             axes.text(0.97, 0.03, "▼ " + ", ".join(below), transform=axes.transAxes, ha="right", size=5.8, color=BLUE)
         axes.grid(alpha=0.3)
-    panels[0].set_xscale("log")
-    panels[0].xaxis.set_major_locator(FixedLocator(list(cells), nbins=4))
-    panels[0].xaxis.set_major_formatter("{x:g}")
-    panels[0].xaxis.set_minor_locator(NullLocator())
-    panels[0].set_xlim(min(cells) / 1.15, max(cells) * 1.15)
-    panels[0].set_ylim(low, high)
+    first = panels[0]  # whose axes all share
+    first.set_xscale("log")
+    first.xaxis.set_major_locator(FixedLocator(list(cells), nbins=4))
+    first.xaxis.set_major_formatter("{x:g}")
+    first.xaxis.set_minor_locator(NullLocator())
+    first.set_xlim(min(cells) / 1.15, max(cells) * 1.15)
+    first.set_ylim(low, high)
     figure.supxlabel("budget (full-epoch equivalents, log scale)")
     figure.supylabel("test accuracy (%)")
     return _small_png(figure)
@@ -201,7 +188,7 @@ def accuracy(cells: Mapping[float, Sequence[Row]], agents: Sequence[str]) -> byt
 
 def _draw_means(axes: Axes, curve: Mapping[float, Mean], colour: str, line: str) -> None:
     budgets, means = list(curve), np.array([mean.mean for mean in curve.values()])
-    low, high = np.array([_ends(mean) for mean in curve.values()]).T
+    low, high = np.transpose([_ends(mean) for mean in curve.values()])
     axes.fill_between(budgets, low, high, color=colour, alpha=0.2, linewidth=0)
     style = {"color": colour, "linestyle": line, "linewidth": 0.9, "marker": "o", "markersize": 2}
     axes.errorbar(budgets, means, [means - low, high - means], **style)
@@ -226,63 +213,16 @@ def kept(shares: Mapping[str, NDArray]) -> bytes:
 
 
 @rc_context(LETTERS)
-def classes(values: Mapping[str, NDArray], names: Sequence[str], label: str, even: float | None = None) -> bytes:
-    """Draw a line an agent, a column a class, (classes,) each; colours diverge from `even` if there is one."""
-    agents = [_folded(agent, 24) for agent in values]
-    heights = 0.11 * (1 + max(agent.count("\n") for agent in agents)) + 0.06  # inches
-    labels = class_labels(names) if len(names) <= NAMED else []
-    letters = max(map(len, labels), default=0)
-    below = 0.075 * letters if letters > 3 else 0.1  # inches, of names that stand on end
-    figure = Figure(figsize=(WIDTH, 1.5 + below + heights * len(agents)), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    axes.set_facecolor("0.8")
-    grid = np.ma.masked_invalid(np.stack(list(values.values())))
-    if even is None:
-        drawn = axes.imshow(grid, "viridis", aspect="auto")
-    else:
-        drawn = axes.imshow(grid, "PuOr_r", CenteredNorm(even), aspect="auto")
-    if labels:
-        axes.set_xticks(range(len(labels)), [_text(name) for name in labels], rotation=90 if letters > 3 else 0)
-    axes.set_yticks(range(len(agents)), agents)
-    axes.tick_params(length=0)
-    axes.set_xlabel("class")
-    figure.colorbar(drawn, ax=axes, location="top", fraction=0.25 / figure.get_figheight(), aspect=40, label=label)
-    return _small_png(figure)
-
-
-def class_labels(names: Sequence[str]) -> list[str]:
-    """Return what a figure calls the classes: their names, cut if long, or the index of a class that it cannot write.
-
-    It cannot write what its font does not have, nor what runs from right to left.
-    """
-    characters = get_font(findfont("DejaVu Sans")).get_charmap()
-    labels = []
-    for index, name in enumerate(map(readable, names)):
-        label = name if len(name) <= NAME else name[: NAME - 1].rstrip(" ,") + "…"
-        leftwards = any(unicodedata.bidirectional(c) in ("R", "AL") for c in label)
-        labels.append(
-            label if label.strip() and not leftwards and all(ord(c) in characters for c in label) else str(index)
-        )
-    return [label if labels.count(label) == 1 else str(index) for index, label in enumerate(labels)]
-
-
-@rc_context(LETTERS)
 def divided(shares: Mapping[str, Sequence[float]]) -> bytes:
     """Draw a bar an agent: the shares of samples always, sometimes and never kept."""
-    agents = [_folded(agent, 24) for agent in shares]
-    heights = 0.11 * (1 + max(agent.count("\n") for agent in agents)) + 0.08  # inches
-    figure = Figure(figsize=(WIDTH, 0.8 + heights * len(agents)), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    left = np.zeros(len(agents))
+    figure, axes, places, heights = _lines(list(shares), 0.8)
+    left = np.zeros(len(shares))
     groups = (("always", BLUE, "white"), ("sometimes", ORANGE, "black"), ("never", "#CFCFCF", "black"))
     for (group, colour, ink), values in zip(groups, 100 * np.array(list(shares.values())).T, strict=True):
-        bars = axes.barh(range(len(agents)), values, left=left, color=colour, label=group)
+        bars = axes.barh(places, values, 0.8 * heights, left, color=colour, label=group)
         axes.bar_label(bars, [f"{v:.0f}" if v >= 8 else "" for v in values], label_type="center", color=ink)
         left += values
-    axes.set_yticks(range(len(agents)), agents)
-    axes.set_ylim(len(agents) - 0.5, -0.5)
     axes.set_xlim(0, 100)
-    axes.tick_params(axis="y", length=0)
     axes.set_xlabel("samples (%)")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return _small_png(figure)
@@ -291,6 +231,19 @@ def divided(shares: Mapping[str, Sequence[float]]) -> bytes:
 def chunks(agents: Sequence[str]) -> list[Sequence[str]]:
     """Divide agents among several figures of panels."""
     return [agents[start : start + PANELS] for start in range(0, len(agents), PANELS)]
+
+
+def _lines(agents: Sequence[str], around: float) -> tuple[Figure, Axes, NDArray, NDArray]:
+    """A figure with a line for each agent, the first on top: its axes, and the lines' places and heights in inches."""
+    names = [_folded(agent, 24) for agent in agents]
+    heights = np.array([0.11 * (1 + name.count("\n")) + 0.1 for name in names])
+    places = np.cumsum(heights) - heights / 2
+    figure = Figure(figsize=(WIDTH, around + float(heights.sum())), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(places, names)
+    axes.set_ylim(float(heights.sum()), 0.0)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes, places, heights
 
 
 def _panels(agents: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
@@ -313,11 +266,12 @@ def _ends(mean: Mean) -> Interval:
     return mean.interval or (mean.mean, mean.mean)
 
 
-def _limits(lows: Sequence[float], highs: Sequence[float], zero: bool = False) -> tuple[float, float]:
+def _limits(means: Iterable[Mean], zero: bool = False) -> tuple[float, float]:
     """Ends of an axis that show all but the far outliers, which would leave no room for the others."""
-    first, last = float(np.quantile(lows, 0.25)), float(np.quantile(highs, 0.75))
+    lows, highs = np.transpose([_ends(mean) for mean in means])
+    first, last = np.quantile(lows, 0.25), np.quantile(highs, 0.75)
     reach = max(last - first, 0.1 * abs(last) / 100)
-    low, high = max(min(lows), first - reach), min(max(highs), last + reach)
+    low, high = max(lows.min(), first - reach), min(highs.max(), last + reach)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     space = 0.05 * (high - low) or 0.5
@@ -340,8 +294,8 @@ def _text(text: str) -> str:
 
 
 def _small_png(figure: Figure) -> bytes:
-    """The figure with a palette, which takes a third of the bytes."""
-    picture = Image.open(BytesIO(png(figure))).convert("RGB")
+    """The figure with a palette of 256 colours, which takes a third of the bytes."""
     image = BytesIO()
-    picture.quantize(SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(image, "png", optimize=True)
+    picture = Image.open(BytesIO(png(figure))).convert("RGB")
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(image, "png", optimize=True)
     return image.getvalue()

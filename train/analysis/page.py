@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
 from train.analysis import figures, pictures, sheets, statistics, summary
 from train.analysis.records import Record, Results
@@ -45,36 +43,27 @@ def render(results: Results, title: str, files: Iterable[str], root: str | None)
         root: folder with the images, to show some; without it only those are shown that come with the package.
     """
     records = summary.latest(results.records)
-    images: dict[str, bytes] = {}
-
-    def keep(name: str, png: bytes) -> str:
-        images[name] = png
-        return embed(png)
-
-    loader = FileSystemLoader(HERE)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     environment.globals |= {"spread": spread, "count": count, "listed": listed, "side": side}
-    environment.globals |= {"breakable": breakable, "saved": saved, "keep": keep, "embed": embed}
+    environment.globals |= {"breakable": breakable, "saved": saved, "embed": embed}
     tasks = [_task(n, name, own, root) for n, (name, own) in enumerate(summary.by_task(records).items(), start=1)]
     page = environment.get_template("report.html").render(
         title=title,
         style=Markup((HERE / "report.css").read_text()),
+        results=results,
         compared=_compared(records, results.planned),
         mixed=summary.mixed_commits(records),
         tasks=tasks,
         sides=[each for task in tasks for each in task["sides"]],
-        chance=(1 - statistics.LEVEL) / 2,
-        failures=results.failures,
         provenance=_provenance(records),
-        unreadable=results.unreadable,
-        source=results.source,
         sheets=files,
         mostly=MOSTLY,
-        margin=statistics.MARGIN,
-        few_seeds=statistics.FEW_SEEDS,
         shown=SHOWN,
+        statistics=statistics,
     )
-    return readable(page), images
+    return readable(page), {name: png for task in tasks for some in task["figures"].values() for name, _, png in some}
 
 
 def embed(png: bytes) -> str:
@@ -114,19 +103,19 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
     budget = max(cells, key=lambda budget: (len(cells[budget]), budget))  # of the diagnostics
     agents = {row.agent: groups[budget][row.agent] for row in cells[budget]}
     order = list(dict.fromkeys([*agents, *(record["agent"] for record in records)]))
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    label = f"{number}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')[:40]}".rstrip("-")
     differences = {budget: _differences(of_budget) for budget, of_budget in cells.items()}
-    sides = {b: {agent: side(d.interval) for agent, d in of.items() if d.interval} for b, of in differences.items()}
-    better = {b: [agent for agent in differences[b] if of.get(agent, 0) > 0] for b, of in sides.items()}
+    compared = {b: [(agent, d) for agent, d in of.items() if d.interval] for b, of in differences.items()}
+    better = {b: [(agent, d) for agent, d in of if side(d.interval) > 0] for b, of in compared.items()}
     found = summary.equivalences(records)
-    curve = summary.full_curve(records)
     shares = _shares(agents)
+    drawn: dict[str, list[tuple[str, str, bytes]]] = defaultdict(list)  # by kind: file, words and image
+    for kind, alt, png in _figures(cells, differences, order, agents, shares):
+        drawn[kind].append((f"{label}-{kind}-{len(drawn[kind]) + 1}.png", alt, png))
     train, missing = pictures.training_data(records[-1], root)
-    classes = list(train.classes) if train else [str(i) for i in range(len(records[0]["results"]["class_visits"]))]
-    labels = figures.class_labels(classes)
     return {
         "name": name,
-        "label": f"{number}-{slug}".rstrip("-"),
+        "label": label,
         "order": order,
         "cells": cells,
         "short": sum(map(len, cells.values())) <= SHOWN,
@@ -134,23 +123,17 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "agents": agents,
         "seeds": len({record["seed"] for record in records}),
         "rates": summary.rates(records),
-        "sides": [each for of_budget in sides.values() for each in of_budget.values()],
-        "winners": {b: [(agent, differences[b][agent]) for agent in agents] for b, agents in better.items() if agents},
-        "undecided": [f"{b:g}" for b in cells if sides[b] and not better[b]],
-        "longer": _longer(curve),
+        "sides": [side(difference.interval) for of_budget in compared.values() for _, difference in of_budget],
+        "winners": {b: agents for b, agents in better.items() if agents},
+        "undecided": [f"{b:g}" for b in cells if compared[b] and not better[b]],
+        "longer": _longer(summary.full_curve(records)),
         # at some budgets full alone ran, to compare with
         "best": [b for b in summary.best(records) if len(cells[b.budget]) > 1 or len(order) == 1 or b.agent != FULL],
         "equivalences": found,
         "lossless": [f"{e.agent} at budget {e.budget:g}" for e in found if e.verdict == "lossless" and not e.vacuous],
         "vacuous": list(dict.fromkeys(f"{e.budget:g} against {e.larger:g}" for e in found if e.vacuous)),
         "savings": summary.savings(records),
-        "falls": any(b < a - statistics.ROUNDING for a, b in pairwise(curve.values())),
-        "figures": _figures(cells, differences, order, agents, shares) | {"classes": _classes(agents, classes)},
-        "renamed": [
-            (label if label == str(index) else f"{index}, {label}", name)
-            for index, (label, name) in enumerate(zip(labels, classes, strict=True))
-            if label != name or len(classes) > figures.NAMED
-        ],
+        "figures": drawn,
         "missing": missing,
         "pictures": [_examples(agent, agents[agent], train) for agent in pictures.pictured(list(shares)) if train],
         "recipe": _recipe(records),
@@ -178,36 +161,20 @@ def _figures(
     order: Sequence[str],
     agents: dict[str, list[Record]],
     shares: dict[str, list[float]],
-) -> dict[str, list[tuple[str, bytes]]]:
-    """The images of each figure, with what they show in words."""
-    kept = {a: sheets.mean([_filled(r["results"]["kept_by_difficulty"]) for r in runs]) for a, runs in agents.items()}
-    found: dict[str, list[tuple[str, bytes]]] = {"accuracy": [], "differences": [], "kept": [], "sometimes": []}
+) -> Iterator[tuple[str, str, bytes]]:
+    """Draw the images of a task; yield the kind of each, what it shows in words, and the image."""
     for some in figures.chunks(order):
-        alt = f"Test accuracy over log budget: {', '.join(some)}"
-        found["accuracy"].append((alt, figures.accuracy(cells, some)))
+        yield "accuracy", f"Test accuracy over log budget: {', '.join(some)}", figures.accuracy(cells, some)
     for budget, of_budget in differences.items():
         if of_budget:
             alt = f"Paired differences to full at budget {budget:g}, {count(len(of_budget), 'agent')}"
-            image = figures.forest(of_budget, f"difference to full at budget {budget:g} (points)")
-            found["differences"].append((alt, image))
-    for some in figures.chunks(list(kept)):
-        alt = f"Share kept by difficulty and time: {', '.join(some)}"
-        found["kept"].append((alt, figures.kept({agent: kept[agent] for agent in some})))
+            label = f"difference to full at budget {budget:g} (points)"
+            yield "differences", alt, figures.forest(of_budget, label)
+    for some in figures.chunks(list(agents)):
+        kept = {a: sheets.mean([_filled(r["results"]["kept_by_difficulty"]) for r in agents[a]]) for a in some}
+        yield "kept", f"Share kept by difficulty and time: {', '.join(some)}", figures.kept(kept)
     if shares:
-        alt = "Shares of samples always, sometimes and never kept, by agent"
-        found["sometimes"].append((alt, figures.divided(shares)))
-    return found
-
-
-def _classes(agents: dict[str, list[Record]], classes: Sequence[str]) -> list[tuple[str, bytes]]:
-    """The images of what each agent does with each class."""
-
-    def means(name: str, unit: float) -> dict[str, NDArray]:
-        return {agent: unit * sheets.mean([run["results"][name] for run in runs]) for agent, runs in agents.items()}
-
-    visits = figures.classes(means("class_visits", 1.0), classes, "visits relative to the class's share", even=1.0)
-    accuracy = figures.classes(means("test_class_accuracy", 100.0), classes, "test accuracy (%)")
-    return [("Relative visits of each class, by agent", visits), ("Test accuracy of each class, by agent", accuracy)]
+        yield "sometimes", "Shares of samples always, sometimes and never kept, by agent", figures.divided(shares)
 
 
 def _filled(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[float | None]]:
@@ -220,13 +187,11 @@ def _filled(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[fl
 
 def _shares(agents: dict[str, list[Record]]) -> dict[str, list[float]]:
     """Shares of samples always, sometimes and never kept by each agent that dropped any; means over seeds."""
-    shares = {}
-    for agent, runs in agents.items():
-        found = [[run["results"]["sometimes"][group] for group in GROUPS] for run in runs]
-        chosen = [values for values in found if None not in values]
-        if chosen:
-            shares[agent] = np.mean(chosen, axis=0).tolist()
-    return shares
+    found = {
+        a: [[run["results"]["sometimes"][group] for group in GROUPS] for run in runs] for a, runs in agents.items()
+    }
+    chosen = {agent: [values for values in of_runs if None not in values] for agent, of_runs in found.items()}
+    return {agent: np.mean(of_runs, axis=0).tolist() for agent, of_runs in chosen.items() if of_runs}
 
 
 def _examples(agent: str, runs: Sequence[Record], train: pictures.Data) -> tuple[str, int, list[tuple[str, list]]]:
@@ -246,23 +211,23 @@ def _provenance(records: Sequence[Record]) -> list[tuple[str, Markup]]:
 
 def _recipe(records: Sequence[Record]) -> list[tuple[str, Markup]]:
     """What was trained how, a line a setting; values that are not the same for all runs with their budgets."""
-    configurations = [record["configuration"] for record in records]
-    lines = [("env", _values(configuration["env"] for configuration in configurations))]
+    lines = [("env", _values(record["configuration"]["env"] for record in records))]
     for part in ("settings", "recipe"):
-        for name in dict.fromkeys(name for c in configurations for name in c[part] if name != "budget"):
-            budgets: dict[str, dict[str, None]] = {}
-            for record, configuration in zip(records, configurations, strict=True):
-                budgets.setdefault(str(configuration[part].get(name)), {})[f"{record['budget']:g}"] = None
+        settings = [(record["configuration"][part], record["budget"]) for record in records]
+        for name in dict.fromkeys(name for own, _ in settings for name in own if name != "budget"):
+            budgets: dict[str, dict[str, None]] = defaultdict(dict)
+            for own, budget in settings:
+                budgets[str(own.get(name))][f"{budget:g}"] = None
             told = [f"{value} at {listed(at)}" if len(budgets) > 1 else value for value, at in budgets.items()]
             lines.append((name, escape("; ".join(told))))
-    parts = dict.fromkeys(part for record in records for part in record["provenance"]["data"])
-    digests = [(f"{part} data, SHA-256", _values(r["provenance"]["data"].get(part) for r in records)) for part in parts]
-    return lines + digests
+    data = [record["provenance"]["data"] for record in records]
+    parts = dict.fromkeys(part for own in data for part in own)
+    return lines + [(f"{part} data, SHA-256", _values(own.get(part) for own in data)) for part in parts]
 
 
 def _values(values: Iterable[Any]) -> Markup:
     """Different values, each with how many runs have it if there are several."""
-    counts = Counter(str(value) for value in values)
+    counts = Counter(map(str, values))
     lines = [
         Markup("<code>{}</code>{}").format(value, "" if len(counts) == 1 else f" ({count(n, 'run')})")
         for value, n in counts.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -48,18 +48,8 @@ def pictured(agents: Sequence[str]) -> list[str]:
     return [*filter(None, chosen), *others][:PICTURED]
 
 
-class Thumbnail(NamedTuple):
-    """A training sample: its picture, its class in words, and the share of the steps in which it was kept."""
-
-    sample: int
-    png: bytes
-    text: str
-    wrong: bool
-    share: float
-
-
-def thumbnail(train: Data, index: int, share: float) -> Thumbnail:
-    """Return a training sample with its picture as PNG; `share` of the steps kept it."""
+def thumbnail(train: Data, index: int, share: float) -> dict[str, Any]:
+    """Return a training sample: its picture as PNG, its class in words, and the share of the steps that kept it."""
     pixels = train.batch(torch.tensor([index]))[0][0].cpu().numpy()  # (C, H, W) uint8, grey or coloured
     picture = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     picture.thumbnail((PIXELS, PIXELS))
@@ -67,4 +57,4 @@ def thumbnail(train: Data, index: int, share: float) -> Thumbnail:
     picture.save(png, "png")
     wrong = bool(train.wrong[index])
     text = train.classes[int(train.labels[index])] + (", wrong" if wrong else "")
-    return Thumbnail(index, png.getvalue(), text, wrong, share)
+    return {"sample": index, "png": png.getvalue(), "text": text, "wrong": wrong, "share": share}

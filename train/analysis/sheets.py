@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from io import StringIO
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from train.analysis import summary
 from train.analysis.records import Record
+from train.analysis.statistics import Mean
 from train.analysis.summary import Row
 from train.analysis.text import readable
 
@@ -31,8 +32,8 @@ def make(records: Sequence[Record]) -> dict[str, str]:
                 found["agents.csv"].append({**cell, **_of_agent(row, results)})
                 relative = mean([result["class_visits"] for result in results])
                 accuracy = 100 * mean([result["test_class_accuracy"] for result in results])
-                found["classes.csv"].append({**cell, "what": "relative visits", **_numbered(relative)})
-                found["classes.csv"].append({**cell, "what": "test accuracy", **_numbered(accuracy)})
+                for what, values in (("relative visits", relative), ("test accuracy", accuracy)):
+                    found["classes.csv"].append({**cell, "what": what, **{str(i): v for i, v in enumerate(values)}})
                 visits = mean([result["visits"] for result in results])
                 shares = np.linspace(0, 100, len(visits))
                 found["visits.csv"].append({**cell, **{f"{s:g} %": v for s, v in zip(shares, visits, strict=True)}})
@@ -47,10 +48,6 @@ def make(records: Sequence[Record]) -> dict[str, str]:
 def mean(values: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
     """Return the mean over runs, (...) of (runs, ...); None in a run does not count, NaN is where nothing does."""
     return np.ma.masked_invalid(np.array(values, dtype=np.float64)).mean(axis=0).filled(np.nan)
-
-
-def _numbered(values: NDArray[np.float64]) -> Line:
-    return {str(index): value for index, value in enumerate(values)}
 
 
 def _of_agent(row: Row, results: Sequence[Mapping[str, Any]]) -> Line:
@@ -85,19 +82,14 @@ def _flat(line: Line, before: str = "") -> Iterable[tuple[str, Any]]:
     """Entries of a line: those of a difference by themselves, an interval as its two ends, numbers to six digits."""
     for key, value in line.items():
         name = f"{before}{key}"
-        if is_dataclass(value) or isinstance(value, dict):
+        if isinstance(value, Mean | dict):
             yield from _flat(value if isinstance(value, dict) else vars(value), f"{name}_")
         elif name.endswith("interval"):
-            low, high = value or (None, None)
-            stem = name.removesuffix("interval")
-            yield from ((f"{stem}low", _digits(low)), (f"{stem}high", _digits(high)))
+            low, high = value or (np.nan, np.nan)
+            yield from _flat({"low": low, "high": high}, name.removesuffix("interval"))
         elif isinstance(value, tuple):
             yield name, " ".join(f"{each:g}" for each in value)
+        elif isinstance(value, float | np.floating):
+            yield name, "" if np.isnan(value) else f"{value:.6g}"
         else:
-            yield name, _digits(value)
-
-
-def _digits(value: Any) -> Any:
-    if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.6g}"
-    return value
+            yield name, value

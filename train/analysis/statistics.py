@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,16 +38,11 @@ def mean_of(values: ArrayLike) -> Mean:
     return Mean(float(values.mean()), mean_interval(values) if len(values) > 1 else None, len(values))
 
 
-def mean_interval(values: ArrayLike) -> Interval:
-    """Return the interval (low, high) of the mean of `values` (S,), S >= 2, one a seed, in their unit."""
-    low, high = mean_intervals(np.asarray(values, dtype=np.float64))
-    return float(low), float(high)
-
-
-def mean_intervals(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def mean_interval(values: ArrayLike) -> tuple[Any, Any]:
     """Return the lower and upper ends, each (...), of the means over seeds of `values` (S, ...), S >= 2."""
     from scipy.special import stdtrit  # a quarter of a second, which programs with one seed need not wait for
 
+    values = np.asarray(values, dtype=np.float64)
     seeds, mean = len(values), values.mean(axis=0)
     reach = stdtrit(seeds - 1, (1 + LEVEL) / 2) * values.std(axis=0, ddof=1) / np.sqrt(seeds)
     return mean - reach, mean + reach
@@ -74,17 +69,17 @@ def log_budget_area(budgets: ArrayLike, accuracies: ArrayLike) -> NDArray[np.flo
     return ((accuracies[..., 1:] + accuracies[..., :-1]) / 2 * widths).sum(axis=-1) / widths.sum()
 
 
-def lossless(differences: Sequence[float]) -> Verdict:
-    """Say whether an agent loses accuracy to tuned `full` at the larger budget, from `differences` (S,) in points.
+def lossless(difference: Mean) -> Verdict:
+    """Say whether an agent loses accuracy to tuned `full` at the larger budget.
 
-    A difference is agent − full with the same seed. The agent is "lossless" when the whole interval lies above
+    `difference` is agent − full in points, paired by seed. The agent is "lossless" when the whole interval lies above
     −MARGIN points, "lossy" when all of it lies below, and otherwise "undecided", as always with fewer than FEW_SEEDS
     seeds. Of agents that lose exactly the margin, 2.5 % are called lossless (normal differences).
     """
-    if len(differences) < FEW_SEEDS:
+    if difference.seeds < FEW_SEEDS:
         return "undecided"
     verdicts: dict[int, Verdict] = {1: "lossless", 0: "undecided", -1: "lossy"}
-    return verdicts[side(mean_interval(differences), -MARGIN)]
+    return verdicts[side(difference.interval, -MARGIN)]
 
 
 def side(interval: Interval | None, reference: float = 0.0) -> int:

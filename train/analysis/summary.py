@@ -7,8 +7,8 @@ cell and seed, as `latest` gives them. The order of the records decides the orde
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, permutations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from agents import Spec, parse
 from train.analysis import statistics
 from train.analysis.records import Record
-from train.analysis.statistics import ROUNDING, Interval, Mean, Verdict, mean_of, side
+from train.analysis.statistics import ROUNDING, Interval, Mean, Verdict, lossless, mean_interval, mean_of, side
 
 FULL = "full"
 BETWEEN = 65  # points of a savings interval between two budgets of `full`
@@ -115,22 +115,21 @@ def by_task(records: Sequence[Record]) -> dict[str, list[Record]]:
 def rows(agents: Mapping[str, Sequence[Record]]) -> list[Row]:
     """Return the rows of one budget: `full` first, then by accuracy. `agents` maps a spec to its runs, one a seed."""
     full = _accuracies(agents.get(FULL, []))
-    result = [_row(agent, records, full) for agent, records in agents.items()]
+    result = []
+    for agent, records in agents.items():
+        runs, results = _accuracies(records), [record["results"] for record in records]
+        row = Row(
+            agent=agent,
+            accuracy=mean_of([100.0 * accuracy for accuracy in runs.values()]),
+            difference=None if agent == FULL else _difference(runs, full),
+            kept=100.0 * float(np.mean([r["kept"] for r in results])),
+            coverage=100.0 * float(np.mean([r["coverage"] for r in results])),
+            spent=float(np.mean([r["spent"]["total"] for r in results])),
+            seconds=float(np.mean([r["seconds"]["total"] for r in results])),
+            select_seconds=float(np.mean([r["seconds"]["select"] for r in results])),
+        )
+        result.append(row)
     return sorted(result, key=lambda row: (row.agent != FULL, -row.accuracy.mean))
-
-
-def _row(agent: str, records: Sequence[Record], full: Runs) -> Row:
-    results, runs = [record["results"] for record in records], _accuracies(records)
-    return Row(
-        agent=agent,
-        accuracy=mean_of([100.0 * accuracy for accuracy in runs.values()]),
-        difference=None if agent == FULL else _difference(runs, full),
-        kept=100.0 * float(np.mean([r["kept"] for r in results])),
-        coverage=100.0 * float(np.mean([r["coverage"] for r in results])),
-        spent=float(np.mean([r["spent"]["total"] for r in results])),
-        seconds=float(np.mean([r["seconds"]["total"] for r in results])),
-        select_seconds=float(np.mean([r["seconds"]["select"] for r in results])),
-    )
 
 
 def best(records: Sequence[Record]) -> list[Best]:
@@ -174,12 +173,12 @@ def areas(records: Sequence[Record]) -> list[dict[str, Any]]:
     seeds = sorted(set.intersection(*(required[budget] for budget in budgets))) if budgets else []
     if not seeds:
         return []
+    found = []
     of_seeds = {  # (S,) each
         agent: statistics.log_budget_area(budgets, [[100.0 * cells[b][agent][s] for b in budgets] for s in seeds])
         for agent in names
         if agent in chosen or agent == FULL
     }
-    found = []
     for agent, values in of_seeds.items():
         area = mean_of(values)
         difference = None if agent == FULL or FULL not in of_seeds else mean_of(values - of_seeds[FULL])
@@ -194,28 +193,22 @@ def improvements(records: Sequence[Record]) -> list[dict[str, Any]]:
     Seeds are the units: each gives its mean over the cells, over the largest block of cells and seeds without a gap.
     `probability`: that a run beats the run of full with its seed, ties half. Agents in the order of appearance.
     """
-    agents: dict[str, dict[tuple[str, float], Runs]] = {}
+    agents: dict[str, dict[tuple[str, float], Runs]] = defaultdict(dict)
     for task, own in by_task(records).items():
         for budget, runs in _runs(own).items():
             full = runs.pop(FULL, {})
-            for agent in runs:
-                gains = {seed: 100.0 * (runs[agent][seed] - full[seed]) for seed in runs[agent] if seed in full}
+            for agent, of_agent in runs.items():
+                gains = {seed: 100.0 * (of_agent[seed] - full[seed]) for seed in of_agent if seed in full}
                 if gains:
-                    agents.setdefault(agent, {})[task, budget] = gains
+                    agents[agent][task, budget] = gains
     found = []
     for agent, cells in agents.items():
         chosen, seeds = _block(cells)
         differences = np.array([[cells[cell][seed] for seed in seeds] for cell in chosen])  # (cells, S), points
         won = mean_of(np.heaviside(differences, 0.5).mean(axis=0))
-        found.append(
-            {
-                "agent": agent,
-                "probability": won.mean,
-                "interval": won.interval and (max(won.interval[0], 0.0), min(won.interval[1], 1.0)),
-                "cells": len(chosen),
-                "difference": mean_of(differences.mean(axis=0)),
-            }
-        )
+        interval = won.interval and (max(won.interval[0], 0.0), min(won.interval[1], 1.0))
+        line = {"agent": agent, "probability": won.mean, "interval": interval, "cells": len(chosen)}
+        found.append({**line, "difference": mean_of(differences.mean(axis=0))})
     return found
 
 
@@ -240,30 +233,19 @@ def equivalences(records: Sequence[Record]) -> list[AgainstLarger]:
     cells = _runs(records)
     full = _of_full(cells)
     found = []
-    for budget, agents in cells.items():
-        for agent, runs in agents.items():
-            keep = keep_of(agent)
-            if keep is None or not 0 < keep < 1:
-                continue
-            larger = min(full, key=lambda b, whole=budget / keep: (abs(b - whole), b), default=0.0)
-            differences = _differences(runs, full.get(larger, {}))
-            if not differences or abs(larger * keep / budget - 1) > NEAR:
-                continue
-            of_full = {seed: accuracy for seed, accuracy in full.get(budget, {}).items() if seed in runs}
-            itself = _differences(of_full, full[larger])
-            found.append(
-                AgainstLarger(
-                    agent=agent,
-                    budget=budget,
-                    keep=keep,
-                    larger=larger,
-                    verdict=statistics.lossless(differences),
-                    difference=mean_of(differences),
-                    same=_difference(runs, of_full),
-                    itself=mean_of(itself) if itself else None,
-                    vacuous=statistics.lossless(itself) == "lossless",
-                )
-            )
+    for budget, agent, runs in _one_by_one(cells):
+        keep = keep_of(agent)
+        if keep is None or not 0 < keep < 1:
+            continue
+        larger = min(full, key=lambda b, whole=budget / keep: (abs(b - whole), b), default=0.0)
+        difference = _difference(runs, full.get(larger, {}))
+        if difference is None or abs(larger * keep / budget - 1) > NEAR:
+            continue
+        of_full = {seed: accuracy for seed, accuracy in full.get(budget, {}).items() if seed in runs}
+        same, itself = _difference(runs, of_full), _difference(of_full, full[larger])
+        vacuous = itself is not None and lossless(itself) == "lossless"
+        verdict = lossless(difference)
+        found.append(AgainstLarger(agent, budget, keep, larger, verdict, difference, same, itself, vacuous))
     return found
 
 
@@ -290,30 +272,24 @@ def savings(records: Sequence[Record]) -> list[Saving]:
     cells = _runs(records)
     full = _of_full(cells)
     found = []
-    for budget, agents in cells.items():
-        for agent, runs in agents.items():
-            seeds, budgets = _block(_budgets_by_seed(full, runs), least=2)
-            if seeds and agent != FULL:
-                gaps = 100.0 * np.array([[runs[seed] - full[b][seed] for b in budgets] for seed in seeds])
-                found.append(_saving(agent, budget, np.array(budgets), gaps))
+    for budget, agent, runs in _one_by_one(cells):
+        seeds, budgets = _block(_budgets_by_seed(full, runs), least=2)
+        if seeds and agent != FULL:
+            gaps = 100.0 * np.array([[runs[seed] - full[b][seed] for b in budgets] for seed in seeds])
+            found.append(_saving(agent, budget, np.array(budgets), gaps))
     return found
 
 
 def _saving(agent: str, budget: float, budgets: NDArray[np.float64], gaps: NDArray[np.float64]) -> Saving:
     """`gaps` (S, B) in points: the agent at `budget` − full at `budgets` (B,)."""
     means = gaps.mean(axis=0)
-    bound: Literal["at_least", "at_most"] | None = None
-    if means.min() > ROUNDING:
-        bound = "at_least"
-    elif means[0] < -ROUNDING:
-        bound = "at_most"
+    bound = "at_least" if means.min() > ROUNDING else "at_most" if means[0] < -ROUNDING else None
     interval = None
     if len(gaps) > 1:
         between = np.unique(np.concatenate([np.geomspace(*ends, BETWEEN) for ends in pairwise(budgets)]))
-        low, high = statistics.mean_intervals(
-            np.stack([np.interp(np.log(between), np.log(budgets), gap) for gap in gaps])
-        )
-        interval = 1 - budget / _needed(between, low), 1 - budget / _needed(between, high)
+        ends = mean_interval([np.interp(np.log(between), np.log(budgets), gap) for gap in gaps])
+        low, high = (1 - budget / _needed(between, end) for end in ends)
+        interval = low, high
     needed = _needed(budgets, means)
     return Saving(agent, budget, len(gaps), needed, 1 - budget / needed, interval, bound)
 
@@ -334,12 +310,12 @@ def one_apart(records: Sequence[Record]) -> list[dict[str, Any]]:
     agent and its `same_amounts:`, which takes only the numbers of samples from it, and so lacks the agent's choice, its
     weights, Mixup and scoring; `random` and `static_random`, which differ in drawing anew.
     """
-    found = []
-    for budget, runs in _runs(records).items():
-        for agent, against in permutations(runs, 2):
-            difference = _difference(runs[agent], runs[against]) if _are_one_apart(agent, against) else None
-            if difference:
-                found.append({"agent": agent, "against": against, "budget": budget, "difference": difference})
+    found = [
+        {"agent": agent, "against": against, "budget": budget, "difference": difference}
+        for budget, runs in _runs(records).items()
+        for agent, against in permutations(runs, 2)
+        if _are_one_apart(agent, against) and (difference := _difference(runs[agent], runs[against]))
+    ]
     return sorted(found, key=lambda line: (line["agent"], line["against"], line["budget"]))
 
 
@@ -357,14 +333,12 @@ def _are_one_apart(agent: str, against: str) -> bool:
 def mixed_commits(records: Sequence[Record]) -> str:
     """Say in one line that the records are of several commits, or of one with and without changes; else nothing."""
     states = Counter((r["provenance"].get("commit"), r["provenance"].get("dirty")) for r in records)
-    if len(states) < 2:
-        return ""
     told = [
         f"{commit[:7] if commit else 'none'}{' + changes' if dirty else ''} ({many:,})"
         for (commit, dirty), many in states.most_common()
     ]
     rest = [f"{len(told) - NAMED} more"] if len(told) > NAMED else []
-    return f"Mixed commits: {', '.join([*told[:NAMED], *rest])}; --fresh runs all anew."
+    return f"Mixed commits: {', '.join([*told[:NAMED], *rest])}; --fresh runs all anew." if len(told) > 1 else ""
 
 
 def rates(records: Sequence[Record]) -> str:
@@ -372,21 +346,19 @@ def rates(records: Sequence[Record]) -> str:
 
     Commands that tune what is not tuned come last, once each and without a full stop, as people copy them.
     """
-    budgets: dict[str, set[float]] = {}
+    budgets: dict[str, set[float]] = defaultdict(set)
     commands: dict[str, None] = {}
     for record in records:
-        if record.get("rate"):  # older records do not tell
-            rate, _, command = record["rate"].partition("; tune it: ")
-            budgets.setdefault(rate, set()).add(record["budget"])
-            commands |= {command: None} if command else {}
-    if not budgets:
-        return ""
-    if len(budgets) < 2:
-        told = f"Learning rate: {', '.join(budgets)}"
-    else:
+        rate, _, command = (record.get("rate") or "").partition("; tune it: ")  # older records do not tell
+        budgets[rate].add(record["budget"])
+        commands[command] = None
+    budgets.pop("", None)
+    commands.pop("", None)
+    told = f"Learning rate: {', '.join(budgets)}"
+    if len(budgets) > 1:
         at = (f"{rate} (budget {', '.join(f'{b:g}' for b in sorted(at))})" for rate, at in budgets.items())
         told = f"Learning rates: {'; '.join(at)}"
-    return "\n".join([f"{told}; tune it:", *commands]) if commands else f"{told}."
+    return "\n".join([f"{told}; tune it:", *commands]) if commands else f"{told}." if budgets else ""
 
 
 @cache
@@ -406,6 +378,11 @@ def _runs(records: Sequence[Record]) -> dict[float, dict[str, Runs]]:
     }
 
 
+def _one_by_one(cells: Mapping[float, dict[str, Runs]]) -> Iterator[tuple[float, str, Runs]]:
+    for budget, agents in cells.items():
+        yield from ((budget, agent, runs) for agent, runs in agents.items())
+
+
 def _accuracies(records: Iterable[Record]) -> Runs:
     return {record["seed"]: record["results"]["test_accuracy"] for record in records}
 
@@ -419,14 +396,10 @@ def _required(agents: Mapping[str, Runs]) -> set[int]:
     return set(agents[FULL]) if FULL in agents else set().union(*agents.values())
 
 
-def _differences(first: Runs, second: Runs) -> list[float]:
-    """first − second in points by common seed, ascending."""
-    return [100.0 * (first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())]
-
-
 def _difference(first: Runs, second: Runs) -> Mean | None:
-    differences = _differences(first, second)
-    return mean_of(differences) if differences else None
+    """first − second in points over their common seeds; None without any."""
+    common = sorted(first.keys() & second.keys())
+    return mean_of([100.0 * (first[seed] - second[seed]) for seed in common]) if common else None
 
 
 def _budgets_by_seed(full: dict[float, Runs], seeds: Iterable[int]) -> dict[int, list[float]]:

@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -26,8 +28,8 @@ import agents
 from prune_env.stats import BOUNDS, COLUMNS
 from train.bench.peers import time_many, time_peers, time_step
 from train.bench.pruner import BATCH, PARTS, time_epoch, time_loops
-from train.bench.scale import time_decision, time_parts, time_selecting, turns
-from train.bench.timing import in_turn
+from train.bench.scale import EVERY_EPOCH, time_decision, time_parts, time_selecting, turns
+from train.bench.timing import in_turn, ratio
 
 Section = Literal["steps", "peers", "students", "scale", "decisions", "pruner"]
 
@@ -77,13 +79,11 @@ def main(args: Args | None = None) -> int:
 
 def _tasks(args: Args) -> list[tuple[str, str, dict[str, Any]]]:
     """Name, id and settings of what is trained on."""
-    tasks: list[tuple[str, str, dict[str, Any]]] = [
-        ("digits, mlp", "prune_env/Digits-v0", {"device": args.device}),
-    ]
+    device = {"device": args.device}
+    tasks: list[tuple[str, str, dict[str, Any]]] = [("digits, mlp", "prune_env/Digits-v0", device)]
     if args.root is not None:
         folder = {"root": args.root, "train_size": args.train_size, "image_size": args.image_size}
-        name = f"{args.train_size:,} images, convnet"
-        tasks.append((name, "prune_env/ImageFolder-v0", {**folder, "device": args.device}))
+        tasks.append((f"{args.train_size:,} images, convnet", "prune_env/ImageFolder-v0", {**folder, **device}))
     return tasks
 
 
@@ -107,8 +107,8 @@ def steps(args: Args) -> list[Table]:
     title = "A step of the environment against a bare PyTorch loop"
     table = _table(title, "task", "step, ms", "bare, ms", "step ÷ bare (median)")
     for i, (name, env_id, settings) in enumerate(_tasks(args)):
-        step, bare, ratio = time_step(env_id, args.rounds if i else 3 * args.rounds, **settings)
-        table.add_row(name, _ms(step), _ms(bare), f"{ratio:.3f}")
+        step, bare, times = time_step(env_id, args.rounds if i else 3 * args.rounds, **settings)
+        table.add_row(name, _ms(step), _ms(bare), f"{times:.3f}")
     return [table]
 
 
@@ -131,9 +131,8 @@ def students(args: Args) -> list[Table]:
     table = _table(title, "network", "students", "one vector env", "a loop of singles", "ratio (median)", "GFLOP/s")
     for model, counts in (("mlp", args.members), ("convnet", args.conv_members)):
         for members in counts:
-            many = time_many(members, args.rounds, model=model, device=args.device)
-            numbers = f"{many.batched:.1f}", f"{many.looped:.1f}", f"{many.ratio:.2f}", f"{many.flops / 1e9:.1f}"
-            table.add_row(model, str(members), *numbers)
+            many, looped, times, flops = time_many(members, args.rounds, model=model, device=args.device)
+            table.add_row(model, str(members), f"{many:.1f}", f"{looped:.1f}", f"{times:.2f}", f"{flops / 1e9:.1f}")
     return [table]
 
 
@@ -148,10 +147,10 @@ def scale(args: Args) -> list[Table | str]:
     title = f"Milliseconds beside training by number of samples, stub student of {args.classes:,} classes"
     costs = _table(title, "part", *(f"{n:,}" for n in args.samples), GROWTH, "host's peak, bytes a sample")
     measured = [time_parts(n, turns(args.rounds, n), args.classes, device) for n in args.samples]
-    for parts in zip(*measured, strict=True):
-        times = [part.seconds for part in parts]
-        costs.add_row(parts[0].name, *map(_ms, times), _growth(times, args.samples), f"{parts[-1].host:.0f}")
-    sums = [sum(part.seconds for part in parts if part.epoch) for parts in measured]
+    times = np.array([[seconds for seconds, _ in parts.values()] for parts in measured])  # (numbers of samples, parts)
+    for (name, (_, peak)), of_part in zip(measured[-1].items(), times.T, strict=True):
+        costs.add_row(name, *map(_ms, of_part), _growth(of_part, args.samples), f"{peak:.0f}")
+    sums = times[:, :EVERY_EPOCH].sum(axis=1)
     costs.add_section()
     costs.add_row("an epoch: the first five", *map(_ms, sums), _growth(sums, args.samples), "")
 
@@ -160,8 +159,9 @@ def scale(args: Args) -> list[Table | str]:
     selections = _table(title, *columns)
     for n in args.samples:
         found = time_selecting(n, turns(args.rounds, n))
-        ours = _ms(found.decision), f"{found.decision_ratio:.1f}", _ms(found.whole), f"{found.whole_ratio:.1f}"
-        selections.add_row(f"{n:,}", _ms(found.published), *ours)
+        prune, decision, whole = map(_ms, np.median(found, axis=0))
+        over_decision, over_whole = (f"{ratio(found, 0, to=work):.1f}" for work in (1, 2))
+        selections.add_row(f"{n:,}", prune, decision, over_decision, whole, over_whole)
 
     table, observed = 4 * len(COLUMNS), 4 * (len(BOUNDS) + 1) + 8
     said = f"Statistics on the device: {table} bytes a sample; an observation on the host: {observed}."
@@ -198,7 +198,7 @@ def pruner(args: Args) -> list[Table]:
 GROWTH = "ns a sample, last ÷ first"
 
 
-def _growth(times: Sequence[float], samples: Sequence[int]) -> str:
+def _growth(times: Sequence[float] | NDArray, samples: Sequence[int]) -> str:
     """1 where seconds are in proportion to samples."""
     return f"{times[-1] / times[0] * samples[0] / samples[-1]:.2f}"
 

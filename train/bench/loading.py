@@ -47,12 +47,6 @@ class Args:
     """Where the student trains."""
 
 
-def fetch(data: Data, parts: list[torch.Tensor]) -> None:
-    """Fetch the batches of an epoch and do nothing with them."""
-    for _ in data.batches(parts):
-        pass
-
-
 @dataclass(frozen=True, eq=False)
 class Watched(Data):
     """Data that notes how long each batch is waited for."""
@@ -78,7 +72,7 @@ def measure(resident: Trainer, other: Trainer, chosen: np.ndarray) -> tuple[floa
     order = torch.from_numpy(np.random.default_rng(len(chosen)).permutation(chosen)).to(other.device)
     data = other.train_data
     training = seconds(lambda: train(resident, chosen), resident.device)
-    loading = seconds(lambda: fetch(data, list(order.split(other.batch_size))), data.device)
+    loading = seconds(lambda: sum(1 for _ in data.batches(order.split(other.batch_size))), data.device)
     watched = other.train_data = Watched(**{one.name: getattr(data, one.name) for one in fields(data)})
     both = seconds(lambda: train(other, chosen), other.device)
     other.train_data = data
@@ -88,19 +82,10 @@ def measure(resident: Trainer, other: Trainer, chosen: np.ndarray) -> tuple[floa
 def main(args: Args) -> None:
     torch.set_num_threads(1)
     budget = 2.0 + len(KINDS) * (args.rounds + 1) * sum(args.keep)
+    settings = {name: getattr(args, name) for name in ("root", "train_size", "image_size", "model", "device")}
     students: dict[str, Trainer] = {}
     for kind in KINDS:
-        env = PruneEnv(
-            "imagefolder",
-            budget,
-            root=args.root,
-            images=kind,
-            train_size=args.train_size,
-            image_size=args.image_size,
-            model=args.model,
-            device=args.device,
-            lr=1e-3,
-        )
+        env = PruneEnv("imagefolder", budget, images=kind, lr=1e-3, **settings)
         env.reset(seed=0)
         students[kind] = env.running
     resident = students.pop("device")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,94 +23,13 @@ import agents
 import prune_env
 from prune_env.data import Data
 from prune_env.env import PruneEnv
-from prune_env.students import augment, models
+from prune_env.students import augment
 from prune_env.trainer import EVALUATION_BATCH
 from train.bench.timing import in_turn, ratio, seconds
 
 UNSEEN = 3.0  # score of a sample before its first visit, in InfoBatch's code
 
-
-@dataclass
-class Student:
-    """A network with its optimiser, as a loop of one's own has it."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    device: torch.device
-    bf16: bool = False
-    format: torch.memory_format = torch.contiguous_format
-
-    @classmethod
-    def like(cls, env: PruneEnv) -> Student:
-        """With the network, recipe, precision and memory format of the environment's, and a tenth of its rate."""
-        trainer, recipe = env.running, env.recipe
-        _, channels, size, _ = env.train_data.images.shape
-        model = models.build(recipe.model, channels, size, len(env.train_data.classes), seed=0)
-        model = model.to(trainer.device).to(memory_format=trainer.format)
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=recipe.lr / 10,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=True,
-            fused=True,
-        )
-        return cls(model, optimizer, trainer.device, trainer.bf16, trainer.format)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) float32 to (B, classes) float32."""
-        images = images.contiguous(memory_format=self.format)
-        with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            return self.model(images).float()
-
-    def descend(self, loss: Tensor) -> None:
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-def bare_epoch(env: PruneEnv, student: Student, seed: int) -> float:
-    """An epoch and a validation pass on device-resident tensors, without statistics, weights or a ledger.
-
-    Same images, batch size, augmentation, precision and optimiser as the environment's. Returns the mean
-    accuracy, which waits for the device.
-    """
-    trainer, data, val = env.running, env.train_data, env.val_data
-    device = data.device
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(device)
-    visits = torch.full((trainer.batch_size,), seed, device=device)
-    student.model.train()
-    for rows in order.split(trainer.batch_size):
-        images = (data.images[rows].float() - trainer.mean) * trainer.scale
-        if data.augment:
-            images = augment.crop_flip(images, seed, rows, visits[: len(rows)])
-        student.descend(F.cross_entropy(student.logits(images), data.labels[rows]))
-    student.model.eval()
-    right = torch.zeros((), device=device)
-    with torch.no_grad():
-        for images, labels in zip(val.images.split(512), val.labels.split(512), strict=True):
-            logits = student.logits((images.float() - trainer.mean) * trainer.scale)
-            right += (logits.argmax(1) == labels).sum()
-    return float(right) / len(val)
-
-
-def time_step(env_id: str, rounds: int, **settings: Any) -> tuple[float, float, float]:
-    """Median seconds of a step and of a bare epoch, and how many times as long the step takes."""
-    env, _ = _started(env_id, rounds, settings)
-    action = prune_env.select(np.ones(len(env.train_data), dtype=np.bool_))
-    student = Student.like(env)
-    seeds = iter(range(rounds + 1))
-    works = (lambda: bare_epoch(env, student, next(seeds)), lambda: env.step(action))
-    times = in_turn(works, rounds, env.running.device)
-    bare, step = np.median(times, axis=0).tolist()
-    return step, bare, ratio(times, 1)
-
-
-def _started(env_id: str, rounds: int, settings: dict[str, Any]) -> tuple[PruneEnv, dict[str, NDArray]]:
-    """An environment and its first observation; its budget is not half used after so many rounds and a few more."""
-    env = gym.make(env_id, budget=2.0 * rounds + 24.0, disable_env_checker=True, **settings).unwrapped
-    assert isinstance(env, PruneEnv)
-    return env, env.reset(seed=0)[0]
+Batch = tuple[Tensor, Tensor, Tensor]  # rows (B,), normalised images (B, C, H, W) float32, labels (B,)
 
 
 class Published(Sampler[int]):
@@ -148,12 +70,79 @@ class Published(Sampler[int]):
         return (losses * self.weights[rows].to(losses.device)).mean()
 
 
+class Loop:
+    """A loop of one's own around a network like the environment's, with torch's optimiser and a tenth of its rate.
+
+    With `published` it is InfoBatch's: the sampler of the training batches, which takes their losses.
+    """
+
+    def __init__(self, env: PruneEnv, published: Published | None = None):
+        self.trainer, self.published, recipe = env.running, published, env.recipe
+        self.model = copy.deepcopy(self.trainer.model)
+        momenta = {"momentum": recipe.momentum, "nesterov": True, "weight_decay": recipe.weight_decay}
+        self.optimizer = torch.optim.SGD(self.model.parameters(), recipe.lr / 10, fused=True, **momenta)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) float32 to (B, classes) float32, in the environment's precision and memory format."""
+        images = images.contiguous(memory_format=self.trainer.format)
+        with torch.autocast(images.device.type, torch.bfloat16) if self.trainer.bf16 else nullcontext():
+            return self.model(images).float()
+
+    def epoch(self, train: Iterable[Batch], val: Iterable[Batch], reads: bool = False) -> tuple[int, float]:
+        """Train and validate once; return the number of samples trained on, and validation accuracy.
+
+        With `reads` the host reads loss and hits of every batch, as in InfoBatch's example. That one's scheduler and
+        gradient scaler are left out, and validation has our batch size: what is left can only be faster.
+        """
+        device, trained, hits, samples = self.trainer.device, 0, [], 0
+        self.model.train()
+        for rows, images, labels in train:
+            images, labels = images.to(device), labels.to(device)
+            logits = self.logits(images)
+            if self.published is None:
+                loss = F.cross_entropy(logits, labels)
+            else:
+                loss = self.published.update(rows, F.cross_entropy(logits, labels, reduction="none"))
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            trained += len(rows)
+            if reads:
+                for figure in (loss, (logits.argmax(1) == labels).sum()):
+                    figure.item()
+        self.model.eval()
+        with torch.no_grad():
+            for _, images, labels in val:
+                hits.append((self.logits(images.to(device)).argmax(1) == labels.to(device)).sum())
+                samples += len(labels)
+        return trained, int(torch.stack(hits).sum()) / samples
+
+
+def bare_batches(env: PruneEnv, seed: int) -> tuple[Iterator[Batch], Iterator[Batch]]:
+    """Batches of an epoch and of validation from device-resident tensors, without statistics, weights or a ledger.
+
+    Same images, batch size and augmentation as the environment's.
+    """
+    trainer, data, val = env.running, env.train_data, env.val_data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.device)
+
+    def batches(data: Data, parts: Iterable[Tensor], augmented: bool) -> Iterator[Batch]:
+        for rows in parts:
+            images = (data.images[rows].float() - trainer.mean) * trainer.scale
+            if augmented:
+                images = augment.crop_flip(images, seed, rows, torch.full_like(rows, seed))
+            yield rows, images, data.labels[rows]
+
+    whole = torch.arange(len(val), device=val.device).split(EVALUATION_BATCH)
+    return batches(data, order.split(trainer.batch_size), data.augment), batches(val, whole, False)
+
+
 class Images(Dataset[tuple[int, Tensor, int]]):
     """Samples as torchvision's CIFAR holds them: bytes on the host, each made an image and transformed when asked for.
 
     Args:
         data: of the environment.
-        augmented: whether to flip and crop at random, if that suits the data.
+        augmented: whether to flip and crop at random.
         moments: mean and deviation of each channel, (C,) each, in grey levels of 0 to 255.
     """
 
@@ -165,71 +154,46 @@ class Images(Dataset[tuple[int, Tensor, int]]):
         self.labels = data.labels.tolist()
         size = pixels.shape[1]
         crop = transforms.RandomCrop(size, padding=size // 8, padding_mode="reflect")
+        random = [transforms.RandomHorizontalFlip(), crop] if augmented else []
         mean, deviation = ((values.cpu() / 255).tolist() for values in moments)
-        self.transform = transforms.Compose(
-            [
-                *([transforms.RandomHorizontalFlip(), crop] if augmented and data.augment else []),
-                transforms.ToTensor(),
-                transforms.Normalize(mean, deviation),
-            ]
-        )
+        self.transform = transforms.Compose([*random, transforms.ToTensor(), transforms.Normalize(mean, deviation)])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor, int]:
-        from PIL import Image
-
         image: Any = self.transform(Image.fromarray(self.pixels[index]))
         return index, image, self.labels[index]
 
 
-class LoaderLoop:
-    """Training with a DataLoader, in the shape of InfoBatch's example: `.item()` of loss and hits in every batch.
+def loaders(env: PruneEnv, published: Published | None, workers: int) -> tuple[DataLoader, DataLoader]:
+    """Load the batches of an epoch and of validation with DataLoaders, in so many processes.
 
-    Its scheduler and gradient scaler are left out, and validation has our batch size: what is left can only be faster.
-
-    Args:
-        env: whose images, network, recipe and precision it takes, after `reset`.
-        pruned: with InfoBatch; else all samples in each epoch, in random order.
-        workers: processes that load.
+    Batches of training are of the samples that `published` keeps, else of all, in random order.
     """
+    data, moments = env.train_data, env.train_data.moments
+    loading: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    order: dict[str, Any] = {"shuffle": True} if published is None else {"sampler": published}
+    train = DataLoader(Images(data, data.augment, moments), env.running.batch_size, **order, **loading)
+    return train, DataLoader(Images(env.val_data, False, moments), EVALUATION_BATCH, **loading)
 
-    def __init__(self, env: PruneEnv, pruned: bool, workers: int):
-        self.student = Student.like(env)
-        self.published = Published(len(env.train_data)) if pruned else None
-        moments = env.train_data.moments
-        loading: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
-        self.train = DataLoader(
-            Images(env.train_data, True, moments),
-            batch_size=env.running.batch_size,
-            sampler=self.published,
-            shuffle=None if pruned else True,
-            **loading,
-        )
-        self.val = DataLoader(Images(env.val_data, False, moments), batch_size=EVALUATION_BATCH, **loading)
 
-    def epoch(self) -> tuple[int, float]:
-        """Train once and validate; the number of samples trained on, and validation accuracy."""
-        student, trained, right = self.student, 0, 0
-        total = 0.0
-        student.model.train()
-        for rows, images, labels in self.train:
-            images, labels = images.to(student.device), labels.to(student.device)
-            logits = student.logits(images)
-            losses = F.cross_entropy(logits, labels, reduction="none")
-            loss = losses.mean() if self.published is None else self.published.update(rows, losses)
-            student.descend(loss)
-            total += loss.item()
-            right += (logits.argmax(1) == labels).sum().item()
-            trained += len(rows)
-        student.model.eval()
-        hits = 0
-        with torch.no_grad():
-            for _, images, labels in self.val:
-                logits = student.logits(images.to(student.device))
-                hits += (logits.argmax(1) == labels.to(student.device)).sum().item()
-        return trained, hits / len(self.val.dataset)  # pyright: ignore[reportArgumentType]
+def _started(env_id: str, rounds: int, settings: dict[str, Any]) -> tuple[PruneEnv, dict[str, NDArray]]:
+    """An environment and its first observation; its budget is not half used after so many rounds and a few more."""
+    env = gym.make(env_id, budget=2.0 * rounds + 24.0, disable_env_checker=True, **settings).unwrapped
+    assert isinstance(env, PruneEnv)
+    return env, env.reset(seed=0)[0]
+
+
+def time_step(env_id: str, rounds: int, **settings: Any) -> tuple[float, float, float]:
+    """Median seconds of a step and of a bare epoch, and how many times as long the step takes."""
+    env, _ = _started(env_id, rounds, settings)
+    action = prune_env.select(np.ones(len(env.train_data), dtype=np.bool_))
+    loop, seeds = Loop(env), iter(range(rounds + 1))
+    works = (lambda: loop.epoch(*bare_batches(env, next(seeds))), lambda: env.step(action))
+    times = in_turn(works, rounds, env.running.device)
+    bare, step = np.median(times, axis=0).tolist()
+    return step, bare, ratio(times, 1)
 
 
 @dataclass(frozen=True)
@@ -250,65 +214,54 @@ def time_peers(
     """Time a step with its agent's decision against a DataLoader loop with the fastest number of workers.
 
     Both train the same network in the same batches on the same images and validate it. The peer of `infobatch` is
-    InfoBatch's loop. Before each of its turns it is given our losses, so that both keep as many samples.
-
-    Args:
-        env_id: of the environment.
-        agent: `full` or `infobatch`.
-        rounds: timed turns of each.
-        workers: numbers of loading processes to try.
-        epochs: of a turn, one after the other as in training: short ones would pay for the caches that the peer left.
-        settings: of the environment.
+    InfoBatch's loop. Before each of its turns it is given our losses, so that both keep as many samples. A turn has so
+    many `epochs`, one after the other as in training: short ones would pay for the caches that the peer left.
     """
     env, seen = _started(env_id, rounds * epochs, settings)
-    n, device = len(env.train_data), env.running.device
-    loops = [LoaderLoop(env, agent == "infobatch", count) for count in workers]
-    decide, rng = agents.make(agent), np.random.default_rng(0)
-    kept = trained = 0.0
+    n, decide, rng = len(env.train_data), agents.make(agent), np.random.default_rng(0)
+    loops = [Loop(env, Published(n) if agent == "infobatch" else None) for _ in workers]
+    loaded = [loaders(env, loop.published, count) for loop, count in zip(loops, workers, strict=True)]
+    kept = trained = 0
     times: list[list[float]] = []
 
     def ours() -> None:
         nonlocal seen, kept
         for _ in range(epochs):
             seen, *_, info = env.step(decide(seen, rng))
-            kept = info["trained"] / n
+            kept = info["trained"]
 
-    def theirs(loop: LoaderLoop) -> None:
+    def theirs(peer: int) -> None:
         nonlocal trained
         for _ in range(epochs):
-            trained = loop.epoch()[0] / n
+            trained, _ = loops[peer].epoch(*loaded[peer], reads=True)
 
+    works = [ours, *(partial(theirs, peer) for peer in range(len(workers)))]
     for _ in range(rounds + 2):  # the first has nothing to go by, the second warms up
         for loop in loops:
             if loop.published is not None and seen["visits"].any():
                 loop.published.scores.copy_(torch.from_numpy(seen["loss"]))
-        peers = [lambda loop=loop: theirs(loop) for loop in loops]
-        times.append([seconds(work, device) for work in (ours, *peers)])
+        times.append([seconds(work, env.running.device) for work in works])
     measured = np.array(times[2:]) / epochs
-    medians = np.median(measured, axis=0)
-    fastest = 1 + int(medians[1:].argmin())
+    medians = np.median(measured, axis=0).tolist()
+    fastest = int(np.argmin(medians[1:]))
     return Duel(
-        kept=kept,
-        kept_by_peer=trained,
-        ours=float(medians[0]),
-        peer=float(medians[fastest]),
-        workers=workers[fastest - 1],
-        ratio=ratio(measured, fastest),
+        kept=kept / n,
+        kept_by_peer=trained / n,
+        ours=medians[0],
+        peer=medians[1 + fastest],
+        workers=workers[fastest],
+        ratio=ratio(measured, 1 + fastest),
     )
 
 
-@dataclass(frozen=True)
-class Many:
-    """Many students in one vector environment, and in a loop of single ones."""
+def time_many(
+    members: int, rounds: int, env_id: str = "prune_env/Digits-v0", **settings: Any
+) -> tuple[float, float, float, float]:
+    """Time epochs of so many students in one vector environment and in a loop of single ones, in turns.
 
-    batched: float  # epochs a second, median
-    looped: float  # likewise
-    ratio: float  # median over rounds
-    flops: float  # floating point operations a second of the vector environment's students
-
-
-def time_many(members: int, rounds: int, env_id: str = "prune_env/Digits-v0", **settings: Any) -> Many:
-    """Time epochs of so many students in one vector environment and in a loop, in turns."""
+    Returns epochs a second of the vector environment and of the loop, medians; their ratio, the median over rounds; and
+    the floating point operations a second of the vector environment's students.
+    """
     budget = rounds + 4.0
     together = gym.make_vec(env_id, num_envs=members, budget=budget, **settings)
     together.reset(seed=0)
@@ -324,4 +277,4 @@ def time_many(members: int, rounds: int, env_id: str = "prune_env/Digits-v0", **
     batched, looped = (members / np.median(times, axis=0)).tolist()
     with FlopCounterMode(display=False) as counter:
         first.step(action)
-    return Many(batched, looped, ratio(times, 1), batched * counter.get_total_flops())
+    return batched, looped, ratio(times, 1), batched * counter.get_total_flops()

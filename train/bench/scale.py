@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import agents
 from prune_env.policy import features, rules
 from prune_env.selection import Selection, check
 from prune_env.stats import BOUNDS, Stats
 from train.bench.peers import Published
-from train.bench.timing import Work, in_turn, ratio, seconds
+from train.bench.timing import Work, in_turn
 
 BATCH = 4096  # rows of logits at a time: 16 MiB at 1,000 classes
 BATCHES = 8  # timed in a round; statistics of all samples take as long as so many of these
+EVERY_EPOCH = 5  # parts
 PER_PART = 20_000_000  # samples that a part is timed on at least, which bounds the rounds at large N
 
 
@@ -44,30 +45,22 @@ def observation(n: int, rng: np.random.Generator, classes: int = 10) -> dict[str
 def time_decision(spec: str, n: int, rounds: int) -> float:
     """Median seconds of a decision that is not the episode's first, for bandits one that selects anew."""
     rng = np.random.default_rng(0)
-    seen = observation(n, rng)
-    agent = agents.make(spec)
-    times = []
-    for turn in range(rounds + 1):
-        seen["spent"] = np.array([0.01 + 0.8 * turn / (rounds + 1)], np.float32)
-        times.append(seconds(lambda: agent(seen, rng)))
-    return float(np.median(times[1:]))
+    seen, agent = observation(n, rng), agents.make(spec)
+    spent = iter([0.01 + 0.8 * turn / (rounds + 1) for turn in range(rounds + 1)])
+
+    def decide() -> None:
+        seen["spent"] = np.array([next(spent)], np.float32)
+        agent(seen, rng)
+
+    return float(np.median(in_turn([decide], rounds)))
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of the things that an epoch does beside training."""
+def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    """Time what n samples of so many classes cost beside training; return median seconds and the peak of each part.
 
-    name: str
-    epoch: bool  # whether every epoch does it, whatever the agent
-    seconds: float  # median
-    host: float  # bytes a sample at the peak: what numpy holds at once, the result included
-
-
-def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> list[Part]:
-    """Time what n samples of so many classes cost beside training.
-
-    The student is a block of noise that stands for the logits of every batch. Statistics are timed on some batches
-    of random samples, and scaled.
+    The peak is what numpy holds at once on the host, the result included, in bytes a sample. The student is a block of
+    noise that stands for the logits of every batch. Statistics are timed on some batches of random samples, and scaled.
+    Every epoch does the first EVERY_EPOCH parts, whatever the agent.
     """
     rng = np.random.default_rng(0)
     stats = Stats(n, classes, 0.8, device)
@@ -76,8 +69,7 @@ def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> list[
     logits = torch.randn(rows, classes, generator=generator).to(device)
     labels = torch.randint(classes, (rows,), generator=generator).to(device)
     clean = torch.ones(rows, dtype=torch.bool, device=device)
-    batches = torch.randperm(n, generator=generator)[: rows * BATCHES].split(rows)
-    batches = [batch.to(device) for batch in batches if len(batch) == rows]
+    batches = torch.randperm(n, generator=generator)[: n // rows * rows][: rows * BATCHES].to(device).split(rows)
 
     def update() -> None:
         for batch in batches:
@@ -89,50 +81,37 @@ def time_parts(n: int, rounds: int, classes: int, device: torch.device) -> list[
     agent = agents.make("infobatch")
     action = agent(seen, rng)
     tilted = np.where(np.isin(rules.RULE_PARAMETERS, ("keep", "randomness", "mixup")), 0.0, 0.5)
-    works: dict[str, tuple[bool, Work]] = {
-        "statistics of all samples": (True, update),
-        "observation": (True, lambda: {**stats.observe(1.0), "label": classes_of.copy()}),
-        "infobatch's decision": (True, lambda: agent(seen, rng)),
-        "check of an action": (True, lambda: check(action, n)),
-        "order of the batches": (True, lambda: Selection.from_action(action, rng)),
-        f"summary in {len(features.FEATURES)} numbers": (False, lambda: features.extract_features(seen)),
-        f"rule of {len(rules.RULE_PARAMETERS)} numbers": (
-            False,
-            lambda: rules.apply_rule(seen, tilted, rng.random((n, 2))),
-        ),
+    works: dict[str, Work] = {
+        "statistics of all samples": update,
+        "observation": lambda: {**stats.observe(1.0), "label": classes_of.copy()},
+        "infobatch's decision": lambda: agent(seen, rng),
+        "check of an action": lambda: check(action, n),
+        "order of the batches": lambda: Selection.from_action(action, rng),
+        f"summary in {len(features.FEATURES)} numbers": lambda: features.extract_features(seen),
+        f"rule of {len(rules.RULE_PARAMETERS)} numbers": lambda: rules.apply_rule(seen, tilted, rng.random((n, 2))),
     }
-    parts = []
-    for name, (epoch, work) in works.items():
-        median = float(np.median(in_turn([work], rounds, device)))
+    parts = {}
+    for name, work in works.items():
         scale = n / (rows * len(batches)) if work is update else 1.0
-        parts.append(Part(name, epoch, median * scale, peak(work) / n))
+        parts[name] = scale * float(np.median(in_turn([work], rounds, device))), peak(work) / n
     return parts
 
 
 def peak(work: Work) -> int:
     """Bytes that Python and numpy allocate at once during a call, beyond what they hold before it."""
     tracemalloc.start()
-    held, _ = tracemalloc.get_traced_memory()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1] - held
-    finally:
-        tracemalloc.stop()
+    work()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
 
 
-@dataclass(frozen=True)
-class Selecting:
-    """InfoBatch's selection of n samples, medians: seconds, and how many times as long `prune()` takes."""
+def time_selecting(n: int, rounds: int) -> NDArray[np.float64]:
+    """Time InfoBatch's selection on the same losses: seconds (rounds, 3).
 
-    published: float  # the published prune(), which also shuffles
-    decision: float  # ours
-    decision_ratio: float
-    whole: float  # ours with the check and the order of the batches
-    whole_ratio: float
-
-
-def time_selecting(n: int, rounds: int) -> Selecting:
-    """Time InfoBatch's published selection against ours, on the same losses."""
+    The columns are the published `prune()`, which also shuffles; our decision; and that with the check and the order of
+    the batches.
+    """
     rng = np.random.default_rng(0)
     seen = observation(n, rng)
     published = Published(n)
@@ -143,6 +122,4 @@ def time_selecting(n: int, rounds: int) -> Selecting:
         lambda: agent(seen, rng),
         lambda: Selection.from_action(check(agent(seen, rng), n), rng),
     )
-    times = in_turn(works, rounds)
-    prune, decision, whole = np.median(times, axis=0).tolist()
-    return Selecting(prune, decision, ratio(times, 0, to=1), whole, ratio(times, 0, to=2))
+    return in_turn(works, rounds)
