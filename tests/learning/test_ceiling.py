@@ -30,7 +30,7 @@ class Here:
 
 def test_the_oracle_trains_on_right_labels_alone():
     env = PruneEnv(**TASK.settings())
-    env.reset(seed=3)
+    _, info = env.reset(seed=3)
     wrong = env.train_data.wrong.numpy()
     assert wrong.sum() == 24
     over = False
