@@ -14,6 +14,30 @@ TRAIN_COST = 3
 SCORE_COST = 1
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What one step trains on and scores, as far as the budget goes."""
+
+    rows: Selection  # to train on, and to score afterwards
+    cut: bool  # whether the budget allowed a part of the selection only
+    used: int  # `Ledger.used` before it
+    ends_at: float  # full-epoch equivalents that are charged once it has ended
+    horizon: int  # `Ledger.used` at which the learning rate is 0
+    last: bool  # no batch can follow
+
+    def progress(self, rows: float) -> float:
+        """Return the share of the budget that is spent once so many of the rows were trained on, in [0, 1]."""
+        return (self.used + TRAIN_COST * rows) / self.horizon
+
+
+def batch_sizes(rows: int, batch_size: int, least: int) -> list[int]:
+    """Rows of each batch: full ones, then the rest, which joins the batch before if it is less than `least`."""
+    full, rest = divmod(rows, batch_size)
+    if rest and full and rest < least:
+        return [batch_size] * (full - 1) + [batch_size + rest]
+    return [batch_size] * full + ([rest] if rest else [])
+
+
 @dataclass
 class Ledger:
     """What a run has put through the network, against a hard budget.
@@ -72,11 +96,27 @@ class Ledger:
                 "raise the budget or lower batch_size"
             )
 
+    def plan(self, selection: Selection, batch_size: int) -> Epoch:
+        """Return the part of a selection that the budget still allows; nothing is charged yet."""
+        k, s = self.fit(len(selection), len(selection.scored))
+        trained_to = self.used + TRAIN_COST * k
+        after = trained_to + SCORE_COST * s
+        last = (self.total - after) // TRAIN_COST < batch_size
+        return Epoch(
+            rows=selection.head(k, s),
+            cut=k < len(selection) or s < len(selection.scored),
+            used=self.used,
+            ends_at=after / (TRAIN_COST * self.n),
+            # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
+            horizon=max(trained_to, 1) if last else self.total,
+            last=last,
+        )
+
     def charge(self, epoch: Epoch, nonfinite: int) -> bool:
-        """Enter what an epoch trained on and scored; return whether nothing can follow.
+        """Charge what an epoch trained on and scored; return whether the run is finished.
 
         Args:
-            epoch: as `Epoch.plan` returned it.
+            epoch: as `plan` returned it.
             nonfinite: rows whose logits or losses were not finite; one ends the run.
         """
         trained, scored = len(epoch.rows), len(epoch.rows.scored)
@@ -86,39 +126,6 @@ class Ledger:
 
     def state_dict(self) -> dict:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """The work of one step, as far as the budget goes."""
-
-    rows: Selection  # to train on, and to score afterwards
-    cut: bool  # whether the budget allowed a part of the selection only
-    used: int  # `Ledger.used` before it
-    ends_at: float  # full-epoch equivalents that are charged once it has ended
-    horizon: int  # `Ledger.used` at which the learning rate is 0
-    last: bool  # no batch can follow
-
-    @classmethod
-    def plan(cls, selection: Selection, ledger: Ledger, batch_size: int) -> Epoch:
-        """Return what a ledger still allows of a selection; nothing is charged yet."""
-        k, s = ledger.fit(len(selection), len(selection.scored))
-        trained_to = ledger.used + TRAIN_COST * k
-        after = trained_to + SCORE_COST * s
-        last = (ledger.total - after) // TRAIN_COST < batch_size
-        return cls(
-            rows=selection.head(k, s),
-            cut=k < len(selection) or s < len(selection.scored),
-            used=ledger.used,
-            ends_at=after / (TRAIN_COST * ledger.n),
-            # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
-            horizon=max(trained_to, 1) if last else ledger.total,
-            last=last,
-        )
-
-    def progress(self, rows: float) -> float:
-        """Return the share of the budget that is spent once so many of the rows were trained on, in [0, 1]."""
-        return (self.used + TRAIN_COST * rows) / self.horizon
 
 
 class Stopwatch:

@@ -167,7 +167,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self._finished = False
         self.history.record(0.0, self.trainer.val_accuracy)
         observation = self._observe()
-        return observation, self._info(self.trainer, self.trainer.nothing_yet(), observation)
+        return observation, self._info(self.trainer, self.trainer.start, observation)
 
     def step(self, action: dict[str, NDArray]) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
         """Train once on what `action` selects.

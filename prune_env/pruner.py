@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prune_env import ranks, selection, streams
-from prune_env.budget import Epoch, Ledger
+from prune_env.budget import Epoch, Ledger, batch_sizes
 from prune_env.checks import whole
 from prune_env.io import write_columns
 from prune_env.memory import arrays_to_tensors, load_state, reset, state_of, tensors_to_arrays
@@ -119,7 +119,7 @@ class Pruner:
                 raise RuntimeError("the budget is spent: loop `while not pruner.finished`")
             action = selection.check(self.agent(self.observe(), self.rng), self.n)
             order = np.random.default_rng([self.seed, streams.ORDER, self.step])
-            self._start(Epoch.plan(Selection.from_action(action, order), self.ledger, self.batch_size))
+            self._start(self.ledger.plan(Selection.from_action(action, order), self.batch_size))
         return self._running()
 
     def _start(self, epoch: Epoch, done: int = 0) -> None:
@@ -128,7 +128,9 @@ class Pruner:
         if 0 < len(rows) < self.ranks.size:
             raise ValueError(f"the agent keeps {len(rows)} samples; each of {self.ranks.size} ranks needs one")
         self._epoch = epoch
-        self._ends = np.cumsum([0, *_sizes(len(rows), self.batch_size, self.least)]).tolist()  # of batches, in the rows
+        self._ends = np.cumsum(
+            [0, *batch_sizes(len(rows), self.batch_size, self.least)]
+        ).tolist()  # of batches, in the rows
         self.done, self._mixed, self._scored = done, False, 0
         self._pending: list[tuple[Tensor, dict[str, Tensor]]] = []  # indices, with what `record` was given
         self._counts = torch.zeros(3, dtype=torch.int64, device=self.device)  # rows that are finite, measured, right
@@ -414,14 +416,6 @@ class Pruner:
             self._start(Epoch(rows=rows, **state["epoch"]), state["done"])
             if self.ranks.rank == 0:  # the counts are of all ranks
                 self._counts.copy_(state["counts"])
-
-
-def _sizes(rows: int, batch_size: int, least: int) -> list[int]:
-    """Rows of each batch: full ones, then the rest, which joins the batch before if it is less than `least`."""
-    full, rest = divmod(rows, batch_size)
-    if rest and full and rest < least:
-        return [batch_size] * (full - 1) + [batch_size + rest]
-    return [batch_size] * full + ([rest] if rest else [])
 
 
 def _labels(labels: ArrayLike | int, optional: bool) -> NDArray[np.int64] | None:

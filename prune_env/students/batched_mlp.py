@@ -23,7 +23,7 @@ from prune_env.budget import Epoch, Stopwatch
 from prune_env.selection import Selection
 from prune_env.students import augment, models
 from prune_env.threads import one_thread
-from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, Work, bits, number, tally
+from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, packed, tally
 
 FETCHED = 2**24  # bytes of images that are gathered at a time: 16 MiB, and as many of partners
 # options of training that may differ inside a batch; a student that sets another one trains by itself
@@ -35,11 +35,11 @@ def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -
 
     On a CPU vmapped convolutions are slower than a loop, and batched matrix products faster.
     """
-    epochs = [trainer.plan(selection) for trainer, selection in zip(trainers, selections, strict=True)]
+    epochs = [trainer.ledger.plan(rows, trainer.batch_size) for trainer, rows in zip(trainers, selections, strict=True)]
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for k, trainer in enumerate(trainers):
         alike[_kind(trainer) or ("alone", k)].append(k)
-    works: dict[int, Work] = {}
+    done: dict[int, tuple[list[int], list[float]]] = {}
     with ExitStack() as stack:
         for k, trainer in enumerate(trainers):
             # a batch works on copies and hands them back last of all, unless something is scored
@@ -47,8 +47,8 @@ def train_epochs(trainers: Sequence[Trainer], selections: Sequence[Selection]) -
                 stack.enter_context(trainer.all_or_nothing())
         for members in alike.values():
             of_members = [trainers[k] for k in members], [epochs[k] for k in members]
-            works |= zip(members, run_batched(*of_members), strict=True)
-    return [trainer.charge(works[k]) for k, trainer in enumerate(trainers)]
+            done |= zip(members, run_batched(*of_members), strict=True)
+    return [trainer.charge(epochs[k], *done[k]) for k, trainer in enumerate(trainers)]
 
 
 def _kind(trainer: Trainer) -> Hashable:
@@ -61,7 +61,7 @@ def _kind(trainer: Trainer) -> Hashable:
     return depth, len(trainer.train_data.classes), trainer.device, trainer.small
 
 
-def run_batched(trainers: list[Trainer], epochs: list[Epoch]) -> list[Work]:
+def run_batched(trainers: list[Trainer], epochs: list[Epoch]) -> list[tuple[list[int], list[float]]]:
     """Do for each trainer of one kind what its `run` does."""
     if len(trainers) == 1:
         return [trainers[0].run(epochs[0])]
@@ -74,22 +74,19 @@ def run_batched(trainers: list[Trainer], epochs: list[Epoch]) -> list[Work]:
         students = Students([trainers[k] for k in by_length])
         trained = students.train([epochs[k] for k in by_length])
         watch.mark()
-        loss, validated = students.validate()
+        validated = students.validate()
         watch.mark()
         scoring = any(len(epoch.rows.scored) for epoch in epochs)
         if scoring:  # by the trainers themselves, whose states `train_epochs` keeps
             students.hand_back()
         scored = torch.cat([trainers[k].score(epochs[k]) for k in by_length])[:, None]
         watch.mark()
-        counts = torch.cat([trained, scored, validated, bits(loss)[:, None]], dim=1).tolist()  # the host waits here
+        counts = torch.cat([trained, scored, validated], dim=1).tolist()  # the host waits here
         if not scoring:
             students.hand_back()
     train, evaluate, score = (passed / len(trainers) for passed in watch.stretches())
-    works = {
-        k: Work(epochs[k], own, number(loss_bits), (train, score, evaluate))
-        for k, (*own, loss_bits) in zip(by_length, counts, strict=True)
-    }
-    return [works[k] for k in range(len(trainers))]
+    of_student = dict(zip(by_length, counts, strict=True))
+    return [(of_student[k], [train, score, evaluate]) for k in range(len(trainers))]
 
 
 @dataclass(frozen=True)
@@ -281,8 +278,8 @@ class Students:
         return logits.transpose(1, 2)
 
     @torch.no_grad()
-    def validate(self) -> tuple[Tensor, Tensor]:
-        """The sums of `tally` over each student's validation part: loss (K,), counts (K, 1 + 2 C)."""
+    def validate(self) -> Tensor:
+        """The sums of `tally` over each student's validation part, `packed`: (K, 2 + 2 C) int64."""
         sums: list[tuple[Tensor, Tensor]] = []
         longest = max(len(trainer.val_data) for trainer in self.trainers)
         for rows in torch.arange(longest, device=self.device).split(EVALUATION_BATCH):
@@ -291,8 +288,8 @@ class Students:
             images = self._normalize(_stacked([images.flatten(1) for images, _ in batches]))
             logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2).contiguous()  # for fast argmax
             sums.append(tally(logits, torch.stack(labels)))
-        loss, counts = zip(*sums, strict=True)
-        return torch.stack(loss).sum(dim=0), torch.stack(counts).sum(dim=0)
+        losses, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*sums, strict=True))
+        return packed(losses, counts)
 
 
 def forward(layers: list[Tensor], x: Tensor) -> list[Tensor]:

@@ -102,7 +102,7 @@ def test_an_episode_of_many_learns_as_much_as_one_of_each():
 def test_padded_weights_stay_zero_exactly():
     students = [student("mlp:9"), student("mlp:3", train=toy(24, size=2), seed=1)]
     stack = Students(students)
-    epochs = [s.plan(s.select(select(np.ones(24)))) for s in students]
+    epochs = [s.ledger.plan(s.select(select(np.ones(24))), s.batch_size) for s in students]
     stack.train(epochs)
     for stacked, own in zip(stack.weights, students[1].model.parameters(), strict=True):
         inside = torch.zeros_like(stacked[1], dtype=torch.bool)
@@ -202,7 +202,7 @@ def test_an_epoch_that_is_interrupted_changes_no_student(members, where, monkeyp
     before = copy.deepcopy(students)
     with monkeypatch.context() as patch:
         if where == "while it waits":
-            patch.setattr(batched_mlp if members > 1 else trainer_of_one, "bits", interrupt)
+            patch.setattr(batched_mlp if members > 1 else trainer_of_one, "packed", interrupt)
         else:
             patch.setattr(Trainer, "_fetch", interrupt)
             patch.setattr(Students, "_step", interrupt)

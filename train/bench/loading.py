@@ -64,7 +64,8 @@ class Watched(Data):
 
 def train(trainer: Trainer, chosen: np.ndarray) -> None:
     """An epoch on the samples `chosen` (k,), without validation."""
-    trainer._train(trainer.plan(trainer.select(select(chosen, n=trainer.ledger.n))))
+    selection = trainer.select(select(chosen, n=trainer.ledger.n))
+    trainer._train(trainer.ledger.plan(selection, trainer.batch_size))
 
 
 def measure(resident: Trainer, other: Trainer, chosen: np.ndarray) -> tuple[float, float, float, float]:
