@@ -29,6 +29,7 @@ from prune_env.threads import one_thread
 EVALUATION_BATCH = 512
 FETCHED_PIXELS = 2**18  # gathered at a time, if that is more than a batch: 1 MiB
 PENDING_LOGITS = 2**24  # numbers kept until the statistics are updated: 64 MiB
+FIGURES = ("step", "batches", "val_accuracy", "val_class_accuracy", "train_accuracy")  # of a run, in its state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,53 +181,6 @@ class Trainer:
             counts = torch.cat([self.ranks.sum(torch.cat([trained, scored])), validated])
         return counts.tolist(), watch.stretches()  # the host waits here, for `tolist`
 
-    def charge(self, epoch: Epoch, counts: list[int], seconds: Sequence[float]) -> EpochResult:
-        """Enter what `run` returned for an epoch into the ledger and the run's figures."""
-        finite, measured, right, finite_scored, *validated = counts
-        k, s = len(epoch.rows), len(epoch.rows.scored)
-        evaluation = Evaluation.of(validated, self.val_data)
-        nonfinite = k - finite + s - finite_scored + evaluation.nonfinite
-        finished = self.ledger.charge(epoch, nonfinite)
-        self.ledger.evaluate += len(self.val_data)
-        for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
-            self.ledger.seconds[name] += passed
-        gained = evaluation.accuracy - self.val_accuracy
-        self.val_accuracy, self.val_class_accuracy = evaluation.accuracy, evaluation.of_classes
-        self.train_accuracy = right / measured if measured else self.train_accuracy
-        self.step += 1
-        return EpochResult(
-            trained=k,
-            mixed=epoch.rows.mixed,
-            scored=s,
-            cut=epoch.cut,
-            spent=(self.ledger.used - epoch.used) / (TRAIN_COST * self.ledger.n),
-            train_accuracy=self.train_accuracy,
-            val_accuracy=evaluation.accuracy,
-            val_loss=evaluation.loss,
-            gained=gained,
-            lr=self.recipe.rate(self.ledger.used / epoch.horizon),
-            nonfinite=nonfinite,
-            diverged=nonfinite > 0,
-            finished=finished,
-        )
-
-    @contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
-        """Put everything back as it was if what is done inside raises, also if the user interrupts it."""
-        before = copied(self._state())
-        try:
-            yield
-        except BaseException:
-            self._restore(before)
-            for parameter in self.parameters:
-                parameter.grad = None
-            raise
-
-    def rates(self, epoch: Epoch, sizes: list[int]) -> list[float]:
-        """Return the learning rate at each batch's midpoint in compute."""
-        middles = np.cumsum(sizes) - np.array(sizes) / 2
-        return [self.recipe.rate(epoch.progress(float(middle))) for middle in middles]
-
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, epoch: Epoch) -> Tensor:
         """Train on the rows of an epoch; return (3,) int64: rows with finite logits, measured, right."""
@@ -280,42 +234,14 @@ class Trainer:
         self.ranks.exchange(self.stats.table, indices, self.ranks.totals(sizes))
         return counts
 
-    @torch.no_grad()
-    def score(self, epoch: Epoch) -> Tensor:
-        """Measure the samples an epoch scores, without training; return (1,) int64, rows of finite logits."""
-        samples = epoch.rows.scored
-        count = torch.zeros(1, dtype=torch.int64, device=self.device)
-        if len(samples) == 0:  # the rule: nothing is sent to the device for it
-            return count
-        indices = torch.from_numpy(self.ranks.part(samples)).to(self.device)
-        for rows, logits, labels in self._predict(self.train_data, indices):
-            clean = torch.ones_like(rows, dtype=torch.bool)
-            count += self.stats.update(rows, logits, labels, clean, epoch.ends_at, trained=False)[0].sum()
-        self.ranks.exchange(self.stats.table, indices, self.ranks.totals([len(samples)]))
-        return count
-
-    def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Samples (B,), their logits (B, C) and labels (B,): in evaluation mode, without augmentation."""
-        self.model.eval()
-        parts = indices.split(EVALUATION_BATCH)
-        for rows, (images, labels) in zip(parts, data.batches(parts), strict=True):
-            yield rows, self._forward(self.model, self._normalize(images)), labels
-
     def sizes(self, k: int) -> list[int]:
         """Rows of each batch of k. With batch norm a lone row joins the batch before it."""
         return batch_sizes(k, self.batch_size, least=2 if self._norms else 1)
 
-    def _settle_norms(self, rows: int) -> bool:
-        """Average the first batches' statistics evenly, lest their initial values outlast a small budget.
-
-        A step of one row has no statistics: it is normalised with the running ones. Return whether every norm has the
-        momentum that it keeps.
-        """
-        self.batches += rows > 1
-        for norm, momentum in self._norms:
-            norm.training = rows > 1
-            norm.momentum = max(momentum, 1.0 / max(self.batches, 1))
-        return all(norm.momentum == momentum for norm, momentum in self._norms)
+    def rates(self, epoch: Epoch, sizes: list[int]) -> list[float]:
+        """Return the learning rate at each batch's midpoint in compute."""
+        middles = np.cumsum(sizes) - np.array(sizes) / 2
+        return [self.recipe.rate(epoch.progress(float(middle))) for middle in middles]
 
     def _fetch(self, indices: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of `sizes` rows: normalised, augmented images (B, C, H, W) float32 and labels (B,) int64.
@@ -333,8 +259,58 @@ class Trainer:
                 images = augment.crop_flip(images, self.augmentation_seed, rows, seen)
             yield from zip(images.split(group), labels.split(group), strict=True)
 
-    def _normalize(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) * self.scale
+    def _settle_norms(self, rows: int) -> bool:
+        """Average the first batches' statistics evenly, lest their initial values outlast a small budget.
+
+        A step of one row has no statistics: it is normalised with the running ones. Return whether every norm has the
+        momentum that it keeps.
+        """
+        self.batches += rows > 1
+        for norm, momentum in self._norms:
+            norm.training = rows > 1
+            norm.momentum = max(momentum, 1.0 / max(self.batches, 1))
+        return all(norm.momentum == momentum for norm, momentum in self._norms)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B,) float32 training loss, before weights."""
+        smoothing = self.recipe.label_smoothing
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+
+    @torch.no_grad()
+    def score(self, epoch: Epoch) -> Tensor:
+        """Measure the samples an epoch scores, without training; return (1,) int64, rows of finite logits."""
+        samples = epoch.rows.scored
+        count = torch.zeros(1, dtype=torch.int64, device=self.device)
+        if len(samples) == 0:  # the rule: nothing is sent to the device for it
+            return count
+        indices = torch.from_numpy(self.ranks.part(samples)).to(self.device)
+        for rows, logits, labels in self._predict(self.train_data, indices):
+            clean = torch.ones_like(rows, dtype=torch.bool)
+            count += self.stats.update(rows, logits, labels, clean, epoch.ends_at, trained=False)[0].sum()
+        self.ranks.exchange(self.stats.table, indices, self.ranks.totals([len(samples)]))
+        return count
+
+    @torch.no_grad()
+    def _validate(self, data: Data) -> Tensor:
+        """The sums of `tally` over a whole split, `packed`: (2 + 2 C,) int64, on the device."""
+        own = torch.arange(len(data), device=self.device)[self.ranks.rank :: self.ranks.size]
+        batches = [tally(logits, labels) for _, logits, labels in self._predict(data, own)]
+        losses, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*batches, strict=True))
+        return packed(self.ranks.sum(losses), self.ranks.sum(counts))
+
+    def evaluate(self, data: Data) -> Evaluation:
+        """Predict a whole split in evaluation mode. Free, and counted with validation."""
+        with one_thread(self.small):
+            evaluation = Evaluation.of(self._validate(data).tolist(), data)
+        self.ledger.evaluate += len(data)
+        return evaluation
+
+    def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Samples (B,), their logits (B, C) and labels (B,): in evaluation mode, without augmentation."""
+        self.model.eval()
+        parts = indices.split(EVALUATION_BATCH)
+        for rows, (images, labels) in zip(parts, data.batches(parts), strict=True):
+            yield rows, self._forward(self.model, self._normalize(images)), labels
 
     def _forward(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """(B, C, H, W) float32 to logits (B, classes) float32."""
@@ -344,25 +320,50 @@ class Trainer:
         with masks, half:
             return network(images).float()
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B,) float32 training loss, before weights."""
-        smoothing = self.recipe.label_smoothing
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    def _normalize(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) * self.scale
 
-    def evaluate(self, data: Data) -> Evaluation:
-        """Predict a whole split in evaluation mode. Free, and counted with validation."""
-        with one_thread(self.small):
-            evaluation = Evaluation.of(self._validate(data).tolist(), data)
-        self.ledger.evaluate += len(data)
-        return evaluation
+    def charge(self, epoch: Epoch, counts: list[int], seconds: Sequence[float]) -> EpochResult:
+        """Enter what `run` returned for an epoch into the ledger and the run's figures."""
+        finite, measured, right, finite_scored, *validated = counts
+        k, s = len(epoch.rows), len(epoch.rows.scored)
+        evaluation = Evaluation.of(validated, self.val_data)
+        nonfinite = k - finite + s - finite_scored + evaluation.nonfinite
+        finished = self.ledger.charge(epoch, nonfinite)
+        self.ledger.evaluate += len(self.val_data)
+        for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
+            self.ledger.seconds[name] += passed
+        gained = evaluation.accuracy - self.val_accuracy
+        self.val_accuracy, self.val_class_accuracy = evaluation.accuracy, evaluation.of_classes
+        self.train_accuracy = right / measured if measured else self.train_accuracy
+        self.step += 1
+        return EpochResult(
+            trained=k,
+            mixed=epoch.rows.mixed,
+            scored=s,
+            cut=epoch.cut,
+            spent=(self.ledger.used - epoch.used) / (TRAIN_COST * self.ledger.n),
+            train_accuracy=self.train_accuracy,
+            val_accuracy=evaluation.accuracy,
+            val_loss=evaluation.loss,
+            gained=gained,
+            lr=self.recipe.rate(self.ledger.used / epoch.horizon),
+            nonfinite=nonfinite,
+            diverged=nonfinite > 0,
+            finished=finished,
+        )
 
-    @torch.no_grad()
-    def _validate(self, data: Data) -> Tensor:
-        """The sums of `tally` over a whole split, `packed`: (2 + 2 C,) int64, on the device."""
-        own = torch.arange(len(data), device=self.device)[self.ranks.rank :: self.ranks.size]
-        batches = [tally(logits, labels) for _, logits, labels in self._predict(data, own)]
-        losses, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*batches, strict=True))
-        return packed(self.ranks.sum(losses), self.ranks.sum(counts))
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Put everything back as it was if what is done inside raises, also if the user interrupts it."""
+        before = copied(self._state())
+        try:
+            yield
+        except BaseException:
+            self._restore(before)
+            for parameter in self.parameters:
+                parameter.grad = None
+            raise
 
     def observe(self) -> dict[str, NDArray]:
         """Return the observation but for its labels, as fresh arrays: statistics (N,) and the run's figures."""
@@ -389,11 +390,7 @@ class Trainer:
             "statistics": self.stats.table,
             "ledger": self.ledger.state_dict(),
             "masks": None if self.masks is None else self.masks.get_state(),
-            "step": self.step,
-            "batches": self.batches,
-            "val_accuracy": self.val_accuracy,
-            "val_class_accuracy": self.val_class_accuracy,
-            "train_accuracy": self.train_accuracy,
+            **{name: getattr(self, name) for name in FIGURES},
         }
 
     def _identity(self) -> dict[str, object]:
@@ -428,11 +425,8 @@ class Trainer:
         self.ledger = Ledger(**state["ledger"])
         if self.masks is not None:
             self.masks.set_state(state["masks"])
-        self.step = state["step"]
-        self.batches = state["batches"]
-        self.val_accuracy = state["val_accuracy"]
-        self.val_class_accuracy = state["val_class_accuracy"]
-        self.train_accuracy = state["train_accuracy"]
+        for name in FIGURES:
+            setattr(self, name, state[name])
 
 
 def tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
