@@ -42,8 +42,8 @@ def batch_sizes(rows: int, batch_size: int, least: int) -> list[int]:
 class Ledger:
     """What a run has put through the network, against a hard budget.
 
-    A full-epoch equivalent is the forward and backward pass of all N training samples. `total` and `used` are integers:
-    they count forward passes of one sample, and training on a sample costs 3. Validation is counted and never charged.
+    `total` and `used` count forward passes of one sample. `budget` and `spent` are in full-epoch equivalents: forward
+    and backward passes of all N training samples. Validation is counted and never charged.
 
     Args:
         n: number of training samples N.
@@ -129,14 +129,12 @@ class Ledger:
 
 
 class Stopwatch:
-    """Times stretches of device work without waiting for them: read it once they have ended.
-
-    On CUDA a mark is an event in the stream, elsewhere the clock's time.
-    """
+    """Times stretches of device work from its making on, without waiting for them: read it once they have ended."""
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._marks: list = []
+        self._marks: list = []  # events in the stream, or elsewhere the clock's times
+        self.mark()
 
     def mark(self) -> None:
         if self._cuda:

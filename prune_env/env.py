@@ -33,21 +33,19 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     N is the number of training samples, C the number of classes.
 
     ## Action Space
-    `Dict(weight=Box(0, 10, (N,)), mixup=Box(0, 0.5, (N,)), score=Box(0, 1, (N,)))`, float32. `weight[i]` multiplies
-    the loss of sample i, and 0 drops it; a batch's loss is `sum(w_i l_i) / batch_size`, never renormalised.
-    `mixup[i]` is the share of a partner image blended into sample i, its label too. Where `score[i]` is not 0,
-    sample i is measured after the training by a forward pass alone; `score` may be left out. `prune_env.select`
-    builds actions.
+    `Dict(weight=Box(0, 10, (N,)), mixup=Box(0, 0.5, (N,)), score=Box(0, 1, (N,)))`, float32, which `prune_env.select`
+    builds. `weight[i]` multiplies the loss of sample i, and 0 drops it; a batch's loss is `sum(w_i l_i) / batch_size`.
+    `mixup[i]` is the share of a partner image blended into it, its label too. Where `score[i]` is not 0, sample i is
+    measured after the training by a forward pass alone.
 
     ## Observation Space
-    `Dict`. Statistics (N,) float32 from the training pass itself: `loss`, `loss_mean`, `loss_var`, `confidence`,
-    `margin`, `margin_mean`, `entropy`, `el2n`, `correct`, `forgets`, `visits`, `age`; `label` (N,) int64; and the
-    run's `spent` (share of the budget), `budget`, `val_accuracy`, `train_accuracy`, (1,) float32, and
-    `val_class_accuracy`, (C,) float32. docs/environment.md says what each one means.
+    `Dict` of the statistics of every sample, (N,), and of the run's figures. docs/environment.md says what each entry
+    means, and each key of `info`.
 
     ## Rewards
     `(val_accuracy - previous val_accuracy) / budget - price * spent`, with this step's `spent` in full-epoch
-    equivalents. Without a price the sum over an episode is the accuracy gained per unit of compute.
+    equivalents. Without a price the sum over an episode is the accuracy gained per unit of compute: the forward and
+    backward pass of N samples, of which a forward pass alone is a third. Validation is free.
 
     ## Starting State
     A freshly initialised classifier; its validation accuracy is observed before the first step. Equal seeds share
@@ -59,10 +57,6 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     scores one (the agent stops early), or when training diverges. Never `truncated`. A step that would overrun the
     budget trains on a random part of its selection that just fits, and scores a random part with the rest.
 
-    ## Compute
-    One unit is the forward and backward pass of N samples, a forward pass alone a third. Validation is free.
-    `info` has the same keys after `reset` and `step`, with numpy scalars; docs/environment.md lists them.
-
     ## Arguments
     - `dataset`: `digits`, `cifar10`, `cifar100`, `tiny_imagenet`, `imagenet` or `imagefolder`; the id sets it. Images
       in memory are `prune_env.data.Arrays`, also beside the id `prune_env/Arrays-v0`.
@@ -72,13 +66,11 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
       the side they are resized to. Decoded images are cached in `PRUNE_ENV_CACHE`, else ~/.cache/prune_env.
     - `images`: where decoded images are kept: on the `device`, in a file of the cache that is `mapped` into memory, or
       in the first of these that has room (`auto`). No number depends on it.
-    - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`, vary the task. Validation and
-      test stay as they are, unless `val_rest` adds to validation what training leaves out.
-    - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`, set the student and its training.
-      `model` may be a function of channels, size and classes that makes a network. The tuned learning rate is the one
-      for clean labels: agents could read the share of wrong ones from another.
     - `device`: `auto` (CUDA where there is one), or any name torch knows.
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
+    - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`, vary the task.
+    - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`, set the student and its training.
+      The tuned learning rate is the one for clean labels: agents could read the share of wrong ones from another.
 
     ## Version History
     - v0: initial version.
@@ -116,7 +108,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
                 known = ", ".join((*variant, *training))
                 raise TypeError(f"PruneEnv got an unexpected keyword argument {name!r}; there are {known}")
             (variant if name in variant else training)[name] = value
-        # the rate for clean labels, however many are wrong: a recipe must not tell that
+        # for clean labels, however many are wrong: the rate must not tell that
         name, optimizer = data.sources.name_of(dataset), training["optimizer"]
         values = tuned(name, training["model"], self.budget, image_size=image_size, optimizer=optimizer).values
         self.recipe = Recipe(**values | {name: value for name, value in training.items() if value is not None})

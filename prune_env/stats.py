@@ -33,9 +33,7 @@ BOUNDS = {
 LOW, HIGH = np.array(list(BOUNDS.values()), np.float32).T[..., None]  # (F - 1, 1) each
 # `age` is bounded by the budget. Its column holds the compute spent when the sample was last measured, -1 for never.
 COLUMNS = (*BOUNDS, "age")
-_MEAN, _VAR, _MARGIN, _CORRECT, _FORGETS, _VISITS, _MEASURED = (
-    COLUMNS.index(name) for name in ("loss_mean", "loss_var", "margin_mean", "correct", "forgets", "visits", "age")
-)
+_VISITS = COLUMNS.index("visits")
 MARGIN_EMA = 0.3  # weight of the newest margin: a margin that stays low through training tells a wrong label
 OF_LOSSES = ("loss", "loss_mean", "loss_var", "visits", "age")  # what losses without logits tell
 
@@ -160,29 +158,30 @@ def enter(
         (3, B) bool: whether a row was finite; whether it was measured, which needs a clean row too; and whether it
         was measured and predicted right.
     """
-    old = table.index_select(0, indices)  # (B, F)
-    first = old[:, _MEASURED] < 0.0
+    rows = table.index_select(0, indices)  # (B, F)
+    old = dict(zip(COLUMNS, rows.t(), strict=True))  # (B,) each
+    first = old["age"] < 0.0  # never measured
     new: dict[str, Tensor] = {}
     finite = torch.ones_like(clean)
     if logits is not None and labels is not None:
         new, finite = measure(logits, labels)
-        mean = torch.lerp(old[:, _MARGIN], new["margin"], MARGIN_EMA)
+        mean = torch.lerp(old["margin_mean"], new["margin"], MARGIN_EMA)
         new["margin_mean"] = torch.where(first, new["margin"], mean)
-        new["forgets"] = old[:, _FORGETS] + old[:, _CORRECT] * (1.0 - new["correct"])
+        new["forgets"] = old["forgets"] + old["correct"] * (1.0 - new["correct"])
     if losses is not None:
         new["loss"], finite = losses.clamp(0.0, MAX_LOSS), finite & torch.isfinite(losses)
     loss = new["loss"]
-    deviation = torch.where(first, 0.0, loss - old[:, _MEAN])
-    new["loss_mean"] = torch.where(first, loss, old[:, _MEAN] + ema * deviation)
-    new["loss_var"] = (1.0 - ema) * old[:, _VAR] + ema * deviation.square()
+    deviation = torch.where(first, 0.0, loss - old["loss_mean"])
+    new["loss_mean"] = torch.where(first, loss, old["loss_mean"] + ema * deviation)
+    new["loss_var"] = (1.0 - ema) * old["loss_var"] + ema * deviation.square()
     new["age"] = torch.zeros_like(loss) + spent
 
     measured = clean & finite
-    values = [new.get(name, column) for name, column in zip(COLUMNS, old.t(), strict=True)]
-    rows = torch.where(measured[:, None], torch.stack(values, dim=1), old)  # (B, F)
+    after = torch.stack([new.get(name, old[name]) for name in COLUMNS], dim=1)
+    rows = torch.where(measured[:, None], after, rows)
     rows[:, _VISITS] += float(trained)
     table.index_copy_(0, indices, rows)
-    return torch.stack([finite, measured, measured & (rows[:, _CORRECT] > 0.0)])
+    return torch.stack([finite, measured, measured & (new.get("correct", old["correct"]) > 0.0)])
 
 
 def measure(logits: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:

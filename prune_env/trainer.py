@@ -171,7 +171,6 @@ class Trainer:
         """
         watch = Stopwatch(self.device)
         with one_thread(self.small):
-            watch.mark()
             trained = self._train(epoch)
             watch.mark()
             scored = self.score(epoch)
@@ -179,7 +178,7 @@ class Trainer:
             validated = self._validate(self.val_data)
             watch.mark()
             counts = torch.cat([self.ranks.sum(torch.cat([trained, scored])), validated])
-        return counts.tolist(), watch.stretches()  # the host waits here, for `tolist`
+        return counts.tolist(), watch.stretches()  # `tolist` is the host's one wait
 
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, epoch: Epoch) -> Tensor:

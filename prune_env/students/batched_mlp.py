@@ -70,7 +70,6 @@ def run_batched(trainers: list[Trainer], epochs: list[Epoch]) -> list[tuple[list
     by_length = sorted(range(len(trainers)), key=lambda k: -batches[k])
     watch = Stopwatch(trainers[0].device)
     with one_thread(trainers[0].small):
-        watch.mark()
         students = Students([trainers[k] for k in by_length])
         trained = students.train([epochs[k] for k in by_length])
         watch.mark()
