@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prune_env import ranks, streams
-from prune_env.budget import TRAIN_COST, Epoch, Ledger, Stopwatch, batch_sizes
+from prune_env.budget import TRAIN_COST, Epoch, Ledger, batch_sizes
 from prune_env.data import Data
+from prune_env.evaluation import Evaluation, tally, total
 from prune_env.selection import Action, Selection
-from prune_env.stats import MAX_LOSS, Stats
+from prune_env.stats import Stats
+from prune_env.stopwatch import Stopwatch
 from prune_env.students import augment, models
 from prune_env.students.optimizers import KINDS
 from prune_env.students.recipes import Recipe
@@ -49,30 +51,6 @@ class EpochResult:
     nonfinite: int  # rows whose logits were not finite, of those trained on, scored and validated
     diverged: bool  # whether there was one
     finished: bool = False  # nothing can follow: no batch left, nothing trained on or scored, or diverged
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Predictions on a whole split. A row whose logits are not finite counts as wrong."""
-
-    accuracy: float
-    loss: float  # mean cross-entropy, clipped to MAX_LOSS
-    class_accuracy: tuple[float, ...]  # (C,), NaN for a class without samples
-    nonfinite: int  # such rows
-
-    @classmethod
-    def of(cls, sums: list[int], data: Data) -> Evaluation:
-        """From the sums of `tally` over all rows of `data`, `packed`."""
-        classes = len(data.classes)
-        finite, rows, right, loss_bits = sums[0], sums[1 : 1 + classes], sums[1 + classes : -1], sums[-1]
-        loss = float(np.int32(loss_bits).view(np.float32)) / len(data)
-        by_class = tuple(r / c if c else math.nan for r, c in zip(right, rows, strict=True))
-        return cls(sum(right) / len(data), loss, by_class, len(data) - finite)
-
-    @property
-    def of_classes(self) -> list[float]:
-        """Return the accuracy of each class, (C,); a class without samples has the accuracy of all."""
-        return [self.accuracy if math.isnan(own) else own for own in self.class_accuracy]
 
 
 class Trainer:
@@ -178,7 +156,7 @@ class Trainer:
             validated = self._validate(self.val_data)
             watch.mark()
             counts = torch.cat([self.ranks.sum(torch.cat([trained, scored])), validated])
-        return counts.tolist(), watch.stretches()  # `tolist` is the host's one wait
+        return counts.tolist(), watch.stretches()  # the host waits here, once
 
     @torch.enable_grad()  # whatever an agent's library has switched off around the step
     def _train(self, epoch: Epoch) -> Tensor:
@@ -291,14 +269,12 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, data: Data) -> Tensor:
-        """The sums of `tally` over a whole split, `packed`: (2 + 2 C,) int64, on the device."""
+        """Predict a whole split; return the `total` of its batches, (2 + 2 C,) int64 on the device."""
         own = torch.arange(len(data), device=self.device)[self.ranks.rank :: self.ranks.size]
-        batches = [tally(logits, labels) for _, logits, labels in self._predict(data, own)]
-        losses, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*batches, strict=True))
-        return packed(self.ranks.sum(losses), self.ranks.sum(counts))
+        return total([tally(logits, labels) for _, logits, labels in self._predict(data, own)], self.ranks)
 
     def evaluate(self, data: Data) -> Evaluation:
-        """Predict a whole split in evaluation mode. Free, and counted with validation."""
+        """Judge a whole split. Free, and counted with validation."""
         with one_thread(self.small):
             evaluation = Evaluation.of(self._validate(data).tolist(), data)
         self.ledger.evaluate += len(data)
@@ -426,35 +402,6 @@ class Trainer:
             self.masks.set_state(state["masks"])
         for name in FIGURES:
             setattr(self, name, state[name])
-
-
-def tally(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum up predictions.
-
-    Args:
-        logits: (…, B, C) float32.
-        labels: (…, B) int64; a row with the label -1 does not count.
-
-    Returns:
-        loss (…,) float32, clipped to MAX_LOSS a row; counts (…, 1 + 2 C) int64: rows of finite logits, rows of each
-        class, and of these the ones predicted right.
-    """
-    real = labels >= 0
-    finite = torch.isfinite(logits).all(dim=-1) & real  # (…, B)
-    right = (logits.argmax(dim=-1) == labels) & finite
-    loss = -logits.log_softmax(dim=-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    loss = loss.nan_to_num(MAX_LOSS).clamp(max=MAX_LOSS) * real
-    none = labels.new_zeros(*labels.shape[:-1], logits.shape[-1])  # (…, C)
-    of_class = [none.scatter_add(-1, labels.clamp(min=0), rows.long()) for rows in (real, right)]
-    return loss.sum(dim=-1), torch.cat([finite.sum(dim=-1, keepdim=True), *of_class], dim=-1)
-
-
-def packed(losses: Tensor, counts: Tensor) -> Tensor:
-    """Append the bits of losses (…,) float32 to counts (…, n): (…, n + 1) int64, one exact transfer to the host.
-
-    Not every device has float64, which would hold both.
-    """
-    return torch.cat([counts, losses.view(torch.int32).long()[..., None]], dim=-1)
 
 
 def copied(state: Any) -> Any:

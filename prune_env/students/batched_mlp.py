@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prune_env import stats
-from prune_env.budget import Epoch, Stopwatch
+from prune_env.budget import Epoch
+from prune_env.evaluation import tally, total
 from prune_env.selection import Selection
+from prune_env.stopwatch import Stopwatch
 from prune_env.students import augment, models
 from prune_env.threads import one_thread
-from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer, packed, tally
+from prune_env.trainer import EVALUATION_BATCH, EpochResult, Trainer
 
 FETCHED = 2**24  # bytes of images that are gathered at a time: 16 MiB, and as many of partners
 # options of training that may differ inside a batch; a student that sets another one trains by itself
@@ -278,17 +280,16 @@ class Students:
 
     @torch.no_grad()
     def validate(self) -> Tensor:
-        """The sums of `tally` over each student's validation part, `packed`: (K, 2 + 2 C) int64."""
-        sums: list[tuple[Tensor, Tensor]] = []
+        """Predict each student's validation part; return the `total` of its batches, (K, 2 + 2 C) int64."""
+        tallies: list[tuple[Tensor, Tensor]] = []
         longest = max(len(trainer.val_data) for trainer in self.trainers)
         for rows in torch.arange(longest, device=self.device).split(EVALUATION_BATCH):
             batches = [t.val_data.batch(rows.clamp(max=len(t.val_data) - 1)) for t in self.trainers]
             labels = [y.where(rows < len(t.val_data), -1) for t, (_, y) in zip(self.trainers, batches, strict=True)]
             images = self._normalize(_stacked([images.flatten(1) for images, _ in batches]))
             logits = forward(self.weights, images.transpose(1, 2))[-1].transpose(1, 2).contiguous()  # for fast argmax
-            sums.append(tally(logits, torch.stack(labels)))
-        losses, counts = (torch.stack(parts).sum(dim=0) for parts in zip(*sums, strict=True))
-        return packed(losses, counts)
+            tallies.append(tally(logits, torch.stack(labels)))
+        return total(tallies, self.trainers[0].ranks)
 
 
 def forward(layers: list[Tensor], x: Tensor) -> list[Tensor]:

@@ -16,11 +16,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prune_env.data import Data
+from prune_env.evaluation import Evaluation
 from prune_env.selection import Selection, select
 from prune_env.students import models
 from prune_env.students.batched_mlp import train_epochs
 from prune_env.students.recipes import Recipe
-from prune_env.trainer import Evaluation, Trainer
+from prune_env.trainer import Trainer
 from tests.helpers import runs
 from tests.helpers.reference import toy
 

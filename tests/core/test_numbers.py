@@ -18,8 +18,9 @@ from agents import make
 from prune_env import select, stats
 from prune_env.data import Data
 from prune_env.env import observations
+from prune_env.evaluation import Evaluation
 from prune_env.policy.features import extract_features
-from prune_env.trainer import EpochResult, Evaluation, Trainer
+from prune_env.trainer import EpochResult, Trainer
 from tests.helpers.reference import SlowStats, toy
 from tests.helpers.runs import Watched, digits, play, run, same, trainer
 from train.execution import run as episode

@@ -202,7 +202,7 @@ def test_an_epoch_that_is_interrupted_changes_no_student(members, where, monkeyp
     before = copy.deepcopy(students)
     with monkeypatch.context() as patch:
         if where == "while it waits":
-            patch.setattr(batched_mlp if members > 1 else trainer_of_one, "packed", interrupt)
+            patch.setattr(batched_mlp if members > 1 else trainer_of_one, "total", interrupt)
         else:
             patch.setattr(Trainer, "_fetch", interrupt)
             patch.setattr(Students, "_step", interrupt)
