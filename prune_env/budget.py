@@ -1,4 +1,4 @@
-"""Compute, counted in passes through the network: prices, the ledger of a run, and what it still allows."""
+"""Compute, counted in passes through the network: prices, what a step may do, and the ledger of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Epoch:
     used: int  # `Ledger.used` before it
     ends_at: float  # full-epoch equivalents that are charged once it has ended
     horizon: int  # `Ledger.used` at which the learning rate is 0
-    last: bool  # no batch can follow
+    last: bool  # the budget allows no further batch
 
     def progress(self, rows: float) -> float:
         """Return the share of the budget that is spent once so many of the rows were trained on, in [0, 1]."""

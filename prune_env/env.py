@@ -138,14 +138,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray], dict[str, Any]]:
-        """Start training anew.
-
-        Args:
-            seed: of the run; without one it is drawn from the environment's generator.
-            options: none exist.
+        """Start training anew. Without a seed it is drawn from the environment's generator.
 
         Raises:
-            ValueError: `options` are given.
+            ValueError: `options` are given; there are none.
         """
         if options:
             raise ValueError(
@@ -171,8 +167,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         If it raises, also an OSError of images that cannot be read, the run is unchanged.
         """
         trainer = self.running
-        chosen = trainer.select(selection.check(action, len(self.train_data)))
-        return self.outcome(trainer.train_epoch(chosen))
+        rows = trainer.select(selection.check(action, len(self.train_data)))
+        return self.outcome(trainer.train_epoch(rows))
 
     @property
     def running(self) -> Trainer:
@@ -186,9 +182,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         return self.trainer
 
     def outcome(self, result: EpochResult) -> tuple[dict[str, NDArray], float, bool, bool, dict[str, Any]]:
-        """Turn the result of an epoch into the five values that `step` returns."""
-        trainer = self.running
-        before = self._before
+        """Return the five values of `step`, once the trainer has trained."""
+        trainer, before = self.running, self._before
         observation = self._observe()
         if self.render_mode is not None:
             self.history.choose(before["loss_mean"], observation["visits"] > before["visits"])

@@ -66,6 +66,6 @@ class Evaluation:
         return cls(sum(right) / len(data), loss, by_class, len(data) - finite)
 
     @property
-    def of_classes(self) -> list[float]:
-        """Return the accuracy of each class, (C,); a class without samples has the accuracy of all."""
+    def known_class_accuracy(self) -> list[float]:
+        """Return what agents see, (C,): a class without samples has the accuracy of all."""
         return [self.accuracy if math.isnan(own) else own for own in self.class_accuracy]

@@ -66,9 +66,9 @@ def select(
 def _mask(indices: NDArray[np.integer], n: int | None) -> NDArray[np.bool_]:
     if n is None:
         raise ValueError("integers are read as indices: say how many samples there are, select(indices, n=N)")
-    if np.any((indices < 0) | (indices >= n)):
-        wrong = indices[(indices < 0) | (indices >= n)][0]
-        raise ValueError(f"index {wrong} is not among the {n} samples; indices run from 0 to {n - 1}")
+    wrong = indices[(indices < 0) | (indices >= n)]
+    if len(wrong):
+        raise ValueError(f"index {wrong[0]} is not among the {n} samples; indices run from 0 to {n - 1}")
     mask = np.zeros(n, dtype=np.bool_)
     mask[indices] = True
     if np.count_nonzero(mask) != len(indices):

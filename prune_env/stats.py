@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CACHED_ROWS = 8192  # transposed at a time: 352 KiB, which a core's cache holds
-CACHED_NUMBERS = 2**17  # logits at a time: 512 KiB, of which each of a dozen passes makes as many anew
+CACHED_NUMBERS = 2**17  # logits entered at a time: 512 KiB; each of a dozen passes makes as many anew
 MAX_LOSS = 100.0
 MAX_COUNT = 2.0**24  # the largest count float32 holds exactly
 
@@ -74,7 +74,7 @@ class Stats:
         *,
         trained: bool = True,
     ) -> Tensor:
-        """Call `enter_pieces` on this table, with the same arguments and result."""
+        """Enter one visit of each of B distinct samples, or one measurement; arguments and result as of `enter`."""
         return enter_pieces(self.table, indices, logits, labels, clean, spent, self.ema, losses, trained=trained)
 
     def visits(self, indices: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ def of_losses(seen: Mapping[str, NDArray]) -> OfLosses:
 def enter_pieces(
     table: Tensor, indices: Tensor, logits: Tensor | None, *others: Tensor | float | None, trained: bool = True
 ) -> Tensor:
-    """Call `enter`, with the same arguments and result.
+    """Do what `enter` does, with the same arguments and result, a few rows at a time on a CPU.
 
-    A CPU does it a few rows at a time: with a thousand classes that takes a quarter of the time.
+    With a thousand classes that takes a quarter of the time, since the passes over the logits stay in the cache.
     """
     width = 8 if logits is None else logits.shape[1]  # without logits it is rows of the table that the cache holds
     rows = max(1, CACHED_NUMBERS // width if table.device.type == "cpu" else len(indices))

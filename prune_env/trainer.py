@@ -36,7 +36,7 @@ FIGURES = ("step", "batches", "val_accuracy", "val_class_accuracy", "train_accur
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """What one step did; counted, never timed. By default nothing, as before the first step."""
+    """What one step did, an entry of `info` each; counted, never timed. By default nothing, as before any step."""
 
     trained: int = 0  # samples
     mixed: int = 0  # of these, blended with a partner
@@ -83,19 +83,19 @@ class Trainer:
         self.stats = Stats(n, classes, recipe.ema, self.device)
         self.ranks = ranks.here()
         self.step = 0
-        self.batches = 0
+        self.batches = 0  # trained on, of more than one row
         self.train_accuracy = 0.0
 
+        traits = models.check(recipe.model, channels, size, classes)
         model = models.build(recipe.model, channels, size, classes, self._seed(streams.WEIGHTS))
         self.bf16 = recipe.precision == "bfloat16" or (
             recipe.precision == "auto" and models.is_convolutional(model) and _has_bf16(self.device)
         )
-        traits = models.check(recipe.model, channels, size, classes)
         self.format = torch.channels_last if traits.channels_last else torch.contiguous_format
         self.model = self.ranks.synchronised(model).to(self.device).to(memory_format=self.format)
         self.parallel = self.ranks.parallel(self.model)
         self.small = self.device.type == "cpu" and models.is_small(self.model, self.batch_size)
-        self.compiled: Callable[[Tensor], Tensor] = self.parallel  # for full batches
+        self.compiled: Callable[[Tensor], Tensor] = self.parallel  # what full batches go through
         if recipe.compile != "off":
             if self.ranks.size > 1:
                 raise ValueError(f"compile is {recipe.compile!r}; a student on several devices needs 'off'")
@@ -106,14 +106,14 @@ class Trainer:
         self.masks: torch.Generator | None = None  # of dropout, in networks that have it
         if traits.random:
             self.masks = torch.Generator(self.device).manual_seed(self._seed(streams.MASKS))
-        mean, std = train.moments
         norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
-        self._norms = [(norm, norm.momentum or 0.0) for norm in norms]
+        self._norms = [(norm, norm.momentum or 0.0) for norm in norms]  # with the momentum that each keeps
+        mean, std = train.moments
         self.augmentation_seed = self._seed(streams.AUGMENTATION)
         self.mean, self.scale = mean[:, None, None], 1.0 / std[:, None, None]  # (C, 1, 1) float32
 
         untrained = self.evaluate(val)
-        self.val_accuracy, self.val_class_accuracy = untrained.accuracy, untrained.of_classes
+        self.val_accuracy, self.val_class_accuracy = untrained.accuracy, untrained.known_class_accuracy
         self.start = EpochResult(  # as if a step had done nothing
             val_accuracy=untrained.accuracy,
             val_loss=untrained.loss,
@@ -174,19 +174,17 @@ class Trainer:
         indices, weights, shares, partners = (  # (k,) each
             torch.from_numpy(column[np.concatenate(parts)]).to(self.device) for column in columns
         )
-        loss_weights = weights * self.ranks.size / self.batch_size  # w_i / batch_size; gradients are a mean over ranks
+        weights = weights * self.ranks.size / self.batch_size  # w_i / batch_size; gradients are a mean over ranks
         clean = shares == 0.0
         pending: list[tuple[Tensor, Tensor]] = []  # logits and labels of the rows from `first` on
         first = last = 0
         self.model.train()
-        batches = self._fetch(indices, lengths)
+        rates, batches = self.rates(epoch, sizes), self._fetch(indices, lengths)
         others = self._fetch(partners, lengths) if selection.mixed else repeat(None, len(sizes))
-        rates = self.rates(epoch, sizes)
-        for i, ((images, labels), other, weight) in enumerate(
-            zip(batches, others, loss_weights.split(lengths), strict=True)
-        ):
+        steps = zip(rates, batches, others, weights.split(lengths), shares.split(lengths), strict=True)
+        for i, (rate, (images, labels), other, weight, share) in enumerate(steps):
             last += lengths[i]
-            self.optimizer.param_groups[0]["lr"] = rates[i]
+            self.optimizer.param_groups[0]["lr"] = rate
             settled = self._settle_norms(sizes[i])
             # compiled code is for one shape, and for the momentum that norms keep once they are settled
             network = self.compiled if sizes[i] == self.batch_size and settled else self.parallel
@@ -194,7 +192,6 @@ class Trainer:
                 logits = self._forward(network, images)
                 loss = self.loss(logits, labels)
             else:
-                share = shares[last - lengths[i] : last]
                 logits = self._forward(network, augment.blend(images, other[0], share))
                 loss = torch.lerp(self.loss(logits, labels), self.loss(logits, other[1]), share)
             (loss @ weight).backward()  # sum(w_i l_i) / batch_size; backward(weight) imports sympy, 0.5 s
@@ -221,7 +218,7 @@ class Trainer:
         return [self.recipe.rate(epoch.progress(float(middle))) for middle in middles]
 
     def _fetch(self, indices: Tensor, sizes: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of `sizes` rows: normalised, augmented images (B, C, H, W) float32 and labels (B,) int64.
+        """Yield batches of `sizes` rows: normalised, augmented images (B, C, H, W) float32 and labels (B,) int64.
 
         Small images are fetched for several batches at a time: it is the calls that cost, not the work.
         """
@@ -249,16 +246,15 @@ class Trainer:
         return all(norm.momentum == momentum for norm, momentum in self._norms)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(B,) float32 training loss, before weights."""
-        smoothing = self.recipe.label_smoothing
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        """Return the training loss of each row, (B,) float32, before weights."""
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.recipe.label_smoothing)
 
     @torch.no_grad()
     def score(self, epoch: Epoch) -> Tensor:
         """Measure the samples an epoch scores, without training; return (1,) int64, rows of finite logits."""
         samples = epoch.rows.scored
         count = torch.zeros(1, dtype=torch.int64, device=self.device)
-        if len(samples) == 0:  # the rule: nothing is sent to the device for it
+        if len(samples) == 0:  # as for most agents: nothing is sent to the device
             return count
         indices = torch.from_numpy(self.ranks.part(samples)).to(self.device)
         for rows, logits, labels in self._predict(self.train_data, indices):
@@ -281,14 +277,14 @@ class Trainer:
         return evaluation
 
     def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Samples (B,), their logits (B, C) and labels (B,): in evaluation mode, without augmentation."""
+        """Yield samples (B,), their logits (B, C) and labels (B,), in evaluation mode and without augmentation."""
         self.model.eval()
         parts = indices.split(EVALUATION_BATCH)
         for rows, (images, labels) in zip(parts, data.batches(parts), strict=True):
             yield rows, self._forward(self.model, self._normalize(images)), labels
 
     def _forward(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """(B, C, H, W) float32 to logits (B, classes) float32."""
+        """Return the logits (B, classes) float32 of images (B, C, H, W) float32."""
         images = images.contiguous(memory_format=self.format)
         masks = models.Seeded(self.masks) if self.masks is not None and self.model.training else nullcontext()
         half = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
@@ -309,7 +305,7 @@ class Trainer:
         for name, passed in zip(("train", "score", "evaluate"), seconds, strict=True):
             self.ledger.seconds[name] += passed
         gained = evaluation.accuracy - self.val_accuracy
-        self.val_accuracy, self.val_class_accuracy = evaluation.accuracy, evaluation.of_classes
+        self.val_accuracy, self.val_class_accuracy = evaluation.accuracy, evaluation.known_class_accuracy
         self.train_accuracy = right / measured if measured else self.train_accuracy
         self.step += 1
         return EpochResult(
@@ -330,7 +326,7 @@ class Trainer:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Put everything back as it was if what is done inside raises, also if the user interrupts it."""
+        """Put everything back as it was if the block raises, also if the user interrupts it."""
         before = copied(self._state())
         try:
             yield
