@@ -174,7 +174,7 @@ class Students:
             # slots that hold a row, found on the host, lest it waits for the device
             rows = torch.from_numpy(np.flatnonzero(plan.valid[chunk])).to(self.device)
             student = rows // (labels.shape[1] * batch_rows)  # (R,)
-            flags = stats.enter_pieces(
+            flags = stats.enter(
                 self.table,
                 offsets[student] + index.flatten()[rows],
                 logits.flatten(0, 2)[rows],
