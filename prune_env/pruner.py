@@ -52,7 +52,7 @@ class Pruner:
         labels: (N,) class of each sample of the data set, 0 to C - 1; or N, if there are no classes.
         epochs: budget in full-epoch equivalents of compute.
         batch_size: rows of a batch, over all ranks.
-        seed: of the order of the batches and of the agent's generator.
+        seed: of the order of the batches and of the agent's generator; the same on all ranks.
         classes: C; by default the largest label and one more.
         val_accuracy: of the untrained model, in [0, 1], for agents that look at it.
         val_class_accuracy: (C,) the same for each class; by default `val_accuracy`.
@@ -123,6 +123,8 @@ class Pruner:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1, and at least the number of ranks")
         self.batch_size = min(batch_size, self.n)
         self.least = max(whole("least", least), self.ranks.size)
+        if int(self.ranks.sum(torch.tensor(seed, device=self.device))) != seed * self.ranks.size:
+            raise ValueError(f"seed is {seed}, and another one on another rank; it must be the same on all")
         self.ledger = Ledger(self.n, epochs)
         self.ledger.require_batch(self.batch_size)
         self.stats = Stats(self.n, self.classes, ema, self.device, initial_loss=initial_loss)
@@ -207,9 +209,15 @@ class Pruner:
             index: (B,) int64, from `indices`.
 
         Raises:
-            ValueError: the agent blends images of this batch, and `mix` was not called for it.
+            ValueError: the agent blends images of this batch, and `mix` was not called for it; or the targets of the
+                run's first batch are not the labels of its indices, as if the loader had other batches.
         """
         self._running()
+        first = self.step == self.done == 0  # the one batch for which the host waits
+        if first and self._targets is not None and not torch.equal(targets, self._targets[index]):
+            raise ValueError(
+                "the targets are not the labels of these indices: does the loader have the pruner as batch_sampler?"
+            )
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         if self._mixed and self._targets is not None:
             others = self._targets[self._partners[index]]

@@ -478,6 +478,7 @@ def test_two_ranks_train_as_one(tmp_path, resumed):
 
 def test_every_rank_needs_a_sample(monkeypatch):
     monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: 2 * values)
     pruner, _ = toy(lambda observation, rng: select(np.arange(50) == 3))
     with pytest.raises(ValueError, match="the agent keeps 1 samples; each of 2 ranks needs one"):
         list(pruner)
@@ -540,3 +541,18 @@ def test_every_rank_needs_a_row_of_each_batch(monkeypatch):
     monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
     with pytest.raises(ValueError, match=r"batch_size is 1; .* at least the number of ranks"):
         Pruner(everything, np.arange(6), 2.0, batch_size=1)
+
+
+def test_all_ranks_need_the_same_seed(monkeypatch):
+    monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: values + 4)  # the other rank's seed is 4
+    assert toy(everything, seed=4)[0].seed
+    with pytest.raises(ValueError, match="seed is 5, and another one on another rank"):
+        toy(everything, seed=5)
+
+
+def test_a_loader_of_other_batches_is_noticed_at_the_first_one():
+    pruner, dataset = toy(everything)
+    index = next(pruner.indices())
+    with pytest.raises(ValueError, match="does the loader have the pruner as batch_sampler"):
+        pruner.loss(torch.zeros(8, 3), dataset.tensors[1][:8], index)
