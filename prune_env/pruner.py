@@ -311,7 +311,7 @@ class Pruner:
         """Enter the statistics, charge the epoch, and end the run if the budget is spent. The host waits once.
 
         Args:
-            val_accuracy: of the model now, in [0, 1]; by default the last one.
+            val_accuracy: of the model now, in [0, 1]; by default the last one. The mean over the ranks that give it.
             val_class_accuracy: (C,) the same for each class; by default `val_accuracy`.
 
         Raises:
@@ -344,17 +344,25 @@ class Pruner:
         self._epoch, self.done = None, 0
 
     def _validated(self, accuracy: float | None, by_class: Sequence[float] | None) -> tuple[float, list[float]]:
-        """Return the accuracy of validation, and of each class; what is not given is as it was, or alike for all."""
-        if accuracy is None and by_class is None:
-            return self.val_accuracy, self.val_class_accuracy
-        accuracy = self.val_accuracy if accuracy is None else float(accuracy)
-        by_class = [accuracy] * self.classes if by_class is None else [float(own) for own in by_class]
+        """Return the accuracy of validation, and of each class; what is not given is as it was, or alike for all.
+
+        Ranks need the same numbers, and batch norm makes theirs differ: they take the mean over those that give any.
+        """
+        given = accuracy is not None or by_class is not None
+        overall = self.val_accuracy if accuracy is None else float(accuracy)
+        if by_class is None:
+            by_class = [overall] * self.classes if given else self.val_class_accuracy
         if len(by_class) != self.classes:
             raise ValueError(f"val_class_accuracy has {len(by_class)} numbers; there are {self.classes} classes")
-        wrong = [share for share in (accuracy, *by_class) if not 0.0 <= share <= 1.0]
+        numbers = [overall, *map(float, by_class)]
+        wrong = [number for number in numbers if not 0.0 <= number <= 1.0]
         if wrong:
             raise ValueError(f"an accuracy of validation is {wrong[0]}; it must lie in [0, 1]")
-        return accuracy, by_class
+        if self.ranks.size > 1:
+            summed = given * torch.tensor([1.0, *numbers], dtype=torch.float64, device=self.device)
+            givers, *sums = self.ranks.sum(summed).tolist()
+            numbers = [total / givers for total in sums] if givers else numbers
+        return numbers[0], numbers[1:]
 
     def _flush(self) -> None:
         """Enter what was recorded."""
