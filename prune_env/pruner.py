@@ -58,7 +58,7 @@ class Pruner:
         val_class_accuracy: (C,) the same for each class; by default `val_accuracy`.
         initial_loss: roughly the untrained model's, for a loop that gives losses without logits: agents then see no
             other statistics than `stats.OF_LOSSES`. Samples have this loss before their first visit.
-        least: rows that a batch must have; fewer join the batch before. Batch norm needs 2 on each device.
+        least: rows, over all ranks, that a batch must have; fewer join the batch before. Batch norm needs 2 a rank.
         ema: weight of the newest loss in the running mean and variance.
         device: where the statistics are kept; that of the model.
         history: whether to remember each epoch's weights for `history()`: 4 N bytes an epoch.
@@ -194,7 +194,10 @@ class Pruner:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is spent at the middle of the batch whose loss was taken last, in [0, 1]."""
+        """Share of the budget that is spent at the middle of the batch whose loss was taken last, in [0, 1].
+
+        Between epochs, and after the last one, what is spent; a part that allows no other batch may be left.
+        """
         if self._epoch is None:
             return self.ledger.share
         a, b = self._ends[max(self.done - 1, 0)], self._ends[min(max(self.done, 1), len(self))]
@@ -240,7 +243,9 @@ class Pruner:
             RuntimeError: all batches of this epoch were recorded already.
         """
         if self._running().rows.mixed and not self._mixed:
-            raise ValueError("the agent blends images (mixup): call pruner.mix before the model, or wrap the agent")
+            raise ValueError(
+                "the agent blends images (mixup): call pruner.mix before the model, or let it return no mixup"
+            )
         if self.done == len(self):
             raise RuntimeError(
                 f"all {len(self)} batches of this epoch are recorded: call end_epoch, and record no others"
