@@ -119,17 +119,17 @@ class Pruner:
             raise ValueError("there is one class, whose cross-entropy is 0: give losses, and initial_loss here")
         self._targets = None if self.labels is None else torch.from_numpy(self.labels).to(self.device)  # (N,) int64
         self.ranks = ranks.here()
-        if not self.ranks.size <= whole("batch_size", batch_size):
+        if whole("batch_size", batch_size) < self.ranks.size:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1, and at least the number of ranks")
         self.batch_size = min(batch_size, self.n)
         self.least = max(whole("least", least), self.ranks.size)
-        if int(self.ranks.sum(torch.tensor(seed, device=self.device))) != seed * self.ranks.size:
-            raise ValueError(f"seed is {seed}, and another one on another rank; it must be the same on all")
         self.ledger = Ledger(self.n, epochs)
         self.ledger.require_batch(self.batch_size)
         self.stats = Stats(self.n, self.classes, ema, self.device, initial_loss=initial_loss)
         # PruneEnv draws the seed of a run from the seed of `reset`
         self.seed = int(seeding.np_random(int(seed))[0].integers(2**32))
+        if int(self.ranks.sum(torch.tensor(self.seed, device=self.device))) != self.seed * self.ranks.size:
+            raise ValueError(f"seed is {seed}, and another one on another rank; it must be the same on all")
         self.rng = np.random.default_rng([seed, streams.AGENT])
         self.val_accuracy, self.val_class_accuracy = self._validated(val_accuracy, val_class_accuracy)
         self.train_accuracy = 0.0
@@ -144,7 +144,7 @@ class Pruner:
         """Ask the agent what this epoch trains on, unless it was asked already; the loader and `indices` do it too."""
         if self._epoch is None:
             if self.finished:
-                raise RuntimeError("the budget is spent: loop `while not pruner.finished`")
+                raise RuntimeError("the run has ended: loop `while not pruner.finished`")
             action = selection.check(self.agent(self.observe(), self.rng), self.n)
             order = np.random.default_rng([self.seed, streams.ORDER, self.step])
             self._start(Epoch.plan(Selection.from_action(action, order), self.ledger, self.batch_size))
