@@ -119,9 +119,10 @@ class Pruner:
             raise ValueError("there is one class, whose cross-entropy is 0: give losses, and initial_loss here")
         self._targets = None if self.labels is None else torch.from_numpy(self.labels).to(self.device)  # (N,) int64
         self.ranks = ranks.here()
-        if whole("batch_size", batch_size) < self.ranks.size:
+        rows = whole("batch_size", batch_size)
+        if rows < self.ranks.size:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1, and at least the number of ranks")
-        self.batch_size = min(batch_size, self.n)
+        self.batch_size = min(rows, self.n)
         self.least = max(whole("least", least), self.ranks.size)
         self.ledger = Ledger(self.n, epochs)
         self.ledger.require_batch(self.batch_size)

@@ -518,6 +518,24 @@ def test_wrong_arguments_name_themselves(wrong, said):
         Pruner(**given)
 
 
+def test_numbers_of_numpy_and_labels_in_any_form_are_taken(tmp_path):
+    def play(*given, **settings) -> dict:
+        pruner = Pruner(*given, history=True, **settings)
+        for index in pruner.indices():
+            pruner.loss(torch.zeros(len(index), 3), index % 3, index)
+        pruner.end_epoch(np.float64(0.5))
+        torch.save(pruner.state_dict(), tmp_path / "state.pt")
+        return pruner.history()
+
+    expected = play(everything, np.arange(20) % 3, 2.0, batch_size=8, seed=2**70)
+    for labels in ((np.arange(20) % 3).tolist(), torch.arange(20) % 3, np.arange(20, dtype=np.uint8) % 3):
+        found = play(everything, labels, np.float32(2.0), batch_size=np.int64(8), seed=2**70, least=np.int64(2))
+        np.testing.assert_equal(found, expected)
+        again = Pruner(everything, labels, 2, batch_size=8, seed=2**70, history=True)
+        again.load_state_dict(torch.load(tmp_path / "state.pt"))
+        assert again.step == 1
+
+
 def test_what_a_loop_gives_is_checked_where_it_enters():
     pruner, dataset = toy(everything)
     for call in (pruner.end_epoch, lambda: pruner.loss(torch.zeros(8, 3), dataset.tensors[1][:8], torch.arange(8))):
