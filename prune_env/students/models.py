@@ -143,7 +143,10 @@ def _tried(model: Any, channels: int, size: int, classes: int) -> Traits:
         other = build(model, channels, size, classes, seed=0)
         if set(network.parameters()) & set(other.parameters()):
             raise ValueError(f"model {name!r} made two networks that share weights; each run needs its own: copy them")
-        shapes = [(key, tuple(value.shape)) for key, value in network.state_dict().items()]
+        weights, others = network.state_dict(), other.state_dict()
+        if not all(torch.equal(weights[key], others[key]) for key in weights):
+            raise ValueError(f"model {name!r} made two networks of one seed with other weights; draw them with torch")
+        shapes = [(key, tuple(value.shape)) for key, value in weights.items()]
         outline = hashlib.sha256(f"{network}{shapes}".encode()).hexdigest()
     # views of images in channels_last fail, as in x.view(len(x), -1)
     for memory_format in [torch.channels_last] * is_convolutional(network) + [torch.contiguous_format]:

@@ -143,5 +143,7 @@ def test_what_cannot_be_data_is_named(given, words):
 def test_data_that_are_not_there_are_named():
     with pytest.raises(ValueError, match=r"unknown data set 'arrays'.*dataset=prune_env.data.Arrays"):
         gym.make("prune_env/Arrays-v0")
+    with pytest.raises(TypeError, match=r"dataset is a tuple; it must be .* prune_env.data.Arrays\(train="):
+        PruneEnv((IMAGES, LABELS))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"no test split.*Arrays\(test=\)"):
         data.load_test(Arrays((IMAGES, LABELS)))

@@ -192,8 +192,8 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
     block = Block("it", env, settings, ("full",), (0.5,), (30.0, 8.0), 1)
     for _, rate in plan.with_rates(block).values():
         command = shlex.split(rate.partition("tune it: ")[2])
-        assert command[:3] == ["python", "-m", "train.tune"]
-        asked = tyro.cli(tune.Arguments, args=command[3:])
+        assert command[:2] == ["prune-env", "tune"]
+        asked = tyro.cli(tune.Arguments, args=command[2:])
         dataset = plan.dataset_of(env)
         without_rate = {name: value for name, value in settings.items() if name != "lr"}
         assert asked.settings() == {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
@@ -207,7 +207,7 @@ def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
     root = str(tmp_path / ("long name " * 12))
     ((_, rate),) = plan.with_rates(block, root).values()
     shown = table.plain(Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
-    asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[3:])
+    asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[2:])
     assert asked.root == root
     assert asked.save == "cifar10"
 
@@ -271,6 +271,8 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
 WRONG = {  # and what the line says
     "--env prune_env/Nothing-v0": "Nothing",
     "--env CartPole-v1": "'CartPole-v1' is not one of prune_env's",
+    "--env Digits-v0": "'Digits-v0' is not one of prune_env's: prune_env/Digits-v0, ",
+    "--optimizer adam": "optimizer is 'adam'; it must be one of sgd, adamw",
     "--env prune_env/DigitsSummary-v0": "use 'prune_env/Digits-v0'",
     "--env prune_env/ImageFolder-v0 --root nowhere": "nowhere",
     "--agents full fool": "unknown agent 'fool'",
