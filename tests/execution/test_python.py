@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import multiprocessing.spawn
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,9 @@ def test_the_first_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.
             call()
         assert isinstance(error.value.__cause__, OSError)
         assert error.traceback[-1].name == "raises"
+        if sys.version_info >= (3, 11):
+            (note,) = error.value.__notes__
+            assert re.fullmatch(r"mine.*, budget 1(\.5)?, seed 0: KeyError: 'no idea' \(test_python.*, step 1\)", note)
 
     check(lambda: evaluate({"mine": raises}, **SMALL))
     (tmp_path / "mine.py").write_text("from tests.execution.test_python import raises\n")
@@ -136,13 +140,31 @@ def test_the_first_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.
         ({"a": "ucb", "b": "ucb:keep=0.5"}, {}, "'a' and 'b' are the same agent"),
         (["full"], {"save_models": True}, "need a folder"),
         (["full"], {"budgets": []}, "budgets needs at least one value"),
+        ([lambda seen, rng: None, lambda seen, rng: 0], {}, "two agents are called '<lambda>'; give them names"),
+        ("full", {}, r"agents is 'full'; it must be several, as in \['full'\]"),
+        (raises, {}, "agents is <function raises"),
+        ({3: "full"}, {}, "name of an agent is 3; it must be a string"),
+        ({"mine": None}, {}, "'mine' is None; it must be a spec, such as 'ucb:c=2', or"),
+        (["full"], {"budgets": 3}, r"budgets is 3; it must be several, as in \[3\]"),
+        (["full"], {"budgets": ["3"]}, "budgets is '3'; it must be a number"),
+        (["full"], {"budget": 3}, "'budget' is no setting.*budgets=, seeds= and agents="),
+        (["full"], {"lable_noise": 0.1}, "'lable_noise' is no setting.*label_noise"),
+        (["full"], {"workers": "2"}, "workers is '2'; it must be a number"),
+        (["full"], {"workers": 1.5}, "workers is 1.5; it must be a whole number"),
     ],
 )
 def test_what_cannot_be_is_refused(agents: Any, more: dict[str, Any], words: str):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         evaluate(agents, **more)
-    with pytest.raises(TypeError, match="lable_noise"):
-        evaluate(["full"], lable_noise=0.1)
+
+
+def test_the_heading_is_of_what_was_trained():
+    train, _ = data.load("digits")
+    own = data.Arrays((train.images, train.labels), test=(train.images[:20], train.labels[:20]))
+    (record,) = evaluate(["full"], dataset=own, train_size=50, budgets=[1], seeds=1, lr=None).records
+    assert record["configuration"]["recipe"]["model"] == "convnet"
+    assert record["task"] == "prune_env/Digits-v0, convnet, dataset=arrays, train_size=50"
+    assert "tuned for full training of convnet" in record["rate"]
 
 
 def test_a_folder_keeps_runs_and_saves_students_and_selections(
@@ -155,7 +177,7 @@ def test_a_folder_keeps_runs_and_saves_students_and_selections(
     assert numbers(again.records) == numbers(first.records)
     assert "4 runs, 0 of them done before" in capsys.readouterr().err  # nothing was saved
     evaluate(agents, folder=tmp_path, **saving)
-    assert "4 runs, 2 of them done before" in capsys.readouterr().err  # an object has no key
+    assert "4 runs, 2 of them done before, 2 done again in place of" in capsys.readouterr().err  # an object has no key
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
 
     env = digits(train_size=100)

@@ -166,7 +166,7 @@ ELSEWHERE = np.random.default_rng(0)
 
 def drawn_elsewhere(channels: int, size: int, classes: int) -> nn.Module:
     network = perceptron(channels, size, classes)
-    nn.init.constant_(network[3].bias, ELSEWHERE.random())
+    nn.init.constant_(next(network.parameters()), ELSEWHERE.random())
     return network
 
 
