@@ -90,6 +90,8 @@ def test_it_gives_what_the_program_gives_and_keeps_nothing(tmp_path: Path, monke
     assert ours == {(named[agent], seed): of for (agent, seed), of in numbers(theirs).items()}
 
     printed = found.table()
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter sets it
+    assert found.table() == printed
     assert str(printed) == repr(printed) == repr(found)
     theirs_printed = (out / "it" / "table.txt").read_text()
     assert printed.splitlines()[0] == theirs_printed.splitlines()[0]
