@@ -22,6 +22,7 @@ import agents as rules
 from prune_env import io
 from prune_env.checks import real, text, whole
 from prune_env.data import sources
+from prune_env.data.source import printable
 from prune_env.students.recipes import default_model
 from train.analysis import records as reading
 from train.analysis import summary, table
@@ -71,18 +72,18 @@ class Arguments(Options, Running):
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
 
-    def block(self) -> tuple[str, Block]:
-        """Return the default name of the folder of results, and what to run."""
+    def blocks(self) -> tuple[str, list[Block], str]:
+        """Return the default name of the folder of results, what to run, and no text of a file, see `carry_out`."""
         settings = self.settings()
         name, heading = names(self.env, settings, self.root)
-        return name, Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)
+        return name, [Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)], ""
 
 
 def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str, str]:
     """Return the default name of the folder of results, and the heading of their tables. Raises as `dataset_of`."""
     dataset, settings = dataset_of(env), results.plain_settings(settings)
     model = settings.pop("model", None) or default_model(settings.get("dataset", dataset))
-    images = [sources.folder(root).name] if dataset == "imagefolder" else []
+    images = [printable(sources.folder(root).name)] if dataset == "imagefolder" else []
     task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
     name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, *images, model, *task]))
     return name, ", ".join([env, *images, model, *(f"{name}={value}" for name, value in settings.items())])
@@ -151,6 +152,7 @@ def evaluate(
     Raises:
         ValueError, TypeError: a wrong argument; or callables with workers, whose processes do not have them.
         RuntimeError: no run has ended well. With workers, a warning says which runs failed.
+        Taken: another program is writing to `folder`.
     """
     for name, value in (("agents", agents), ("budgets", budgets)):
         if isinstance(value, str) or not isinstance(value, Iterable):
@@ -253,12 +255,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["prune-env", "evaluate", *(sys.argv[1:] if args is None else args)])
-
-    def blocks() -> tuple[str, list[Block], str]:
-        name, block = arguments.block()
-        return name, [block], ""
-
-    return carry_out(arguments, command, blocks, report)
+    return carry_out(arguments, command, arguments.blocks, report)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,7 @@ class Arrays:
     def source(self) -> Source:
         """These arrays, as any data set."""
         side = self._splits["train"].images.shape[2]
-        share = 0.1
-        return Source(lambda root, split, size: self.find(split, size), None, side, True, share, self.augment)
+        return Source(lambda root, split, size: self.find(split, size), None, side, True, 0.1, self.augment)
 
     def find(self, split: str, size: int) -> Samples:
         """Return a split, its images `size` pixels a side. Raises ValueError for a test split that was not given."""

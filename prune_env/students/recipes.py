@@ -33,7 +33,7 @@ class Training:
     batch_size: int | None = None
     """Rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when the batch is short. By default as tuned."""
     lr: float | None = None
-    """Peak learning rate; by default as tuned, which for `adamw` is mostly 0.001, not tuned."""
+    """Peak learning rate; by default as tuned, and for `adamw` mostly a customary 0.001."""
     weight_decay: float | None = None
     """Weight decay on all parameters; the learning rate scales it. By default as tuned, or 0.01 for `adamw`."""
     optimizer: str = "sgd"

@@ -212,6 +212,14 @@ def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
     assert asked.save == "cifar10"
 
 
+def test_a_folder_of_images_whose_name_is_no_text_can_be_printed():
+    root, env = os.fsdecode(b"/images/caf\xe9"), "prune_env/ImageFolder-v0"
+    name, heading = evaluate.names(env, {}, root)
+    ((_, rate),) = plan.with_rates(Block("it", env, {}, ("full",), (0.5,), (8.0,), 1), root).values()
+    assert (name, heading) == ("imagefolder-caf-xe9-convnet", r"prune_env/ImageFolder-v0, caf\xe9, convnet")
+    assert rate.encode().endswith(rb"--root '/images/caf\xe9'")
+
+
 @pytest.mark.slow
 def test_dropping_hard_samples_does_not_win_by_an_untuned_baseline(tmp_path: Path):
     """At the rate for clean labels `middle` is 3.6 points over `full` here."""

@@ -15,6 +15,7 @@ import tyro
 
 import agents
 from prune_env import data
+from prune_env.data.source import printable
 from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution import provenance, results
@@ -122,7 +123,7 @@ def _tune_command(block: Block, root: str | None) -> str:
     flags["save"] = f"{dataset}:{size}" if size else dataset
     flags.pop("lr", None)
     if root is not None and dataset != "digits":
-        flags["root"] = root
+        flags["root"] = printable(root)
     words = ["prune-env", "tune"]
     for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is True else [value]

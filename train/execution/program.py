@@ -39,7 +39,7 @@ class Running(Where):
     download: bool = False
     """Fetch images that are not there."""
     images: str = "auto"
-    """Where they are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
+    """Where images are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
     device: str = "auto"
     """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
     agent_timeout: float = 600.0
@@ -55,7 +55,7 @@ class Running(Where):
     name: str | None = None
     """Folder of the results; by default named after what is run."""
     out: Path = Path("runs")
-    """Folder of that folder."""
+    """Folder in which the folder of results is."""
 
 
 def carry_out(running: Running, command: str, source: Source, report: Report) -> int:
