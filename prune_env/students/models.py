@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -147,7 +148,8 @@ def _tried(model: Any, channels: int, size: int, classes: int) -> Traits:
         if not all(torch.equal(weights[key], others[key]) for key in weights):
             raise ValueError(f"model {name!r} made two networks of one seed with other weights; draw them with torch")
         shapes = [(key, tuple(value.shape)) for key, value in weights.items()]
-        outline = hashlib.sha256(f"{network}{shapes}".encode()).hexdigest()
+        shown = re.sub(" at 0x[0-9a-f]+", "", str(network))  # addresses differ from process to process
+        outline = hashlib.sha256(f"{shown}{shapes}".encode()).hexdigest()
     # views of images in channels_last fail, as in x.view(len(x), -1)
     for memory_format in [torch.channels_last] * is_convolutional(network) + [torch.contiguous_format]:
         network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]

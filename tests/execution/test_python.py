@@ -205,6 +205,28 @@ def test_a_folder_keeps_runs_and_saves_students_and_selections(
             assert kept["weight"].tolist() == [[1.0] * (n // 2) + [0.0] * (n // 2)] * 3
 
 
+def test_a_network_that_was_edited_is_told_apart_from_the_former_of_its_name(tmp_path: Path):
+    """Else one table would take the difference of an agent on one network to full training of another."""
+
+    def of_width(width: int) -> Callable[[int, int, int], torch.nn.Module]:
+        def network(channels: int, size: int, classes: int) -> torch.nn.Module:
+            layers = torch.nn.Flatten(), torch.nn.Linear(channels * size**2, width), torch.nn.Linear(width, classes)
+            return torch.nn.Sequential(*layers)
+
+        network.__qualname__ = "network"
+        return network
+
+    few = {**SMALL, "seeds": 1, "folder": tmp_path}
+    first = evaluate(["full", "infobatch"], model=of_width(4), **few).records
+    second = evaluate(["full"], model=of_width(5), **few).records
+    assert first[0]["task"] == second[0]["task"]
+    table = (tmp_path / "table.txt").read_text()
+    parts = re.split(re.escape(first[0]["task"]) + r", network [0-9a-f]{8}\n", table)[1:]
+    shown = [re.findall(r"^ (full|infobatch) +(\d+\.\d+)", part, re.MULTILINE) for part in parts]
+    for rows, records in zip(shown, [first, second], strict=True):
+        assert dict(rows) == {r["agent"]: f"{100 * r['results']['test_accuracy']:.2f}" for r in records}
+
+
 def test_a_frame_has_a_row_a_run(monkeypatch: pytest.MonkeyPatch):
     found = evaluate(["full"], **SMALL)
     with monkeypatch.context() as patch:

@@ -159,6 +159,21 @@ def test_its_outline_tells_apart_what_has_one_name():
     outlines = [models.check(Maker(width), 1, 8, 10).outline for width in (5, 6, 5)]
     assert outlines[0] == outlines[2] != outlines[1]
 
+    class Shown(nn.Linear):
+        act: Any
+
+        def extra_repr(self) -> str:
+            return f"{super().extra_repr()}, {self.act}"
+
+    def shown(channels: int, size: int, classes: int) -> nn.Module:
+        layer = Shown(channels * size**2, classes)
+        layer.act = lambda x: x  # its address is not that of another process
+        alive.append(layer)
+        return nn.Sequential(nn.Flatten(), layer)
+
+    alive: list[nn.Module] = []
+    assert models.check(shown, 1, 8, 10).outline == models._tried.__wrapped__(shown, 1, 8, 10).outline
+
 
 KEPT = perceptron(1, 8, 10)
 ELSEWHERE = np.random.default_rng(0)
