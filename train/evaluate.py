@@ -81,8 +81,9 @@ class Arguments(Options, Running):
 
 def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str, str]:
     """Return the default name of the folder of results, and the heading of their tables. Raises as `dataset_of`."""
-    dataset, settings = dataset_of(env), results.plain_settings(settings)
-    model = settings.pop("model", None) or default_model(settings.get("dataset", dataset))
+    settings = results.plain_settings(settings)
+    dataset = settings.get("dataset", dataset_of(env))
+    model = settings.pop("model", None) or default_model(dataset)
     images = [printable(sources.folder(root).name)] if dataset == "imagefolder" else []
     task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
     name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, *images, model, *task]))

@@ -163,9 +163,10 @@ def test_what_cannot_be_is_refused(agents: Any, more: dict[str, Any], words: str
 def test_the_heading_is_of_what_was_trained():
     train, _ = data.load("digits")
     own = data.Arrays((train.images, train.labels), test=(train.images[:20], train.labels[:20]))
-    (record,) = evaluate(["full"], dataset=own, train_size=50, budgets=[1], seeds=1, lr=None).records
+    env = "prune_env/ImageFolder-v0"
+    (record,) = evaluate(["full"], env, dataset=own, train_size=50, budgets=[1], seeds=1, lr=None, image_size=8).records
     assert record["configuration"]["recipe"]["model"] == "convnet"
-    assert record["task"] == "prune_env/Digits-v0, convnet, dataset=arrays, train_size=50"
+    assert record["task"] == f"{env}, convnet, dataset=arrays, train_size=50, image_size=8"
     assert "tuned for full training of convnet" in record["rate"]
 
 
