@@ -132,15 +132,17 @@ def check(model: str | Factory, channels: int, size: int, classes: int) -> Trait
 
     Raises ValueError unless it takes such images, and makes logits of them; and what `build` raises.
     """
-    seen = _tried if isinstance(model, Hashable) else _tried.__wrapped__
-    return seen(model, channels, size, classes)
+    make = _factory(model)
+    seen = _tried if isinstance(make, Hashable) else _tried.__wrapped__
+    return seen(model, make, channels, size, classes)
 
 
 @functools.lru_cache(maxsize=256)  # the environment asks for each task of a distribution, and again for each run
-def _tried(model: Any, channels: int, size: int, classes: int) -> Traits:
+def _tried(model: Any, make: Any, channels: int, size: int, classes: int) -> Traits:
+    """As `check`; `make` is the caller's own function, which a name can stand for anew in a notebook."""
     name = named("model", model)
     network, outline, error = build(model, channels, size, classes, seed=0).train(), "", None
-    if _factory(model) is not None:
+    if make is not None:
         other = build(model, channels, size, classes, seed=0)
         if set(network.parameters()) & set(other.parameters()):
             raise ValueError(f"model {name!r} made two networks that share weights; each run needs its own: copy them")

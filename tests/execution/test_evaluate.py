@@ -25,7 +25,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import prune_env
 from prune_env import data, io
 from prune_env.data.task import Variant
-from prune_env.students import models
 from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
 from tests.helpers.processes import alive, until
@@ -373,8 +372,7 @@ def test_an_own_network_is_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert record["rate"] == "lr 0.02: as given"
     network = record["configuration"]["network"]
     (tmp_path / "own_network.py").write_text(OWN_NETWORK.replace("2, classes", "2, 7), torch.nn.Linear(7, classes"))
-    monkeypatch.delitem(sys.modules, "own_network")
-    models._tried.cache_clear()
+    monkeypatch.delitem(sys.modules, "own_network")  # as of a notebook that reloads it
     run = Run("prune_env/Digits-v0", {"model": "own_network:make", "budget": 1.5}, "full", 0)
     assert run.configuration(run.make_env())["network"] != network
 

@@ -172,7 +172,7 @@ def test_its_outline_tells_apart_what_has_one_name():
         return nn.Sequential(nn.Flatten(), layer)
 
     alive: list[nn.Module] = []
-    assert models.check(shown, 1, 8, 10).outline == models._tried.__wrapped__(shown, 1, 8, 10).outline
+    assert models.check(shown, 1, 8, 10).outline == models._tried.__wrapped__(shown, shown, 1, 8, 10).outline
 
 
 KEPT = perceptron(1, 8, 10)
