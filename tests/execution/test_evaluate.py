@@ -255,7 +255,8 @@ def test_rows_pair_by_seed():
 def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
     """There is one declaration of each: a field of `Variant` or of `Training`."""
     values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.2}
-    values |= {"task_seed": 3, "val_rest": True, "model": "mlp:3", "batch_size": 9, "lr": 0.3, "weight_decay": 0.01}
+    values |= {"task_seed": 3, "val_rest": True, "val_size": 30, "model": "mlp:3", "batch_size": 9, "lr": 0.3}
+    values["weight_decay"] = 0.01
     values["optimizer"] = "adamw"
     values |= {"momentum": 0.5, "warmup": 0.2, "label_smoothing": 0.1, "ema": 0.5, "precision": "float32"}
     values["compile"] = "step"
