@@ -15,6 +15,7 @@ PROGRAMS = {
     "learn": "train a policy over pruning decisions",
     "heldout": "judge a policy on tasks that no policy is trained on",
     "proxies": "say which cheap tasks order rules as the real ones do",
+    "ceiling": "say what rules could win, by kind of trouble",
     "explain": "show what a policy does and which of its inputs it uses",
     "bench": "measure what the environment costs",
 }

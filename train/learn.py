@@ -32,13 +32,13 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from prune_env import PruneEnv, io
 from prune_env.machine import cores
-from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from train.analysis.text import plus_minus
 from train.execution import provenance
 from train.execution.process import Taken, locked
 from train.learning import ppo, search
-from train.learning.rollouts import FULL, distribution, draw_pairs, play, training_env
+from train.learning.rollouts import distribution, draw_pairs, play, training_env
 from train.learning.subproc_env import ProcessVecEnv
 from train.learning.workers import Died, Workers
 

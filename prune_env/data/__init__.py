@@ -80,18 +80,13 @@ def load(
     root: str | Path | None = None,
     download: bool = False,
     image_size: int | None = None,
-    train_size: int | None = None,
-    label_noise: float = 0.0,
-    imbalance: float = 1.0,
-    duplicates: float = 0.0,
-    task_seed: int = 0,
-    val_rest: bool = False,
     images: str = "auto",
     device: torch.device | str = "cpu",
+    **variant: Any,
 ) -> tuple[Data, Data]:
     """Return the training and the validation part of a data set's official training split, for `device`.
 
-    `train_size` to `val_rest` vary the task: see `Variant`. Parts that hold the same images share their memory.
+    The fields of `Variant`, such as `train_size`, vary the task. Parts that hold the same images share their memory.
 
     `images` says where they are kept, and changes no number:
 
@@ -102,14 +97,7 @@ def load(
 
     Raises TypeError or ValueError for a value of another type or out of range, and what `sources.read` raises.
     """
-    variant = Variant(
-        train_size=train_size,
-        label_noise=label_noise,
-        imbalance=imbalance,
-        duplicates=duplicates,
-        task_seed=task_seed,
-        val_rest=val_rest,
-    )
+    varied = Variant(**variant)
     check_kind(images)
     samples, source = sources.read(dataset, "train", root, download, image_size), sources.get(dataset)
     if len(samples.classes) < 2:
@@ -117,7 +105,7 @@ def load(
     rows = samples.validation
     if rows is None:
         rows = validation_rows(samples.labels, samples.classes, source.validation_share)
-    parts = variant.parts(samples.labels, samples.classes, rows)
+    parts = varied.parts(samples.labels, samples.classes, rows)
     device = torch.device(device)
     kind = chosen(images, samples, len(parts.train) + len(parts.validation), device)
     train = _data(samples, parts.train, parts.labels, parts.wrong, source.augment, kind, device)

@@ -34,6 +34,8 @@ class Variant:
     """Seed of what is drawn: 0 or more."""
     val_rest: bool = False
     """Whether validation also has, with clean labels, the samples that `imbalance` and `train_size` leave out."""
+    val_size: int | None = None
+    """Number of validation samples, classes keeping their shares; None: all. Fewer make an epoch cheaper to judge."""
 
     def __post_init__(self) -> None:
         # Comparisons are written so that NaN fails them.
@@ -43,8 +45,9 @@ class Variant:
             raise ValueError(f"imbalance={self.imbalance} must be a finite ratio of 1 or more")
         if not 0 <= real("duplicates", self.duplicates) < 1:
             raise ValueError(f"duplicates={self.duplicates} must be a share of at least 0 and below 1")
-        if self.train_size is not None:
-            whole("train_size", self.train_size)
+        for name in ("train_size", "val_size"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name))
         if whole("task_seed", self.task_seed) < 0:
             raise ValueError(f"task_seed={self.task_seed} must be 0 or more")
 
@@ -57,9 +60,12 @@ class Variant:
         rngs = [np.random.default_rng((self.task_seed, knob)) for knob in (1, 2, 3, 4)]
         rows = every[imbalanced_rows(labels[every], len(classes), self.imbalance, rngs[0])]
         if self.train_size is not None:
-            rows = rows[stratified_rows(labels[rows], len(classes), self.train_size, rngs[1])]
+            rows = rows[stratified_rows("train_size", labels[rows], len(classes), self.train_size, rngs[1])]
         if self.val_rest:
             validation = np.union1d(validation, np.setdiff1d(every, rows))
+        if self.val_size is not None:  # the same ones for every task that has the same to choose from
+            rng = np.random.default_rng(VALIDATION_SEED)
+            validation = validation[stratified_rows("val_size", labels[validation], len(classes), self.val_size, rng)]
         rows = with_duplicates(rows, self.duplicates, rngs[2])
         noisy, wrong = with_label_noise(labels[rows], len(classes), self.label_noise, rngs[3])
         return Parts(rows, noisy, wrong, validation)
@@ -108,15 +114,16 @@ def imbalanced_rows(labels: np.ndarray, classes: int, ratio: float, rng: np.rand
     return draw_per_class(labels, sizes, rng)
 
 
-def stratified_rows(labels: np.ndarray, classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
+def stratified_rows(name: str, labels: np.ndarray, classes: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """Sorted rows of exactly `size` samples in which classes keep their shares, none below one sample.
 
     Raises ValueError for more samples than there are, or fewer than classes.
     """
     if not classes <= size <= len(labels):
-        raise ValueError(f"train_size={size} must lie between {classes}, one a class, and {len(labels)}, all there are")
-    sizes = apportion(size, np.bincount(labels, minlength=classes))
-    for empty in np.flatnonzero(sizes == 0):
+        raise ValueError(f"{name}={size} must lie between {classes}, one a class, and {len(labels)}, all there are")
+    counts = np.bincount(labels, minlength=classes)
+    sizes = apportion(size, counts)
+    for empty in np.flatnonzero((sizes == 0) & (counts > 0)):
         sizes[sizes.argmax()] -= 1
         sizes[empty] = 1
     return draw_per_class(labels, sizes, rng)

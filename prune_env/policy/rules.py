@@ -30,11 +30,12 @@ RULE_PARAMETERS = (
     "wrong",  # avoids what is confidently predicted as another class, by the running margin; below 0, prefers it
     "right",  # avoids what is confidently predicted right; below 0, prefers it
 )
+FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE_PARAMETERS])  # full training
 SMALLEST_KEEP = 0.1
 SHARE_DIGITS = 6  # a keep share is rounded to so many: float32 keeps these
 TILT = 2.0  # preference of a sample at the logit 1 of its rank, where the parameter is 1
 MIDDLE_WIDTH = 1.8  # as in agents.difficulty.Middle
-NEED_TILT = 4.0  # preference of a class 1 below the mean accuracy of classes, where the parameter is 1
+NEED_TILT = 2.0  # preference of a class 1 below the mean accuracy of classes, where the parameter is 1
 MARGIN_TILT = 6.0  # preference of a sample of running margin -1 (`wrong`) or 1 (`right`), where that parameter is -1
 MAX_RATIO = 3.0  # largest ratio of a loss weight to the mean weight
 MIN_RANDOMNESS = 1e-9  # at -1, so that ties are drawn uniformly
@@ -47,7 +48,7 @@ def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None
     the size of the sample's class relative to the mean size, a the validation accuracy of the class, ā the mean over
     classes:
     `2 loss z_loss - middle (z_loss / 1.8)² + 2 volatility z_volatility + 2 age z_age
-    - balance log s + 4 need (ā - a) - 6 wrong max(-m, 0) - 6 right max(m, 0)`. Its key is (1-r) u + r g, g a
+    - balance log s + 2 need (ā - a) - 6 wrong max(-m, 0) - 6 right max(m, 0)`. Its key is (1-r) u + r g, g a
     Gumbel draw and r the randomness in [0, 1]; the k = max(1, round(keep n)) largest keys are kept. That is an
     exponential race with weights exp((1-r) u / r), of exact size. Given the largest key that was not kept, t,
     sample i was kept with probability π_i = 1 - exp(-exp(((1-r) u_i - t) / r)) (priority sampling), and its loss
@@ -117,7 +118,7 @@ def apply_rule(obs: Observation, parameters: Floats, draws: Floats | None = None
 
 
 def _tilt_of_classes(obs: Observation, balance: Floats, need: Floats) -> NDArray[np.float64]:
-    """Return `-balance log s + 4 need (ā - a)` of each sample, (…, N); see `apply_rule`."""
+    """Return `-balance log s + 2 need (ā - a)` of each sample, (…, N); see `apply_rule`."""
     label = obs["label"]
     counts = class_sums(label, np.ones(label.shape))  # (…, C)
     present = counts > 0

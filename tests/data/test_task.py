@@ -138,7 +138,7 @@ def test_imbalance_by_hand(counts, ratio, expected):
 )
 def test_train_size_by_hand(counts, size, expected):
     labels = rng(1).permutation(np.repeat(np.arange(3), counts))
-    rows = stratified_rows(labels, 3, size, rng())
+    rows = stratified_rows("train_size", labels, 3, size, rng())
     assert len(np.unique(rows)) == size
     assert np.abs(np.bincount(labels[rows]) - expected).sum() <= (size == 99)
 
@@ -210,6 +210,20 @@ def test_val_rest_adds_what_training_leaves_out_with_clean_labels(knobs):
     np.testing.assert_array_equal(more.labels, official.labels[rows])
     assert not more.wrong.any()
     assert not more.augment
+
+
+@pytest.mark.parametrize("rest", [False, True])
+def test_val_size_takes_a_part_of_validation_in_which_classes_keep_their_shares(rest):
+    train, whole = load("digits", train_size=300, val_rest=rest)
+    same_train, part = load("digits", train_size=300, val_rest=rest, val_size=100)
+    assert same(same_train, train)
+    assert len(part) == 100
+    assert set(part.source.tolist()) < set(whole.source.tolist())
+    shares = np.bincount(whole.labels, minlength=10) * 100 / len(whole)
+    assert np.abs(np.bincount(part.labels, minlength=10) - shares).max() < 1
+    assert same(load("digits", train_size=300, val_rest=rest, val_size=100, label_noise=0.5)[1], part)
+    with pytest.raises(ValueError, match=f"val_size=9 must lie between 10, one a class, and {len(whole)}"):
+        load("digits", train_size=300, val_rest=rest, val_size=9)
 
 
 # ---------------------------------------------------------------- memory

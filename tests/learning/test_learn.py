@@ -22,13 +22,13 @@ from agents.learned import Learned
 from prune_env.policy import tasks as distributions
 from prune_env.policy.features import FEATURES
 from prune_env.policy.learned import Network
-from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.rules import FULL, RULE_PARAMETERS
+from prune_env.policy.sb3 import SB3VecEnv
 from prune_env.policy.tasks import Task, TaskDistribution
 from tests.learning.here import TINY, Here
 from train import learn
 from train.learning import ppo, search
-from train.learning.rollouts import CLIP, FULL, draw_pairs, play
-from train.learning.sb3_env import SB3VecEnv
+from train.learning.rollouts import CLIP, draw_pairs, play
 
 ROOT = Path(__file__).parents[2]
 D, R = len(FEATURES), len(RULE_PARAMETERS)

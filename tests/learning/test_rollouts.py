@@ -13,13 +13,13 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
-from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.rules import FULL, RULE_PARAMETERS
+from prune_env.policy.sb3 import SB3VecEnv
 from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import VARIED
 from train.learning import rollouts, search
-from train.learning.rollouts import FULL, Pair, Rollouts, draw_pairs, make_env, play, training_env
-from train.learning.sb3_env import SB3VecEnv
+from train.learning.rollouts import Pair, draw_pairs, play, training_env
 from train.learning.subproc_env import ProcessVecEnv
 from train.learning.workers import Died, Workers
 
@@ -152,25 +152,9 @@ def test_an_episode_is_judged_at_its_end_by_the_baseline():
         if dones.any():
             at = np.where(dones, draws.integers(len(pairs), size=members), at)
             np.testing.assert_array_equal(seen[dones], [begins[i] for i in at[dones]])
-        assert [set(info) for info in infos] == [
-            {"TimeLimit.truncated"} | ({"terminal_observation"} if done else set()) for done in dones
-        ]
+        assert [("terminal_observation" in info) for info in infos] == dones.tolist()
     assert set(ended) == set(range(len(pairs)))
     env.close()
-
-
-def test_a_seed_decides_what_is_drawn_and_actions_are_clipped():
-    pairs = pairs_of(6)
-    env = Rollouts(make_env(2, VARIED), pairs, np.zeros(6))
-    first, _ = env.reset(seed=3)
-    other, _ = env.reset()
-    np.testing.assert_array_equal(env.reset(seed=3)[0], first)
-    np.testing.assert_array_equal(env.reset()[0], other)
-    assert not np.array_equal(first, other)
-    env.reset(seed=3)
-    far, *_ = env.step(np.full((2, len(RULE_PARAMETERS)), 7.0))
-    env.reset(seed=3)
-    np.testing.assert_array_equal(env.step(np.ones((2, len(RULE_PARAMETERS))))[0], far)
 
 
 # In processes

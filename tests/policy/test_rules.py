@@ -79,7 +79,7 @@ def preference(obs: Obs, numbers: np.ndarray) -> np.ndarray:
     mean = sum(accuracy.values()) / len(there)
     for i, (c, m) in enumerate(zip(label, margin, strict=True)):
         u[i] -= named["balance"] * math.log(label.count(c) / (n / len(there)))
-        u[i] += 4 * named["need"] * (mean - accuracy[c])
+        u[i] += 2 * named["need"] * (mean - accuracy[c])
         u[i] -= 6 * named["wrong"] * max(-m, 0) + 6 * named["right"] * max(m, 0)
     return u
 
@@ -179,12 +179,12 @@ def test_balance_of_one_draws_softly_by_inverse_class_frequency():
 
 
 def test_need_prefers_classes_of_low_validation_accuracy():
-    """With one sample kept, classes of one size are drawn as exp(-4 accuracy)."""
+    """With one sample kept, classes of one size are drawn as exp(-2 accuracy)."""
     times, label = 4000, np.arange(12) % 3
     accuracy = np.array([0.2, 0.9, 0.5])
     obs = {**distinct(12), "label": label, "val_class_accuracy": f32([*accuracy, 0.0])}  # nobody is of the last class
     drawn = kept(often(obs, rule(keep=-1, need=1), times))
-    share = np.exp(-4 * accuracy) / np.exp(-4 * accuracy).sum()
+    share = np.exp(-2 * accuracy) / np.exp(-2 * accuracy).sum()
     near(np.array([drawn[:, label == c].any(axis=1).mean() for c in range(3)]), share, times)
 
 

@@ -16,11 +16,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor
 
 from prune_env import PruneEnv, select
+from prune_env.policy.sb3 import SB3VecEnv
 from prune_env.policy.tasks import TASK_STREAM, Task, TaskDistribution
 from prune_env.policy.vector import PruneVectorEnv
 from prune_env.trainer import Trainer
 from tests.helpers import trees
-from train.learning.sb3_env import SB3VecEnv
 
 TASK: dict[str, Any] = {"train_size": 40, "budget": 2.0, "batch_size": 16, "model": "mlp:8"}
 FIGURES = {"spent", "budget", "val_accuracy", "train_accuracy", "val_class_accuracy"}  # not of samples

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
+from gymnasium.wrappers.vector import ClipReward
 from numpy.typing import NDArray
 
+from prune_env.policy.paired import VectorPairedReward, start
 from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.sb3 import SB3VecEnv
 from prune_env.policy.tasks import Task, TaskDistribution
 from prune_env.policy.wrappers import vector_summary
 from train.execution import toml
-from train.learning.sb3_env import SB3VecEnv
 
 Pair = tuple[Task, int]  # what is trained on, and the seed of the run
 # Rule parameters (K, R) from features (K, D) and which runs (K,) have just begun
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
 
 CLIP = 10.0  # points, largest reward: one failed run must not outweigh all others
-FULL = np.array([{"keep": 1.0, "mixup": -1.0}.get(name, 0.0) for name in RULE_PARAMETERS])
 
 
 def distribution(name: str) -> TaskDistribution:
@@ -67,7 +68,7 @@ def play(
     accuracy = np.full(len(pairs), np.nan)
     at = np.array([waiting.pop() for _ in range(env.num_envs)])  # pair of each member
     begun = np.ones(env.num_envs, np.bool_)
-    seen, _ = assign(env, begun, [pairs[i] for i in at])
+    seen, _ = start(env, begun, [pairs[i] for i in at])
     while np.isnan(accuracy).any():
         parameters = policy(seen, begun) if rules is None else rules[at]  # pyright: ignore[reportCallIssue]
         seen, _, done, _, infos = env.step(parameters)
@@ -79,7 +80,7 @@ def play(
             if waiting:
                 at[k], again[k] = waiting.pop(), True
         if again.any():
-            seen, _ = assign(env, again, [pairs[i] for i in at])
+            seen, _ = start(env, again, [pairs[i] for i in at])
     return accuracy
 
 
@@ -93,47 +94,7 @@ def _kept_env(members: int, tasks: TaskDistribution) -> VectorEnv:
 _kept: list[Any] = [0, None, None]
 
 
-def assign(env: VectorEnv, mask: NDArray[np.bool_], pairs: Sequence[Pair]) -> tuple[NDArray, dict[str, Any]]:
-    """Reset the members of the mask (K,) to their pairs, out of K pairs."""
-    seeds, options = [seed for _, seed in pairs], {"task": [task for task, _ in pairs], "reset_mask": mask}
-    return env.reset(seed=seeds, options=options)  # pyright: ignore[reportArgumentType]  (a list of seeds is allowed)
-
-
-class Rollouts(VectorWrapper):
-    """Episodes of pairs drawn from a pool. An episode's only reward comes at its end, in points over a baseline.
-
-    The baseline is measured on the same task and seed, which removes most of the variance between episodes.
-
-    Args:
-        env: from `make_env`.
-        pairs: the pool of P pairs.
-        baseline: (P,) accuracy to compare with on each pair, from `play`.
-    """
-
-    def __init__(self, env: VectorEnv, pairs: Sequence[Pair], baseline: Sequence[float] | NDArray):
-        super().__init__(env)
-        self._pairs, self._baseline = pairs, np.array(baseline)
-        self._rng = np.random.default_rng()
-        self._at = np.zeros(env.num_envs, np.int64)  # pair of each member
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray, dict[str, Any]]:
-        """Reset all members, or those of `options["reset_mask"]`, to new pairs; `seed` seeds the draws."""
-        if seed is not None:
-            self._rng = np.random.default_rng(seed)
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, np.bool_))
-        self._at = np.where(mask, self._rng.integers(len(self._pairs), size=self.num_envs), self._at)
-        return assign(self.env, mask, [self._pairs[i] for i in self._at])
-
-    def step(self, actions: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray, dict[str, Any]]:
-        """Step the inner env; the reward (K,) is this wrapper's."""
-        seen, _, terminated, truncated, infos = self.env.step(np.clip(actions, -1.0, 1.0))
-        points = np.zeros(self.num_envs)
-        if terminated.any():
-            over = 100.0 * (infos["val_accuracy"] - self._baseline[self._at])
-            points[terminated] = np.clip(over[terminated], -CLIP, CLIP)
-        return seen, points, terminated, truncated, {}
-
-
 def training_env(tasks: TaskDistribution, members: int, pairs: Sequence[Pair], baseline: Sequence[float]) -> SB3VecEnv:
-    """Return the environment that PPO trains on in one process, and seeds; see `Rollouts`."""
-    return SB3VecEnv(Rollouts(make_env(members, tasks), pairs, baseline))
+    """Return the environment that PPO trains on in one process: the pool of pairs, and the accuracy to beat on each."""
+    paired = VectorPairedReward(make_env(members, tasks), pool=dict(zip(pairs, baseline, strict=True)))
+    return SB3VecEnv(ClipReward(paired, -CLIP, CLIP))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
-from train.learning.rollouts import FULL, draw_pairs
+from train.learning.rollouts import draw_pairs
 from train.learning.workers import Workers
 
 CANDIDATES = 48  # rules of a generation
@@ -21,7 +21,11 @@ SMALLEST_SPREAD = 0.08
 
 
 def fixed_rule(
-    workers: Workers, tasks: TaskDistribution, rng: np.random.Generator, go_on: Callable[[int], bool]
+    workers: Workers,
+    tasks: TaskDistribution,
+    rng: np.random.Generator,
+    go_on: Callable[[int], bool],
+    free: Sequence[str] = RULE_PARAMETERS,
 ) -> tuple[NDArray[np.float64], int]:
     """Search the rule (R,) with the highest mean validation accuracy over training tasks.
 
@@ -31,12 +35,14 @@ def fixed_rule(
         workers: play the episodes.
         tasks: only the training part is drawn from.
         rng: draws candidates and tasks.
+        free: the parameters that are searched; the others stay as full training has them.
         go_on: asked before each generation but the first, with the number of generations so far.
 
     Returns:
         The rule, and the number of episodes that it took.
     """
-    mean, spread = 0.5 * FULL, np.full(len(RULE_PARAMETERS), SPREAD)
+    searched = np.isin(RULE_PARAMETERS, free)
+    mean, spread = np.where(searched, 0.5, 1.0) * FULL, SPREAD * searched
     episodes = 0
     while episodes == 0 or go_on(episodes // (CANDIDATES * PAIRS)):
         rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE_PARAMETERS))), -1.0, 1.0)
@@ -45,5 +51,6 @@ def fixed_rule(
         episodes += accuracy.size
         elites = rules[np.argsort(-accuracy.mean(axis=1))[:ELITES]]
         mean = (1 - SMOOTHING) * mean + SMOOTHING * elites.mean(axis=0)
-        spread = np.maximum((1 - SMOOTHING) * spread + SMOOTHING * elites.std(axis=0), SMALLEST_SPREAD)
+        spread = (1 - SMOOTHING) * spread + SMOOTHING * elites.std(axis=0)
+        spread = np.maximum(spread, SMALLEST_SPREAD) * searched
     return mean, episodes

@@ -1,4 +1,4 @@
-"""`train.learning.sb3_env`: the same numbers as Stable-Baselines3's own vector environment."""
+"""`prune_env.policy.sb3`: the same numbers as Stable-Baselines3's own vector environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from train.learning.sb3_env import MODES, SB3VecEnv
+from prune_env.policy.sb3 import MODES, SB3VecEnv
 
 cart_pole = partial(gym.make, "CartPole-v1", max_episode_steps=15)  # short enough to be cut off as well as to fall
 

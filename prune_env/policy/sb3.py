@@ -1,4 +1,4 @@
-"""A Gymnasium vector environment as one that Stable-Baselines3 trains on.
+"""A Gymnasium vector environment as one that Stable-Baselines3 trains on: `pip install 'prune-env[sb3]'`.
 
     envs = gymnasium.make_vec("prune_env/DigitsSummary-v0", num_envs=16, tasks="digits")
     model = PPO("MlpPolicy", VecMonitor(SB3VecEnv(envs)))

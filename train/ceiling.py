@@ -1,0 +1,166 @@
+"""Say what rules could win: `prune-env ceiling --help`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from prune_env import PruneEnv, io, select
+from prune_env.machine import cores
+from prune_env.policy.rules import FULL, RULE_PARAMETERS
+from prune_env.policy.tasks import Task, TaskDistribution
+from train.analysis import table
+from train.analysis.statistics import mean_of
+from train.analysis.text import spread
+from train.execution import provenance
+from train.learning import search
+from train.learning.rollouts import Pair
+from train.learning.workers import Workers
+
+TROUBLES: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "20 % wrong labels": {"label_noise": 0.2},
+    "40 % wrong labels": {"label_noise": 0.4},
+    "duplicates": {"duplicates": 0.3},
+    "classes 20:1": {"imbalance": 20.0},
+    "20 % wrong labels, classes 10:1": {"label_noise": 0.2, "imbalance": 10.0},
+}
+SPACES = {  # the parameters that may differ from full training
+    "tilts of ranks": RULE_PARAMETERS[: RULE_PARAMETERS.index("balance")],
+    "with classes and margins": RULE_PARAMETERS,
+}
+JUDGED = 1000  # the first task_seed and seed of the runs that judge a rule; the search draws others
+
+
+@dataclass
+class Arguments:
+    """Search, for each kind of trouble, the fixed rule with the highest validation accuracy; judge it on other runs.
+
+    There are two spaces of rules: tilts of ranks alone, and with classes and margins. Beside them an oracle: full
+    training on all samples but those of wrong labels. OUT gets ceiling.txt, and ceiling.jsonl with a line for each
+    search: the same command goes on from there.
+    """
+
+    root: str | None = None
+    """A folder of images; by default the tasks are of digits."""
+    image_size: int = 16
+    """Side of the images in pixels."""
+    model: str = "convnet:8-16-16"
+    """The student."""
+    train_size: int = 1000
+    """Training samples."""
+    val_size: int = 2000
+    """Validation samples."""
+    budget: float = 8.0
+    """Full-epoch equivalents."""
+    generations: int = 8
+    """Of each search, of 48 rules on six pairs of task and seed."""
+    runs: int = 24
+    """Pairs of task and seed, which no search draws, on which rules are judged."""
+    processes: int = cores()
+    """Processes that play."""
+    seed: int = 0
+    """Seed of the searches."""
+    out: Path = Path("runs/ceiling")
+    """Folder of the results."""
+
+
+def tasks_of(given: Arguments, trouble: str) -> TaskDistribution:
+    """Return the tasks of one kind of trouble: eight draws of the training part."""
+    data = {"dataset": ("digits",)} if given.root is None else {"dataset": ("imagefolder",), "root": (given.root,)}
+    values = {name: (getattr(given, name),) for name in ("image_size", "model", "train_size", "val_size", "budget")}
+    settings = {name: (value,) for name, value in TROUBLES[trouble].items()}
+    return TaskDistribution({**data, **values, **settings, "task_seed": tuple(range(8))}, validations=0, held_outs=0)
+
+
+def judged(tasks: TaskDistribution, runs: int) -> list[Pair]:
+    """Return pairs of a task and a seed that no search draws."""
+    return [(replace(tasks.training[0], task_seed=JUDGED + i), JUDGED + i) for i in range(runs)]
+
+
+def oracle(task: Task, seed: int) -> float:
+    """Return the validation accuracy of full training on all samples but those of wrong labels."""
+    env = PruneEnv(**task.settings())
+    _, info = env.reset(seed=seed)
+    right = ~env.train_data.wrong.cpu().numpy()
+    over = False
+    while not over:
+        _, _, over, _, info = env.step(select(right))
+    return float(info["val_accuracy"])
+
+
+def measure(given: Arguments, trouble: str, space: str) -> dict[str, Any]:
+    """Search a rule, and return it with its points over full training in each judging run, and the oracle's."""
+    tasks = tasks_of(given, trouble)
+    pairs = judged(tasks, given.runs)
+    with closing(Workers(tasks, given.processes)) as workers:
+        rng = np.random.default_rng(given.seed)
+        rule, _ = search.fixed_rule(workers, tasks, rng, lambda done: done < given.generations, SPACES[space])
+        full, reached = (workers.play(pairs, np.array(rules)) for rules in (FULL, rule))
+    found = {"trouble": trouble, "space": space, "rule": dict(zip(RULE_PARAMETERS, rule.tolist(), strict=True))}
+    points = {"full": (100 * full).tolist(), "over_full": (100 * (reached - full)).tolist()}
+    if "label_noise" in TROUBLES[trouble]:
+        clean = np.array([oracle(task, seed) for task, seed in pairs])
+        points["oracle_over_full"] = (100 * (clean - full)).tolist()
+    return {**found, **points, "code": provenance.of_code()}
+
+
+def render(found: list[dict[str, Any]]) -> Table:
+    """Return a row for each kind of trouble. The intervals are of the judging runs, Student's t."""
+
+    def words(values: list[float] | None) -> str:
+        mean = None if values is None else mean_of(values)
+        return "" if mean is None else spread(mean.mean, mean.interval, "+.1f")
+
+    rows = Table("trouble", "full %", *SPACES, "oracle", "its rule (with classes and margins)")
+    for trouble in TROUBLES:
+        of = {one["space"]: one for one in found if one["trouble"] == trouble}
+        if not of:
+            continue
+        any_of = next(iter(of.values()))
+        rule: NDArray = np.array(list(of[list(SPACES)[-1]]["rule"].values())) if list(SPACES)[-1] in of else FULL
+        named = [f"{n} {x:+.1f}" for n, x in zip(RULE_PARAMETERS, rule, strict=True) if abs(x) >= 0.15]
+        gains = [words(of[space]["over_full"] if space in of else None) for space in SPACES]
+        oracles = words(any_of.get("oracle_over_full"))
+        rows.add_row(trouble, f"{np.mean(any_of['full']):.1f}", *gains, oracles, ", ".join(named))
+    return rows
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the program with `args` (else those of the command line); return its exit status."""
+    given = tyro.cli(Arguments, args=args)
+    torch.set_num_threads(1)  # the other cores have processes of their own
+    given.out.mkdir(parents=True, exist_ok=True)
+    path = given.out / "ceiling.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    done = {(one["trouble"], one["space"]) for one in found}
+    try:
+        for trouble in TROUBLES:
+            for space in SPACES:
+                if (trouble, space) not in done:
+                    Console(stderr=True).print(f"searching: {trouble}, {space}")
+                    found.append(measure(given, trouble, space))
+                    io.append_line(path, found[-1])
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    table.show(given.out / "ceiling.txt", render(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
