@@ -200,7 +200,8 @@ def _find(spec: str, name: str) -> Any:
         wrong = f"agent {spec!r}: module {module!r} cannot be imported: {type(error).__name__}: {error}"
         raise (ValueError if missing else Unimportable)(wrong) from error
     if not hasattr(imported, attribute):
-        raise ValueError(f"agent {spec!r}: module {module!r} has no {attribute!r}")
+        file = getattr(imported, "__file__", None)  # a module of ours or of Python's may hide yours
+        raise ValueError(f"agent {spec!r}: module {module!r} has no {attribute!r}; its file is {file}")
     found = getattr(imported, attribute)
     if not callable(found):
         raise ValueError(f"agent {spec!r}: {name} is {found!r}, which cannot be called")

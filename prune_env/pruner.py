@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -18,11 +20,11 @@ from torch.nn import functional as F
 
 from prune_env import ranks, selection, streams
 from prune_env.budget import Epoch, Ledger, batch_sizes
-from prune_env.checks import whole
+from prune_env.checks import real, whole
 from prune_env.io import write_columns
 from prune_env.memory import arrays_to_tensors, load_state, reset, state_of, tensors_to_arrays
 from prune_env.selection import Action, Selection
-from prune_env.stats import Stats, of_losses
+from prune_env.stats import MAX_LOSS, Stats, of_losses
 from prune_env.trainer import PENDING_LOGITS
 
 FIGURES = ("step", "done", "finished", "val_accuracy", "val_class_accuracy", "train_accuracy")  # of a run, in its state
@@ -50,19 +52,20 @@ class Pruner:
         labels: (N,) class of each sample of the data set, 0 to C - 1; or N, if there are no classes.
         epochs: budget in full-epoch equivalents of compute.
         batch_size: rows of a batch, over all ranks.
-        seed: of the order of the batches and of the agent's generator.
+        seed: of the order of the batches and of the agent's generator; the same on all ranks.
         classes: C; by default the largest label and one more.
         val_accuracy: of the untrained model, in [0, 1], for agents that look at it.
         val_class_accuracy: (C,) the same for each class; by default `val_accuracy`.
         initial_loss: roughly the untrained model's, for a loop that gives losses without logits: agents then see no
             other statistics than `stats.OF_LOSSES`. Samples have this loss before their first visit.
-        least: rows that a batch must have; fewer join the batch before. Batch norm needs 2 on each device.
+        least: rows, over all ranks, that a batch must have; fewer join the batch before. Batch norm needs 2 a rank.
         ema: weight of the newest loss in the running mean and variance.
         device: where the statistics are kept; that of the model.
         history: whether to remember each epoch's weights for `history()`: 4 N bytes an epoch.
 
     Raises:
-        ValueError: labels that are no classes, or a budget of less than one batch.
+        TypeError: an agent that cannot be called, such as a class or a name.
+        ValueError: labels that are no classes, a budget of less than one batch, or an argument out of range.
     """
 
     def __init__(
@@ -82,7 +85,28 @@ class Pruner:
         device: torch.device | str = "cpu",
         history: bool = False,
     ):
+        if isinstance(agent, type) or not callable(agent):
+            raise TypeError(f"agent is {agent!r}; it must be a function or an object to call, such as Learned()")
+        if not 0.0 < real("epochs", epochs) < math.inf:
+            raise ValueError(f"epochs is {epochs}; it must be a positive number of full-epoch equivalents")
+        if whole("seed", seed) < 0:
+            raise ValueError(f"seed is {seed}; it must be 0 or more")
+        if not 0.0 < real("ema", ema) <= 1.0:
+            raise ValueError(f"ema is {ema}; the weight of the newest loss must lie in (0, 1]")
+        if initial_loss is not None and not 0.0 <= real("initial_loss", initial_loss) <= MAX_LOSS:
+            raise ValueError(f"initial_loss is {initial_loss}; it must lie in [0, {MAX_LOSS:g}]: scale the losses")
         self.agent = agent
+        self._arguments = {  # a state fits a pruner with the same
+            "agent": agent.__name__ if isinstance(agent, FunctionType) else type(agent).__name__,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "seed": seed,
+            "classes": classes,
+            "initial_loss": initial_loss,
+            "least": least,
+            "ema": ema,
+            "history": history,
+        }
         self.initial_loss = initial_loss
         self.device = torch.device(device)
         self.labels = _labels(labels, initial_loss is not None)  # (N,) int64, or None
@@ -91,17 +115,22 @@ class Pruner:
         self.classes = top + 1 if classes is None else whole("classes", classes)
         if top >= self.classes:
             raise ValueError(f"classes is {classes}; there is a label {top}")
+        if self.classes < 2 and initial_loss is None:
+            raise ValueError("there is one class, whose cross-entropy is 0: give losses, and initial_loss here")
         self._targets = None if self.labels is None else torch.from_numpy(self.labels).to(self.device)  # (N,) int64
-        self.batch_size = min(whole("batch_size", batch_size), self.n)
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.ranks = ranks.here()
-        self.least = max(least, self.ranks.size)
+        rows = whole("batch_size", batch_size)
+        if rows < self.ranks.size:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1, and at least the number of ranks")
+        self.batch_size = min(rows, self.n)
+        self.least = max(whole("least", least), self.ranks.size)
         self.ledger = Ledger(self.n, epochs)
         self.ledger.require_batch(self.batch_size)
         self.stats = Stats(self.n, self.classes, ema, self.device, initial_loss=initial_loss)
         # PruneEnv draws the seed of a run from the seed of `reset`
-        self.seed = int(seeding.np_random(seed)[0].integers(2**32))
+        self.seed = int(seeding.np_random(int(seed))[0].integers(2**32))
+        if int(self.ranks.sum(torch.tensor(self.seed, device=self.device))) != self.seed * self.ranks.size:
+            raise ValueError(f"seed is {seed}, and another one on another rank; it must be the same on all")
         self.rng = np.random.default_rng([seed, streams.AGENT])
         self.val_accuracy, self.val_class_accuracy = self._validated(val_accuracy, val_class_accuracy)
         self.train_accuracy = 0.0
@@ -116,7 +145,7 @@ class Pruner:
         """Ask the agent what this epoch trains on, unless it was asked already; the loader and `indices` do it too."""
         if self._epoch is None:
             if self.finished:
-                raise RuntimeError("the budget is spent: loop `while not pruner.finished`")
+                raise RuntimeError("the run has ended: loop `while not pruner.finished`")
             action = selection.check(self.agent(self.observe(), self.rng), self.n)
             order = np.random.default_rng([self.seed, streams.ORDER, self.step])
             self._start(self.ledger.plan(Selection.from_action(action, order), self.batch_size))
@@ -168,7 +197,10 @@ class Pruner:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is spent at the middle of the batch whose loss was taken last, in [0, 1]."""
+        """Share of the budget that is spent at the middle of the batch whose loss was taken last, in [0, 1].
+
+        Between epochs, and after the last one, what is spent; a part that allows no other batch may be left.
+        """
         if self._epoch is None:
             return self.ledger.share
         a, b = self._ends[max(self.done - 1, 0)], self._ends[min(max(self.done, 1), len(self))]
@@ -183,8 +215,15 @@ class Pruner:
             index: (B,) int64, from `indices`.
 
         Raises:
-            ValueError: the agent blends images of this batch, and `mix` was not called for it.
+            ValueError: the agent blends images of this batch, and `mix` was not called for it; or the targets of the
+                run's first batch are not the labels of its indices, as if the loader had other batches.
         """
+        self._running()
+        first = self.step == self.done == 0  # the one batch for which the host waits
+        if first and self._targets is not None and not torch.equal(targets, self._targets[index]):
+            raise ValueError(
+                "the targets are not the labels of these indices: does the loader have the pruner as batch_sampler?"
+            )
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
         if self._mixed and self._targets is not None:
             others = self._targets[self._partners[index]]
@@ -202,11 +241,19 @@ class Pruner:
             losses: (B,), before weights; the statistics clip them to [0, 100]. By default the logits' cross-entropies.
 
         Raises:
-            ValueError: the agent blends images, and `mix` was not called for this batch; logits or losses are missing.
+            ValueError: the agent blends images, and `mix` was not called for this batch; logits or losses are missing,
+                or have another shape.
+            RuntimeError: all batches of this epoch were recorded already.
         """
         if self._running().rows.mixed and not self._mixed:
-            raise ValueError("the agent blends images (mixup): call pruner.mix before the model, or wrap the agent")
-        given = self._given(logits, losses)
+            raise ValueError(
+                "the agent blends images (mixup): call pruner.mix before the model, or let it return no mixup"
+            )
+        if self.done == len(self):
+            raise RuntimeError(
+                f"all {len(self)} batches of this epoch are recorded: call end_epoch, and record no others"
+            )
+        given = self._given(index, logits, losses)
         self._mixed = False
         self.done += 1
         self._pending.append((index, given))
@@ -215,12 +262,22 @@ class Pruner:
             self._flush()
         return self._weights[index]
 
-    def _given(self, logits: Tensor | None, losses: Tensor | None) -> dict[str, Tensor]:
+    def _given(self, index: Tensor, logits: Tensor | None, losses: Tensor | None) -> dict[str, Tensor]:
         """Return what was given of a batch, in float32."""
         if self.initial_loss is None and logits is None:
             raise ValueError("logits are missing: a loop that has losses alone makes the pruner with initial_loss")
         if self.initial_loss is not None and (logits is not None or losses is None):
             raise ValueError("the pruner was made with initial_loss: give it losses, (B,), and no logits")
+        if logits is not None and logits.shape != (len(index), self.classes):
+            raise ValueError(
+                f"logits have shape {tuple(logits.shape)}; there are {len(index)} indices and {self.classes} classes, "
+                "which the pruner's argument `classes` sets"
+            )
+        if losses is not None and losses.shape != (len(index),):
+            raise ValueError(
+                f"losses have shape {tuple(losses.shape)}; they must be one for each of {len(index)} indices, "
+                'as with reduction="none"'
+            )
         given = {"logits": logits, "losses": losses}
         return {name: values.detach().float() for name, values in given.items() if values is not None}
 
@@ -233,13 +290,19 @@ class Pruner:
         """Blend each image with its partner's, as the agent wants it.
 
         Args:
-            images: (B, …) float32, of the batch.
-            others: (B, …) float32, images of `partners(index)`.
+            images: (B, …) floats, of the batch.
+            others: (B, …) of the same dtype, images of `partners(index)`.
             index: (B,) int64, from `indices`.
+
+        Raises:
+            TypeError: the images are whole numbers.
         """
         self._running()
+        if not images.is_floating_point():
+            raise TypeError(f"images have dtype {images.dtype}; blend them as floats, once they are normalised")
         self._mixed = True
-        return torch.lerp(images, others, self._shares[index].view(-1, *[1] * (images.dim() - 1)))
+        shares = self._shares[index].to(images.dtype)
+        return torch.lerp(images, others, shares.view(-1, *[1] * (images.dim() - 1)))
 
     def to_score(self) -> Tensor:
         """Return the samples (s,) int64 that the agent wants measured after this epoch's training, of this rank."""
@@ -247,33 +310,40 @@ class Pruner:
 
     def score(self, index: Tensor, logits: Tensor | None = None, *, losses: Tensor | None = None) -> None:
         """Enter logits or losses, as of `record`, of samples from `to_score`: a forward pass in evaluation mode."""
+        given = self._given(index, logits, losses)
         self._flush()
         self._scored += len(index)
-        self._counts[0] += self._enter(index, self._given(logits, losses), trained=False)[0]
+        self._counts[0] += self._enter(index, given, trained=False)[0]
 
     def end_epoch(self, val_accuracy: float | None = None, val_class_accuracy: Sequence[float] | None = None) -> None:
         """Enter the statistics, charge the epoch, and end the run if the budget is spent. The host waits once.
 
         Args:
-            val_accuracy: of the model now, in [0, 1]; by default the last one.
+            val_accuracy: of the model now, in [0, 1]; by default the last one. The mean over the ranks that give it.
             val_class_accuracy: (C,) the same for each class; by default `val_accuracy`.
 
         Raises:
             RuntimeError: batches of this epoch are left.
-            ValueError: the agent wants samples scored, and `score` was not called for all of them; or there is another
-                number of classes.
+            ValueError: the agent wants samples scored, and `score` was not called for all of them; an accuracy is not
+                in [0, 1], or there is another number of classes.
         """
         epoch = self._running()
         rows = epoch.rows
         if self.done < len(self):
-            raise RuntimeError(f"{self.done} of {len(self)} batches of this epoch were trained on")
+            raise RuntimeError(
+                f"{self.done} of {len(self)} batches of this epoch were trained on: each needs `loss` or `record`"
+            )
         if self._scored < len(self.ranks.part(rows.scored)):
             raise ValueError(f"the agent scores {len(rows.scored)} samples: call pruner.score for pruner.to_score()")
         validated = self._validated(val_accuracy, val_class_accuracy)
         self._exchange()
         self.ranks.exchange(self.stats.table, self.to_score(), self.ranks.totals([len(rows.scored)]))
         finite, measured, right = self.ranks.sum(self._counts).tolist()  # the host waits here
-        self.finished = self.ledger.charge(epoch, nonfinite=len(rows) + len(rows.scored) - finite)
+        nonfinite = len(rows) + len(rows.scored) - finite
+        self.finished = self.ledger.charge(epoch, nonfinite)
+        if self.finished and not epoch.last:
+            why = f"logits or losses of {nonfinite} rows are not finite" if nonfinite else "the agent keeps no sample"
+            warnings.warn(f"the run ends at {self.ledger.share:.0%} of the budget: {why}", stacklevel=2)
         self.train_accuracy = right / measured if measured else self.train_accuracy
         self.val_accuracy, self.val_class_accuracy = validated
         self.step += 1
@@ -282,13 +352,25 @@ class Pruner:
         self._epoch, self.done = None, 0
 
     def _validated(self, accuracy: float | None, by_class: Sequence[float] | None) -> tuple[float, list[float]]:
-        """Return the accuracy of validation, and of each class; what is not given is as it was, or alike for all."""
-        if accuracy is None:
-            return self.val_accuracy, self.val_class_accuracy
-        by_class = [accuracy] * self.classes if by_class is None else by_class
+        """Return the accuracy of validation, and of each class; what is not given is as it was, or alike for all.
+
+        Ranks need the same numbers, and batch norm makes theirs differ: they take the mean over those that give any.
+        """
+        given = accuracy is not None or by_class is not None
+        overall = self.val_accuracy if accuracy is None else float(accuracy)
+        if by_class is None:
+            by_class = [overall] * self.classes if given else self.val_class_accuracy
         if len(by_class) != self.classes:
             raise ValueError(f"val_class_accuracy has {len(by_class)} numbers; there are {self.classes} classes")
-        return float(accuracy), [float(own) for own in by_class]
+        numbers = [overall, *map(float, by_class)]
+        wrong = [number for number in numbers if not 0.0 <= number <= 1.0]
+        if wrong:
+            raise ValueError(f"an accuracy of validation is {wrong[0]}; it must lie in [0, 1]")
+        if self.ranks.size > 1:
+            summed = given * torch.tensor([1.0, *numbers], dtype=torch.float64, device=self.device)
+            givers, *sums = self.ranks.sum(summed).tolist()
+            numbers = [total / givers for total in sums] if givers else numbers
+        return numbers[0], numbers[1:]
 
     def _flush(self) -> None:
         """Enter what was recorded."""
@@ -348,8 +430,8 @@ class Pruner:
         if self._history is None:
             raise RuntimeError("there is no history: make the pruner with history=True")
         names = np.arange(self.n) if ids is None else np.asarray(ids, object)
-        if len(names) != self.n:
-            raise ValueError(f"ids has {len(names)} names; there are {self.n} samples")
+        if names.shape != (self.n,):
+            raise ValueError(f"ids has shape {names.shape}; it must be ({self.n},), one name a sample")
         epochs = len(self._history)
         weights = np.array(self._history, np.float32).reshape(epochs, self.n)
         return {
@@ -376,7 +458,10 @@ class Pruner:
         """
         agent = {} if isinstance(self.agent, FunctionType) else state_of(self.agent)
         if agent is None:
-            raise TypeError(f"the agent {self.agent!r} has no state_dict() and load_state_dict(): it cannot go on")
+            raise TypeError(
+                f"the agent {self.agent!r} has no state_dict() and load_state_dict(): it cannot go on. "
+                "One that remembers nothing can be a function or a frozen dataclass"
+            )
         epoch = counts = None
         if self._epoch is not None:
             if self._scored:
@@ -384,6 +469,7 @@ class Pruner:
             self._exchange()
             epoch, counts = asdict(self._epoch), self.ranks.sum(self._counts.clone())
         state = {
+            "arguments": self._arguments,
             "agent": agent,
             "rng": self.rng.bit_generator.state,
             "statistics": self.stats.table,
@@ -399,11 +485,14 @@ class Pruner:
         """Go on from `state_dict()` of a pruner with the same arguments, on any rank.
 
         Raises:
-            ValueError: the state is of another number of samples.
+            ValueError: the state is of a pruner with other samples or arguments.
         """
         state = tensors_to_arrays(state)
         if state["statistics"].shape != self.stats.table.shape:
             raise ValueError(f"the state is of {len(state['statistics'])} samples; there are {self.n}")
+        for name, value in self._arguments.items():
+            if value != state["arguments"][name]:
+                raise ValueError(f"the state is of a pruner with {name}={state['arguments'][name]}; here it is {value}")
         load_state(self.agent, state["agent"])
         self.rng.bit_generator.state = state["rng"]
         self.stats.table.copy_(state["statistics"])
@@ -421,10 +510,14 @@ class Pruner:
 def _labels(labels: ArrayLike | int, optional: bool) -> NDArray[np.int64] | None:
     array = np.asarray(labels)
     if optional and array.ndim == 0:
+        if whole("labels", labels) < 1:
+            raise ValueError(f"labels is {labels}; without classes it is the number of samples")
         return None
-    if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu" or array.min() < 0:
+    if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
         raise ValueError(
-            f"labels have dtype {array.dtype} and shape {array.shape}; they must be (N,) classes from 0 on, "
-            "or N for a loop with initial_loss"
+            f"labels have dtype {array.dtype} and shape {array.shape}; they must be (N,) classes from 0 on, as from "
+            "np.unique(labels, return_inverse=True)[1], or N for a loop with initial_loss"
         )
+    if array.min() < 0:
+        raise ValueError(f"there is a label {array.min()}; classes are numbered from 0 on")
     return array.astype(np.int64)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-CACHED_ROWS = 8192  # transposed at a time: 352 KiB, which a core's cache holds
+CACHED_ROWS = 8192  # transposed at a time: 384 KiB, which a core's cache holds
 CACHED_NUMBERS = 2**17  # logits entered at a time: 512 KiB; each of a dozen passes makes as many anew
 MAX_LOSS = 100.0
 MAX_COUNT = 2.0**24  # the largest count float32 holds exactly

@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,9 @@ from rich.text import Text
 
 import agents as rules
 from prune_env import io
-from prune_env.checks import whole
+from prune_env.checks import real, text, whole
 from prune_env.data import sources
+from prune_env.data.source import printable
 from prune_env.students.recipes import default_model
 from train.analysis import records as reading
 from train.analysis import summary, table
@@ -30,7 +31,7 @@ from train.analysis.summary import FULL
 from train.analysis.text import count, readable
 from train.execution import program, results
 from train.execution.agent import Given
-from train.execution.plan import TASK, Block, Options, dataset_of
+from train.execution.plan import SETTINGS, TASK, Block, Options, dataset_of
 from train.execution.program import Running, carry_out
 from train.execution.results import Record
 
@@ -71,18 +72,19 @@ class Arguments(Options, Running):
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
 
-    def block(self) -> tuple[str, Block]:
-        """Return the default name of the folder of results, and what to run."""
+    def blocks(self) -> tuple[str, list[Block], str]:
+        """Return the default name of the folder of results, what to run, and no text of a file, see `carry_out`."""
         settings = self.settings()
         name, heading = names(self.env, settings, self.root)
-        return name, Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)
+        return name, [Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)], ""
 
 
 def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str, str]:
     """Return the default name of the folder of results, and the heading of their tables. Raises as `dataset_of`."""
-    dataset, settings = dataset_of(env), results.plain_settings(settings)
+    settings = results.plain_settings(settings)
+    dataset = settings.get("dataset", dataset_of(env))
     model = settings.pop("model", None) or default_model(dataset)
-    images = [sources.folder(root).name] if dataset == "imagefolder" else []
+    images = [printable(sources.folder(root).name)] if dataset == "imagefolder" else []
     task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
     name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, *images, model, *task]))
     return name, ", ".join([env, *images, model, *(f"{name}={value}" for name, value in settings.items())])
@@ -151,10 +153,16 @@ def evaluate(
     Raises:
         ValueError, TypeError: a wrong argument; or callables with workers, whose processes do not have them.
         RuntimeError: no run has ended well. With workers, a warning says which runs failed.
+        Taken: another program is writing to `folder`.
     """
-    if not isinstance(agents, Mapping):
-        agents = {a if isinstance(a, str) else getattr(a, "__name__", type(a).__name__): a for a in agents}
-    settings = {name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items()}
+    for name, value in (("agents", agents), ("budgets", budgets)):
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError(f"{name} is {value!r}; it must be several, as in [{value!r}]")
+    if unknown := settings.keys() - {"dataset", *SETTINGS}:
+        known = f"there are dataset, {', '.join(SETTINGS)}, beside budgets=, seeds= and agents="
+        raise TypeError(f"{min(unknown)!r} is no setting of the environment; {known}")
+    agents = _named(agents)
+    settings = {name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items() if v is not None}
     given = {name: agent for name, agent in agents.items() if not isinstance(agent, str)}
     own = [*given, *(name for name, value in settings.items() if callable(value))]
     if workers != 0 and own:
@@ -164,7 +172,8 @@ def evaluate(
     if (save_models or save_selections) and folder is None:
         raise ValueError("save_models and save_selections need a folder")
     labels, (_, heading) = _labels(agents), names(env, settings, root)
-    block = Block(heading, env, settings, tuple(labels), KEEP, tuple(map(float, budgets)), whole("seeds", seeds), given)
+    amounts = tuple(real("budgets", budget) for budget in budgets)
+    block = Block(heading, env, settings, tuple(labels), KEEP, amounts, whole("seeds", seeds), given)
     found: list[Record] = []
     with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         running = Running(
@@ -197,6 +206,26 @@ def evaluate(
     return Results(found, failures, len(plan.runs), "", {})
 
 
+def _named(agents: Mapping[str, str | Given] | Sequence[str | Given]) -> dict[str, str | Given]:
+    """Return agents by their names; those of a list are specs, and what Python calls functions and classes.
+
+    Raises TypeError for what is no agent, and ValueError for two of one name.
+    """
+    if isinstance(agents, Mapping):
+        pairs = list(agents.items())
+    else:
+        pairs = [(a if isinstance(a, str) else getattr(a, "__name__", type(a).__name__), a) for a in agents]
+    found: dict[str, str | Given] = {}
+    for name, agent in pairs:
+        if not isinstance(agent, str) and not callable(agent):
+            example = "a spec, such as 'ucb:c=2', or a callable agent(observation, rng)"
+            raise TypeError(f"agents: {name!r} is {agent!r}; it must be {example}")
+        if text("the name of an agent", name) in found:
+            raise ValueError(f"two agents are called {name!r}; give them names, as in {{'mine': agent}}")
+        found[name] = agent
+    return found
+
+
 def _labels(agents: Mapping[str, str | Given]) -> dict[str, str]:
     """Return the names of agents by their specs, to which `keep` is added; of what has none by the name itself.
 
@@ -227,12 +256,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["prune-env", "evaluate", *(sys.argv[1:] if args is None else args)])
-
-    def blocks() -> tuple[str, list[Block], str]:
-        name, block = arguments.block()
-        return name, [block], ""
-
-    return carry_out(arguments, command, blocks, report)
+    return carry_out(arguments, command, arguments.blocks, report)
 
 
 if __name__ == "__main__":

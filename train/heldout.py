@@ -1,8 +1,10 @@
 """Judge a policy on tasks that no policy is trained on.
 
-prune-env heldout tasks digits                                  # the three parts of a distribution, listed
-prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
-prune-env heldout compare learned runs/x                        # paired differences to every other agent
+    prune-env heldout tasks digits                                  # the three parts of a distribution, listed
+    prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
+    prune-env heldout compare learned runs/x                        # paired differences to every other agent
+
+Held-out tasks have draws, students and budgets that training never had.
 """
 
 from __future__ import annotations

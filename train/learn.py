@@ -1,7 +1,9 @@
 """Train a policy over pruning decisions with PPO: `prune-env learn --help`.
 
-prune-env learn                               # ten minutes: a policy for any task, from digits tasks only
-prune-env evaluate --agents full learned:runs/learn/digits-ppo-0/policy.npz
+    prune-env learn                               # ten minutes: a policy for any task, from digits tasks only
+    prune-env evaluate --agents full learned:runs/learn/digits-ppo-0/policy.npz
+
+The first trains a policy and keeps the one that is best on validation tasks, the second compares it.
 """
 
 from __future__ import annotations

@@ -46,9 +46,13 @@ class Arrays:
         given = (("train", train), ("val", val), ("test", test))
         parts = {name: _read(name, pair) for name, pair in given if pair is not None}
         images, labels = parts["train"]
-        names = tuple(map(str, range(labels.max() + 1) if classes is None else classes))
-        if absent := sorted(set(range(len(names))) - set(labels.tolist())):
-            raise ValueError(f"labels of train lack {absent}; each class from 0 to {len(names) - 1} needs samples")
+        present = np.unique(labels)
+        names = tuple(map(str, range(len(present)) if classes is None else classes))
+        if len(absent := np.setdiff1d(np.arange(len(names)), present)):
+            raise ValueError(
+                f"labels of train go from {present[0]} to {present[-1]} and lack {absent[0]}; they must be 0 to "
+                f"{len(names) - 1}, each with samples: numpy.unique(labels, return_inverse=True)[1] numbers them so"
+            )
         for name, (others, theirs) in parts.items():
             if others.shape[1:] != images.shape[1:]:
                 raise ValueError(f"images of {name} are {others.shape[1:]} each, of train {images.shape[1:]}")
@@ -71,8 +75,7 @@ class Arrays:
     def source(self) -> Source:
         """These arrays, as any data set."""
         side = self._splits["train"].images.shape[2]
-        share = 0.1
-        return Source(lambda root, split, size: self.find(split, size), None, side, True, share, self.augment)
+        return Source(lambda root, split, size: self.find(split, size), None, side, True, 0.1, self.augment)
 
     def find(self, split: str, size: int) -> Samples:
         """Return a split, its images `size` pixels a side. Raises ValueError for a test split that was not given."""

@@ -21,13 +21,18 @@ SOURCES = {
     "imagefolder": ("imagefolder", "IMAGEFOLDER"),
     "imagenet": ("imagenet", "IMAGENET"),
 }
+OWN = "prune_env.data.Arrays(train=(images, labels))"
 
 _read: dict[tuple[str, Path, int], Samples] = {}  # training splits by data set, root and image size
 
 
 def name_of(dataset: str | Arrays) -> str:
-    """Return what recipes and records call a data set."""
-    return arrays.NAME if isinstance(dataset, Arrays) else dataset
+    """Return what recipes and records call a data set. Raises TypeError for what is neither a name nor `Arrays`."""
+    if isinstance(dataset, Arrays):
+        return arrays.NAME
+    if not isinstance(dataset, str):
+        raise TypeError(f"dataset is a {type(dataset).__name__}; it must be a name, or {OWN}")
+    return dataset
 
 
 def get(name: str | Arrays) -> Source:
@@ -35,8 +40,7 @@ def get(name: str | Arrays) -> Source:
     if isinstance(name, Arrays):
         return name.source
     if name not in SOURCES:
-        own = "prune_env.data.Arrays(train=(images, labels))"
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SOURCES)}, or pass dataset={own}")
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(SOURCES)}, or pass dataset={OWN}")
     module, attribute = SOURCES[name]
     return getattr(importlib.import_module(f"prune_env.data.{module}"), attribute)
 
@@ -49,7 +53,7 @@ def read(dataset: str | Arrays, split: str, root: str | Path | None, download: b
     Raises ValueError for an unknown name or an image size it cannot have, FileNotFoundError when the data set
     is neither below `root` (by default $PRUNE_ENV_DATA, else ~/.cache/prune_env/data) nor to be downloaded.
     """
-    source, name = get(dataset), name_of(dataset)
+    name, source = name_of(dataset), get(dataset)
     size = source.image_size if image_size is None else image_size
     if whole("image_size", size) < 1 or (size != source.image_size and not source.resizable):
         allowed = "a positive whole number of pixels" if source.resizable else f"{source.image_size} (its only size)"

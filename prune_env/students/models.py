@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import re
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -131,20 +132,26 @@ def check(model: str | Factory, channels: int, size: int, classes: int) -> Trait
 
     Raises ValueError unless it takes such images, and makes logits of them; and what `build` raises.
     """
-    seen = _tried if isinstance(model, Hashable) else _tried.__wrapped__
-    return seen(model, channels, size, classes)
+    make = _factory(model)
+    seen = _tried if isinstance(make, Hashable) else _tried.__wrapped__
+    return seen(model, make, channels, size, classes)
 
 
 @functools.lru_cache(maxsize=256)  # the environment asks for each task of a distribution, and again for each run
-def _tried(model: Any, channels: int, size: int, classes: int) -> Traits:
+def _tried(model: Any, make: Any, channels: int, size: int, classes: int) -> Traits:
+    """As `check`; `make` is the caller's own function, which a name can stand for anew in a notebook."""
     name = named("model", model)
     network, outline, error = build(model, channels, size, classes, seed=0).train(), "", None
-    if _factory(model) is not None:
+    if make is not None:
         other = build(model, channels, size, classes, seed=0)
         if set(network.parameters()) & set(other.parameters()):
             raise ValueError(f"model {name!r} made two networks that share weights; each run needs its own: copy them")
-        shapes = [(key, tuple(value.shape)) for key, value in network.state_dict().items()]
-        outline = hashlib.sha256(f"{network}{shapes}".encode()).hexdigest()
+        weights, others = network.state_dict(), other.state_dict()
+        if not all(torch.equal(weights[key], others[key]) for key in weights):
+            raise ValueError(f"model {name!r} made two networks of one seed with other weights; draw them with torch")
+        shapes = [(key, tuple(value.shape)) for key, value in weights.items()]
+        shown = re.sub(" at 0x[0-9a-f]+", "", str(network))  # addresses differ from process to process
+        outline = hashlib.sha256(f"{shown}{shapes}".encode()).hexdigest()
     # views of images in channels_last fail, as in x.view(len(x), -1)
     for memory_format in [torch.channels_last] * is_convolutional(network) + [torch.contiguous_format]:
         network.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]

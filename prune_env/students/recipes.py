@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from importlib import resources
 from typing import Any, NamedTuple
 
-from prune_env.checks import named, real, text, whole
+from prune_env.checks import named, real, whole
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("off", "step", "graphs")
@@ -33,7 +33,7 @@ class Training:
     batch_size: int | None = None
     """Rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when the batch is short. By default as tuned."""
     lr: float | None = None
-    """Peak learning rate; by default as tuned, which for `adamw` is mostly 0.001, not tuned."""
+    """Peak learning rate; by default as tuned, and for `adamw` mostly a customary 0.001."""
     weight_decay: float | None = None
     """Weight decay on all parameters; the learning rate scales it. By default as tuned, or 0.01 for `adamw`."""
     optimizer: str = "sgd"
@@ -79,8 +79,7 @@ class Recipe(Training):
         if not 0.0 < real("ema", self.ema) <= 1.0:
             raise ValueError(f"ema is {self.ema}; the weight of the newest loss must lie in (0, 1]")
         for name, known in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("compile", COMPILE)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+            _one_of(name, getattr(self, name), known)
 
     def plain(self) -> dict[str, Any]:
         """Return all values, with the name of a network of the caller's own in its place."""
@@ -92,6 +91,11 @@ class Recipe(Training):
         if progress < self.warmup:
             return self.lr * progress / self.warmup
         return self.lr * max(0.0, 1.0 - progress) / (1.0 - self.warmup)
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
 
 class Tuned(NamedTuple):
@@ -127,9 +131,10 @@ def tuned(
         image_size: side of the images in pixels.
         optimizer: as in a recipe.
 
-    Raises TypeError for a value of another type, ValueError if no entry knows the network, or for a budget that is not
-    a positive number.
+    Raises TypeError for a value of another type, ValueError if no entry knows the network, for an unknown optimiser, or
+    for a budget that is not a positive number.
     """
+    _one_of("optimizer", optimizer, OPTIMIZERS)
     if not 0.0 < real("budget", budget) < math.inf:
         raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
     wrong = real("label_noise", label_noise)
@@ -167,7 +172,7 @@ def entry_name(model: str, optimizer: str) -> str:
 
 def default_model(dataset: str) -> str:
     """Return the network that suits a data set."""
-    return DEFAULT_MODEL.get(text("dataset", dataset), "convnet")
+    return DEFAULT_MODEL.get(dataset, "convnet")
 
 
 @functools.lru_cache(maxsize=1)

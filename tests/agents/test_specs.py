@@ -130,7 +130,7 @@ WRONG = {
     "ucb:keep=3": ["keep", "(0, 1]", "3"],
     "nowhere:Agent": ["'nowhere'", "cannot be imported"],
     "broken:Agent": ["'broken'", "there_is_no_such_module"],
-    "mine:Nobody": ["'mine'", "'Nobody'"],
+    "mine:Nobody": ["'mine'", "'Nobody'", "mine.py"],
     "mine:number": ["mine:number", "3", "cannot be called"],
     "mine:function:keep=0.3": ["mine:function", "takes no options"],
     "mine:MyAgent": ["'sizes'", "sizes, keep=0.5, mode='a,b'"],

@@ -59,7 +59,10 @@ def test_the_usage_names_the_program(name, call, capsys):
     with pytest.raises(SystemExit) as ended:
         call(name, "--help")
     assert ended.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: prune-env {name} ")
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: prune-env {name} ")
+    examples = [line for line in out.splitlines()[1:] if "prune-env " in line.split("#")[0]]
+    assert all(line.count("prune-env ") == 1 for line in examples)  # each on a line of its own
 
 
 def test_in_a_wheel_it_says_where_the_programs_are(call, capsys, monkeypatch, tmp_path):

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import agents
+from agents.infobatch import InfoBatch
 from prune_env import PruneEnv, Pruner, select
 from prune_env.ranks import Ranks
 from prune_env.stats import BOUNDS, OF_LOSSES
@@ -155,12 +156,44 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch_with_the_batches_that_would_h
     pruner, dataset = toy(agents.make("ucb:keep=0.5"), history=True)
     first = play(pruner, dataset, model, 8)  # two batches into the third epoch
     state = saved(pruner)
-    other, _ = toy(agents.make("ucb:keep=0.5"))
+    other, _ = toy(agents.make("ucb:keep=0.5"), history=True)
     other.load_state_dict(state)
     assert first + play(other, dataset, model, 10**6) == whole
     assert other.history()["kept"].sum() == other.observe()["visits"].sum()
     with pytest.raises(ValueError, match="the state is of 50 samples; there are 40"):
         toy(everything, 40)[0].load_state_dict(state)
+
+
+def test_a_state_is_refused_by_a_pruner_with_other_arguments():
+    pruner, dataset = toy(everything)
+    for _, index in zip(range(3), pruner.indices(), strict=False):
+        pruner.loss(torch.zeros(8, 3), dataset.tensors[1][index], index)
+    state, labels = saved(pruner), np.arange(50) % 3
+    for settings in (
+        {"epochs": 4.0},
+        {"batch_size": 16},
+        {"seed": 1},
+        {"history": True},
+        {"agent": agents.make("ucb")},
+    ):
+        given: dict = {"agent": everything, "epochs": 3.0, "batch_size": 8, **settings}
+        with pytest.raises(ValueError, match=f"the state is of a pruner with {next(iter(settings))}=.*; here it is "):
+            Pruner(given.pop("agent"), labels, **given).load_state_dict(state)
+
+
+def test_a_run_that_ends_before_its_budget_says_why():
+    pruner, _ = toy(lambda observation, rng: select(np.zeros(50)))
+    list(pruner)
+    with pytest.warns(UserWarning, match="the run ends at 0% of the budget: the agent keeps no sample"):
+        pruner.end_epoch()
+    pruner, _ = toy(everything, epochs=2.0)
+    for index in pruner.indices():
+        pruner.record(index, torch.full((len(index), 3), math.nan) if 0 in index else torch.zeros(len(index), 3))
+    with pytest.warns(
+        UserWarning, match="the run ends at 50% of the budget: logits or losses of 8 rows are not finite"
+    ):
+        pruner.end_epoch()
+    assert pruner.finished
 
 
 def test_weights_are_those_of_the_action_over_the_batch_size():
@@ -233,6 +266,7 @@ def test_losses_alone_select_what_the_cross_entropies_of_the_logits_do():
         np.testing.assert_allclose(values, of_logits.observe()[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:the run ends at")
 def test_losses_alone_follow_the_formulas_and_one_that_is_not_finite_ends_the_run():
     groups = np.arange(20) % 4
     pruner = Pruner(everything, groups, 10.0, batch_size=6, initial_loss=2.5, ema=0.3)
@@ -322,6 +356,7 @@ def test_half_precision_and_accumulated_gradients_are_those_of_a_plain_loop(prec
     assert not pruner.finished
 
 
+@pytest.mark.filterwarnings("ignore:the run ends at")
 @pytest.mark.parametrize("scored", [math.nan, math.inf, 0.0])
 def test_a_scored_sample_whose_logits_are_not_finite_ends_the_run(scored):
     pruner, dataset = toy(lambda observation, rng: select(np.arange(50) < 20, score=np.arange(50) >= 45))
@@ -360,7 +395,7 @@ def test_the_history_says_what_was_kept_by_the_users_own_names(tmp_path):
         '2,"c, d.png",0,0.0,0',
         "2,e.png,1,0.5,2",
     ]
-    with pytest.raises(ValueError, match="ids has 1 names; there are 4 samples"):
+    with pytest.raises(ValueError, match=r"ids has shape \(1,\); it must be \(4,\), one name a sample"):
         pruner.write_history(tmp_path / "h.csv", ids=["a"])
     with pytest.raises(RuntimeError, match="history=True"):
         toy(everything)[0].history()
@@ -417,7 +452,13 @@ def train_on_this_rank(checkpoint: Path | None = None) -> dict[str, np.ndarray]:
         train(100)
         scored = pruner.to_score()
         pruner.score(scored, model(dataset.tensors[0][scored]))
-        pruner.end_epoch()
+        if not dist.is_initialized():
+            pruner.end_epoch([0.5, 0.7][epoch])
+        elif epoch == 0:
+            pruner.end_epoch(0.4 + 0.2 * dist.get_rank())  # each rank validates on a part
+        else:
+            pruner.end_epoch(0.7 if dist.get_rank() == 0 else None)
+        assert pruner.val_accuracy == pytest.approx([0.5, 0.7][epoch])
     weights = {name: value.detach().numpy() for name, value in model.named_parameters()}
     return {**weights, **pruner.observe()}
 
@@ -443,19 +484,100 @@ def test_two_ranks_train_as_one(tmp_path, resumed):
 
 def test_every_rank_needs_a_sample(monkeypatch):
     monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: 2 * values)
     pruner, _ = toy(lambda observation, rng: select(np.arange(50) == 3))
     with pytest.raises(ValueError, match="the agent keeps 1 samples; each of 2 ranks needs one"):
         list(pruner)
 
 
-def test_wrong_arguments_name_themselves():
-    with pytest.raises(ValueError, match="labels have dtype float64"):
-        Pruner(everything, np.zeros(4), 2.0, batch_size=2)
-    with pytest.raises(ValueError, match="classes is 2; there is a label 2"):
-        Pruner(everything, np.arange(3), 2.0, batch_size=2, classes=2)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        Pruner(everything, np.arange(3), 2.0, batch_size=0)
-    with pytest.raises(ValueError, match=r"budget is 0\.1"):
-        Pruner(everything, np.arange(3), 0.1, batch_size=2)
-    with pytest.raises(RuntimeError, match="no epoch has begun"):
-        toy(everything)[0].end_epoch()
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"agent": InfoBatch}, r"agent is <class .*InfoBatch'>; it must be a function or an object"),
+        ({"agent": "infobatch"}, "agent is 'infobatch'; it must be a function or an object to call"),
+        ({"labels": ["cat", "dog"]}, r"labels have dtype <U3 .* np.unique\(labels, return_inverse=True\)"),
+        ({"labels": np.zeros(4)}, "labels have dtype float64"),
+        ({"labels": [0, -1]}, "there is a label -1"),
+        ({"labels": [0, 0]}, "there is one class, .*: give losses, and initial_loss here"),
+        ({"labels": 0, "initial_loss": 1.0}, "labels is 0; without classes it is the number of samples"),
+        ({"classes": 2}, "classes is 2; there is a label 2"),
+        ({"epochs": math.inf}, "epochs is inf; it must be a positive number"),
+        ({"epochs": "10"}, "epochs is '10'; it must be a number"),
+        ({"epochs": 0.1}, r"budget is 0\.1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"ema": 5}, "ema is 5"),
+        ({"initial_loss": 1e4}, r"initial_loss is 10000\.0; it must lie in \[0, 100\]: scale the losses"),
+        ({"val_accuracy": 93.5}, r"accuracy of validation is 93\.5; it must lie in \[0, 1\]"),
+        ({"val_class_accuracy": [0.5, 0.5, math.nan]}, r"accuracy of validation is nan; it must lie in \[0, 1\]"),
+    ],
+)
+def test_wrong_arguments_name_themselves(wrong, said):
+    given: dict = {"agent": everything, "labels": np.arange(6) % 3, "epochs": 2.0, "batch_size": 2, **wrong}
+    with pytest.raises((ValueError, TypeError), match=said):
+        Pruner(**given)
+
+
+def test_numbers_of_numpy_and_labels_in_any_form_are_taken(tmp_path):
+    def play(*given, **settings) -> dict:
+        pruner = Pruner(*given, history=True, **settings)
+        for index in pruner.indices():
+            pruner.loss(torch.zeros(len(index), 3), index % 3, index)
+        pruner.end_epoch(np.float64(0.5))
+        torch.save(pruner.state_dict(), tmp_path / "state.pt")
+        return pruner.history()
+
+    expected = play(everything, np.arange(20) % 3, 2.0, batch_size=8, seed=2**70)
+    for labels in ((np.arange(20) % 3).tolist(), torch.arange(20) % 3, np.arange(20, dtype=np.uint8) % 3):
+        found = play(everything, labels, np.float32(2.0), batch_size=np.int64(8), seed=2**70, least=np.int64(2))
+        np.testing.assert_equal(found, expected)
+        again = Pruner(everything, labels, 2, batch_size=8, seed=2**70, history=True)
+        again.load_state_dict(torch.load(tmp_path / "state.pt"))
+        assert again.step == 1
+
+
+def test_what_a_loop_gives_is_checked_where_it_enters():
+    pruner, dataset = toy(everything)
+    for call in (pruner.end_epoch, lambda: pruner.loss(torch.zeros(8, 3), dataset.tensors[1][:8], torch.arange(8))):
+        with pytest.raises(RuntimeError, match="no epoch has begun"):
+            call()
+    index = next(pruner.indices())
+    for shape in ((8,), (7, 3), (8, 5)):
+        with pytest.raises(ValueError, match=r"logits have shape .*; there are 8 indices and 3 classes"):
+            pruner.record(index, torch.zeros(shape))
+    for shape in ((), (8, 1)):
+        with pytest.raises(ValueError, match=r"losses have shape .*; they must be one for each of 8 indices"):
+            pruner.record(index, torch.zeros(8, 3), losses=torch.zeros(shape))
+    images = torch.zeros(8, 6, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"images have dtype torch.uint8; blend them as floats"):
+        pruner.mix(images, images, index)
+    assert pruner.mix(images.bfloat16(), images.bfloat16(), index).dtype == torch.bfloat16
+    for index in pruner.indices():
+        pruner.record(index, torch.zeros(len(index), 3))
+    with pytest.raises(RuntimeError, match="all 7 batches of this epoch are recorded: call end_epoch"):
+        pruner.record(index, torch.zeros(len(index), 3))
+    pruner.end_epoch(val_class_accuracy=[0.1, 0.2, 0.3])
+    np.testing.assert_allclose(pruner.observe()["val_class_accuracy"], [0.1, 0.2, 0.3])
+    assert pruner.val_accuracy == 0.0
+
+
+def test_every_rank_needs_a_row_of_each_batch(monkeypatch):
+    monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
+    with pytest.raises(ValueError, match=r"batch_size is 1; .* at least the number of ranks"):
+        Pruner(everything, np.arange(6), 2.0, batch_size=1)
+
+
+def test_all_ranks_need_the_same_seed(monkeypatch):
+    seed = toy(everything, seed=4)[0].seed
+    monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
+    monkeypatch.setattr(Ranks, "sum", lambda self, values: values + seed)  # the other rank's
+    assert toy(everything, seed=4)[0].seed == seed
+    with pytest.raises(ValueError, match="seed is 5, and another one on another rank"):
+        toy(everything, seed=5)
+
+
+def test_a_loader_of_other_batches_is_noticed_at_the_first_one():
+    pruner, dataset = toy(everything)
+    index = next(pruner.indices())
+    with pytest.raises(ValueError, match="does the loader have the pruner as batch_sampler"):
+        pruner.loss(torch.zeros(8, 3), dataset.tensors[1][:8], index)

@@ -125,7 +125,9 @@ def test_vector_envs_and_summaries_take_them():
         ({"train": (IMAGES, LABELS[:5])}, "train has 30 images and 5 labels"),
         ({"train": (IMAGES, LABELS / 2)}, "labels of train are float64"),
         ({"train": (IMAGES, np.eye(3)[LABELS])}, "labels of train are float64"),
-        ({"train": (IMAGES, LABELS + 1)}, r"labels of train lack \[0\]"),
+        ({"train": (IMAGES, LABELS + 1)}, r"labels of train go from 1 to 3 and lack 0; .* 0 to 2, .*numpy.unique"),
+        ({"train": (IMAGES, LABELS * 2**60)}, "lack 1; .* 0 to 2"),  # as identifiers are; memory is not their measure
+        ({"train": (IMAGES, LABELS), "classes": "abcd"}, "go from 0 to 2 and lack 3; .* 0 to 3"),
         ({"train": (IMAGES, LABELS), "test": (IMAGES, LABELS + 1)}, "labels of test go from 1 to 3"),
         ({"train": (IMAGES, LABELS), "val": (IMAGES, LABELS - 1)}, "labels of val go from -1 to 1"),
         ({"train": (IMAGES, LABELS), "val": (IMAGES[:, :1], LABELS)}, r"images of val are \(1, 8, 8\) each"),
@@ -143,5 +145,7 @@ def test_what_cannot_be_data_is_named(given, words):
 def test_data_that_are_not_there_are_named():
     with pytest.raises(ValueError, match=r"unknown data set 'arrays'.*dataset=prune_env.data.Arrays"):
         gym.make("prune_env/Arrays-v0")
+    with pytest.raises(TypeError, match=r"dataset is a tuple; it must be .* prune_env.data.Arrays\(train="):
+        PruneEnv((IMAGES, LABELS))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"no test split.*Arrays\(test=\)"):
         data.load_test(Arrays((IMAGES, LABELS)))

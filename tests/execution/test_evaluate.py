@@ -25,7 +25,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import prune_env
 from prune_env import data, io
 from prune_env.data.task import Variant
-from prune_env.students import models
 from prune_env.students.recipes import Recipe, Training, tuned
 from tests.helpers import trees
 from tests.helpers.processes import alive, until
@@ -192,8 +191,8 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
     block = Block("it", env, settings, ("full",), (0.5,), (30.0, 8.0), 1)
     for _, rate in plan.with_rates(block).values():
         command = shlex.split(rate.partition("tune it: ")[2])
-        assert command[:3] == ["python", "-m", "train.tune"]
-        asked = tyro.cli(tune.Arguments, args=command[3:])
+        assert command[:2] == ["prune-env", "tune"]
+        asked = tyro.cli(tune.Arguments, args=command[2:])
         dataset = plan.dataset_of(env)
         without_rate = {name: value for name, value in settings.items() if name != "lr"}
         assert asked.settings() == {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
@@ -207,9 +206,17 @@ def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
     root = str(tmp_path / ("long name " * 12))
     ((_, rate),) = plan.with_rates(block, root).values()
     shown = table.plain(Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
-    asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[3:])
+    asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[2:])
     assert asked.root == root
     assert asked.save == "cifar10"
+
+
+def test_a_folder_of_images_whose_name_is_no_text_can_be_printed():
+    root, env = os.fsdecode(b"/images/caf\xe9"), "prune_env/ImageFolder-v0"
+    name, heading = evaluate.names(env, {}, root)
+    ((_, rate),) = plan.with_rates(Block("it", env, {}, ("full",), (0.5,), (8.0,), 1), root).values()
+    assert (name, heading) == ("imagefolder-caf-xe9-convnet", r"prune_env/ImageFolder-v0, caf\xe9, convnet")
+    assert rate.encode().endswith(rb"--root '/images/caf\xe9'")
 
 
 @pytest.mark.slow
@@ -272,6 +279,8 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
 WRONG = {  # and what the line says
     "--env prune_env/Nothing-v0": "Nothing",
     "--env CartPole-v1": "'CartPole-v1' is not one of prune_env's",
+    "--env Digits-v0": "'Digits-v0' is not one of prune_env's: prune_env/Digits-v0, ",
+    "--optimizer adam": "optimizer is 'adam'; it must be one of sgd, adamw",
     "--env prune_env/DigitsSummary-v0": "use 'prune_env/Digits-v0'",
     "--env prune_env/ImageFolder-v0 --root nowhere": "nowhere",
     "--agents full fool": "unknown agent 'fool'",
@@ -364,8 +373,7 @@ def test_an_own_network_is_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert record["rate"] == "lr 0.02: as given"
     network = record["configuration"]["network"]
     (tmp_path / "own_network.py").write_text(OWN_NETWORK.replace("2, classes", "2, 7), torch.nn.Linear(7, classes"))
-    monkeypatch.delitem(sys.modules, "own_network")
-    models._tried.cache_clear()
+    monkeypatch.delitem(sys.modules, "own_network")  # as of a notebook that reloads it
     run = Run("prune_env/Digits-v0", {"model": "own_network:make", "budget": 1.5}, "full", 0)
     assert run.configuration(run.make_env())["network"] != network
 

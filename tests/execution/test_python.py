@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import multiprocessing.spawn
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,8 @@ def test_it_gives_what_the_program_gives_and_keeps_nothing(tmp_path: Path, monke
     assert ours == {(named[agent], seed): of for (agent, seed), of in numbers(theirs).items()}
 
     printed = found.table()
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter sets it
+    assert found.table() == printed
     assert str(printed) == repr(printed) == repr(found)
     theirs_printed = (out / "it" / "table.txt").read_text()
     assert printed.splitlines()[0] == theirs_printed.splitlines()[0]
@@ -115,6 +118,9 @@ def test_the_first_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.
             call()
         assert isinstance(error.value.__cause__, OSError)
         assert error.traceback[-1].name == "raises"
+        if sys.version_info >= (3, 11):
+            (note,) = error.value.__notes__
+            assert re.fullmatch(r"mine.*, budget 1(\.5)?, seed 0: KeyError: 'no idea' \(test_python.*, step 1\)", note)
 
     check(lambda: evaluate({"mine": raises}, **SMALL))
     (tmp_path / "mine.py").write_text("from tests.execution.test_python import raises\n")
@@ -136,13 +142,32 @@ def test_the_first_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.
         ({"a": "ucb", "b": "ucb:keep=0.5"}, {}, "'a' and 'b' are the same agent"),
         (["full"], {"save_models": True}, "need a folder"),
         (["full"], {"budgets": []}, "budgets needs at least one value"),
+        ([lambda seen, rng: None, lambda seen, rng: 0], {}, "two agents are called '<lambda>'; give them names"),
+        ("full", {}, r"agents is 'full'; it must be several, as in \['full'\]"),
+        (raises, {}, "agents is <function raises"),
+        ({3: "full"}, {}, "name of an agent is 3; it must be a string"),
+        ({"mine": None}, {}, "'mine' is None; it must be a spec, such as 'ucb:c=2', or"),
+        (["full"], {"budgets": 3}, r"budgets is 3; it must be several, as in \[3\]"),
+        (["full"], {"budgets": ["3"]}, "budgets is '3'; it must be a number"),
+        (["full"], {"budget": 3}, "'budget' is no setting.*budgets=, seeds= and agents="),
+        (["full"], {"lable_noise": 0.1}, "'lable_noise' is no setting.*label_noise"),
+        (["full"], {"workers": "2"}, "workers is '2'; it must be a number"),
+        (["full"], {"workers": 1.5}, "workers is 1.5; it must be a whole number"),
     ],
 )
 def test_what_cannot_be_is_refused(agents: Any, more: dict[str, Any], words: str):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         evaluate(agents, **more)
-    with pytest.raises(TypeError, match="lable_noise"):
-        evaluate(["full"], lable_noise=0.1)
+
+
+def test_the_heading_is_of_what_was_trained():
+    train, _ = data.load("digits")
+    own = data.Arrays((train.images, train.labels), test=(train.images[:20], train.labels[:20]))
+    env = "prune_env/ImageFolder-v0"
+    (record,) = evaluate(["full"], env, dataset=own, train_size=50, budgets=[1], seeds=1, lr=None, image_size=8).records
+    assert record["configuration"]["recipe"]["model"] == "convnet"
+    assert record["task"] == f"{env}, convnet, dataset=arrays, train_size=50, image_size=8"
+    assert "tuned for full training of convnet" in record["rate"]
 
 
 def test_a_folder_keeps_runs_and_saves_students_and_selections(
@@ -155,7 +180,7 @@ def test_a_folder_keeps_runs_and_saves_students_and_selections(
     assert numbers(again.records) == numbers(first.records)
     assert "4 runs, 0 of them done before" in capsys.readouterr().err  # nothing was saved
     evaluate(agents, folder=tmp_path, **saving)
-    assert "4 runs, 2 of them done before" in capsys.readouterr().err  # an object has no key
+    assert "4 runs, 2 of them done before, 2 done again in place of" in capsys.readouterr().err  # an object has no key
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 4
 
     env = digits(train_size=100)
@@ -179,6 +204,28 @@ def test_a_folder_keeps_runs_and_saves_students_and_selections(
             assert kept["spent"].tolist() == [1.0, 1.5]
         else:
             assert kept["weight"].tolist() == [[1.0] * (n // 2) + [0.0] * (n // 2)] * 3
+
+
+def test_a_network_that_was_edited_is_told_apart_from_the_former_of_its_name(tmp_path: Path):
+    """Else one table would take the difference of an agent on one network to full training of another."""
+
+    def of_width(width: int) -> Callable[[int, int, int], torch.nn.Module]:
+        def network(channels: int, size: int, classes: int) -> torch.nn.Module:
+            layers = torch.nn.Flatten(), torch.nn.Linear(channels * size**2, width), torch.nn.Linear(width, classes)
+            return torch.nn.Sequential(*layers)
+
+        network.__qualname__ = "network"
+        return network
+
+    few = {**SMALL, "seeds": 1, "folder": tmp_path}
+    first = evaluate(["full", "infobatch"], model=of_width(4), **few).records
+    second = evaluate(["full"], model=of_width(5), **few).records
+    assert first[0]["task"] == second[0]["task"]
+    table = (tmp_path / "table.txt").read_text()
+    parts = re.split(re.escape(first[0]["task"]) + r", network [0-9a-f]{8}\n", table)[1:]
+    shown = [re.findall(r"^ (full|infobatch) +(\d+\.\d+)", part, re.MULTILINE) for part in parts]
+    for rows, records in zip(shown, [first, second], strict=True):
+        assert dict(rows) == {r["agent"]: f"{100 * r['results']['test_accuracy']:.2f}" for r in records}
 
 
 def test_a_frame_has_a_row_a_run(monkeypatch: pytest.MonkeyPatch):

@@ -112,7 +112,8 @@ def test_committed_files_are_valid(path: Path):
         for spec, keep in itertools.product(block.agents, block.keep):
             agents.make(agents.spec_with_keep(spec, keep))
         assert min(block.budgets) > 0
-        assert block.seeds >= 5 or path.stem.endswith("-cpu")
+        # where kinds of tasks are compared, cells take the place of seeds
+        assert block.seeds >= 5 or path.stem.endswith("-cpu") or path.stem == "proxies"
 
 
 TOP = 'agents = ["full"]\nbudgets = [2]\n'

@@ -159,8 +159,30 @@ def test_its_outline_tells_apart_what_has_one_name():
     outlines = [models.check(Maker(width), 1, 8, 10).outline for width in (5, 6, 5)]
     assert outlines[0] == outlines[2] != outlines[1]
 
+    class Shown(nn.Linear):
+        act: Any
+
+        def extra_repr(self) -> str:
+            return f"{super().extra_repr()}, {self.act}"
+
+    def shown(channels: int, size: int, classes: int) -> nn.Module:
+        layer = Shown(channels * size**2, classes)
+        layer.act = lambda x: x  # its address is not that of another process
+        alive.append(layer)
+        return nn.Sequential(nn.Flatten(), layer)
+
+    alive: list[nn.Module] = []
+    assert models.check(shown, 1, 8, 10).outline == models._tried.__wrapped__(shown, shown, 1, 8, 10).outline
+
 
 KEPT = perceptron(1, 8, 10)
+ELSEWHERE = np.random.default_rng(0)
+
+
+def drawn_elsewhere(channels: int, size: int, classes: int) -> nn.Module:
+    network = perceptron(channels, size, classes)
+    nn.init.constant_(next(network.parameters()), ELSEWHERE.random())
+    return network
 
 
 @pytest.mark.parametrize(
@@ -171,6 +193,7 @@ KEPT = perceptron(1, 8, 10)
         (lambda channels, size, classes: nn.Sequential(KEPT[:2], nn.Linear(5, classes)), "share weights"),
         (lambda channels, size, classes: perceptron(channels, size, 7), r"makes \(2, 7\) .* logits \(2, 10\)"),
         (lambda channels, size, classes: {"layers": 3}, "made a dict"),
+        (drawn_elsewhere, "made two networks of one seed with other weights; .* with torch"),
         (lambda channels, size, classes: nn.Linear(3, 10), "does not take images of 8 pixels"),
         (lambda channels, size, classes: nn.LSTM(8, 10), "does not take images|makes tuple"),
         ("no_such_module:make", "'no_such_module:make' cannot be imported: ModuleNotFoundError"),

@@ -75,17 +75,21 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def told_apart(records: Collection[Record]) -> list[Record]:
-    """Return records in which tasks of one name and different data, as of two image folders, have different names."""
-    data: dict[str, dict[str, str]] = defaultdict(dict)  # by task and key, a digest of the data
-    for record in records:
-        digests = json.dumps(record.get("provenance", {}).get("data"), sort_keys=True)
-        data[record["task"]][record["key"]] = hashlib.sha256(digests.encode()).hexdigest()[:8]
-    return [
-        record
-        if len(set(data[record["task"]].values())) == 1
-        else {**record, "task": f"{record['task']}, data {data[record['task']][record['key']]}"}
-        for record in records
-    ]
+    """Return records in which tasks of one name have different names, if their data or their networks differ.
+
+    Two folders of images can have one name, and a network of the caller's own may have been edited.
+    """
+    found = list(records)
+    for what, part in (("data", "provenance"), ("network", "configuration")):
+        values = [json.dumps(record.get(part, {}).get(what), sort_keys=True) for record in found]
+        kinds: dict[str, set[str]] = defaultdict(set)
+        for record, value in zip(found, values, strict=True):
+            kinds[record["task"]].add(value)
+        for place, (record, value) in enumerate(zip(found, values, strict=True)):
+            if len(kinds[record["task"]]) > 1:
+                digest = hashlib.sha256(value.encode()).hexdigest()[:8]
+                found[place] = {**record, "task": f"{record['task']}, {what} {digest}"}
+    return found
 
 
 def read(folder: Path) -> Results:

@@ -95,7 +95,7 @@ def write(path: Path, tables: RenderableType) -> None:
 def plain(tables: RenderableType) -> str:
     """Return tables as text of WIDTH columns."""
     text = StringIO()
-    Console(width=WIDTH, file=text, force_jupyter=False).print(tables, crop=False)
+    Console(width=WIDTH, file=text, force_terminal=False, force_jupyter=False).print(tables, crop=False)
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 

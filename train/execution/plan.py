@@ -15,6 +15,7 @@ import tyro
 
 import agents
 from prune_env import data
+from prune_env.data.source import printable
 from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution import provenance, results
@@ -63,13 +64,13 @@ def dataset_of(env_id: str) -> str:
     """Return the data set of an environment in which agents choose samples.
 
     Raises:
-        gymnasium.error.Error: there is no such environment.
-        ValueError: it belongs to another package, or shows summaries, which agents cannot act on.
+        ValueError: there is no such environment here, or it shows summaries, which agents cannot act on.
     """
-    spec = gym.spec(env_id)
-    if "dataset" not in spec.kwargs:
-        raise ValueError(f"environment {env_id!r} is not one of prune_env's")
-    if spec.entry_point != "prune_env.env:PruneEnv":
+    spec, entry_point = gym.registry.get(env_id), "prune_env.env:PruneEnv"
+    if spec is None or "dataset" not in spec.kwargs:
+        known = ", ".join(name for name, other in gym.registry.items() if other.entry_point == entry_point)
+        raise ValueError(f"environment {env_id!r} is not one of prune_env's: {known}")
+    if spec.entry_point != entry_point:
         plain = env_id.replace("Summary-v", "-v")
         raise ValueError(f"environment {env_id!r} takes rules, and agents choose samples: use {plain!r}")
     return spec.kwargs["dataset"]
@@ -122,8 +123,8 @@ def _tune_command(block: Block, root: str | None) -> str:
     flags["save"] = f"{dataset}:{size}" if size else dataset
     flags.pop("lr", None)
     if root is not None and dataset != "digits":
-        flags["root"] = root
-    words = ["python", "-m", "train.tune"]
+        flags["root"] = printable(root)
+    words = ["prune-env", "tune"]
     for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is True else [value]
         words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]

@@ -39,7 +39,7 @@ class Running(Where):
     download: bool = False
     """Fetch images that are not there."""
     images: str = "auto"
-    """Where they are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
+    """Where images are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
     device: str = "auto"
     """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
     agent_timeout: float = 600.0
@@ -55,7 +55,7 @@ class Running(Where):
     name: str | None = None
     """Folder of the results; by default named after what is run."""
     out: Path = Path("runs")
-    """Folder of that folder."""
+    """Folder in which the folder of results is."""
 
 
 def carry_out(running: Running, command: str, source: Source, report: Report) -> int:
@@ -173,8 +173,7 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
     if torn:
         progress.say(f"warning: {torn} line(s) of {path} are torn, and dropped")
     fresh = {key for key, run in plan.runs.items() if running.fresh or run.own}
-    for key in fresh:
-        records.pop(key, None)
+    again = sum(records.pop(key, None) is not None for key in fresh)
     done, missing = [], []
     for key, run in plan.runs.items():
         if key in records and all(file.exists() for file in terms.files(run).values()):
@@ -188,8 +187,9 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
         results.write(path, records.values())
     for key in [*fresh, *done]:  # of the latter if a kill came between its record and this
         checkpoints.forget(folder, key)
+    replaced = f", {again} done again in place of earlier results" if again else ""
     more = f"; {folder} has {others} more, not asked for now" if others else ""
-    progress.say(f"{len(plan.runs)} runs, {len(done)} of them done before{more}")
+    progress.say(f"{len(plan.runs)} runs, {len(done)} of them done before{replaced}{more}")
     stale = Counter(records[key]["agent"] for key in done if _changed(records[key], plan.own_files))
     for agent, count in stale.items():
         progress.say(f"warning: {agent} has changed since {count} of its runs; --fresh runs all of them anew")

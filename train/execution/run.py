@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import traceback
 import warnings
@@ -141,7 +142,7 @@ def perform(run: Run, terms: Terms, checkpoint: Checkpoint, note: Path | None, l
 def here(runs: Iterable[Run], terms: Terms) -> Generator[Record, None, None]:
     """Do planned runs in this process, one after the other, on one thread as other processes do.
 
-    Raises what the first run that fails raises, an agent's own exception too.
+    Raises what the first run that fails raises, an agent's own exception too, with a note that names the run.
     """
     try:
         for run in runs:
@@ -151,6 +152,8 @@ def here(runs: Iterable[Run], terms: Terms) -> Generator[Record, None, None]:
                     outcome = _played(run, terms, TimeLimit(), Checkpoint(folder, terms.checkpoint_seconds))
                 except AgentError as error:
                     outcome = cast(Exception, error.__cause__)
+                    if sys.version_info >= (3, 11):
+                        outcome.add_note(f"{run.agent}, budget {run.settings['budget']:g}, seed {run.seed}: {error}")
             if isinstance(outcome, Exception):
                 checkpoints.forget(terms.folder, run.key)
                 raise outcome

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
+from prune_env.checks import whole
 from train.execution import torchrun
 from train.execution.run import DIED, Failure, Outcome, Run, Terms
 
@@ -108,7 +109,7 @@ def outcomes(executor: Executor, runs: Iterable[Run]) -> Generator[Outcome, None
 
 
 def check(where: Where) -> None:
-    """Raise ValueError if the executor asked for is not installed, or given what is for another, or wrong."""
+    """Raise ValueError or TypeError if the executor is not installed, or an option is for another, or wrong."""
     if torchrun.active() and (where.engine != "local" or where.workers is not None):
         raise ValueError("--engine and --workers are not for torchrun, whose processes train one student together")
     for option, engines in ENGINES.items():
@@ -117,12 +118,12 @@ def check(where: Where) -> None:
             raise ValueError(f"--{option.replace('_', '-')} needs {theirs}; the engine is {where.engine}")
     fewest = 0 if where.engine == "local" else 1
     for option, value, least in (("workers", where.workers, fewest), ("minutes", where.minutes, 1)):
-        if value is not None and value < least:
+        if value is not None and whole(f"--{option}", value) < least:
             raise ValueError(f"--{option} is {value}; it must be at least {least}")
     gpus = where.gpus_per_run or 0.0
     if not gpus >= 0 or (gpus % 1 and (gpus > 1 or where.engine == "slurm")):
-        whole = "a whole number" if where.engine == "slurm" else "a part of one, or a whole number"
-        raise ValueError(f"--gpus-per-run is {where.gpus_per_run}; it must be {whole}, 0 or more")
+        kind = "a whole number" if where.engine == "slurm" else "a part of one, or a whole number"
+        raise ValueError(f"--gpus-per-run is {where.gpus_per_run}; it must be {kind}, 0 or more")
     _module(where.engine)
 
 
