@@ -54,11 +54,13 @@ class Arguments:
 
     root: str | None = None
     """A folder of images; by default the tasks are of digits."""
-    image_size: int = 16
+    image_size: int = 8
     """Side of the images in pixels."""
-    model: str = "convnet:8-16-16"
+    model: str = "mlp:64"
     """The student."""
-    train_size: int = 1000
+    lr_factor: float = 1.0
+    """Factor on the rate that full training is given: `prune-env tune` says what it should be."""
+    train_size: int = 2000
     """Training samples."""
     val_size: int = 2000
     """Validation samples."""
@@ -79,7 +81,10 @@ class Arguments:
 def tasks_of(given: Arguments, trouble: str) -> TaskDistribution:
     """Return the tasks of one kind of trouble: eight draws of the training part."""
     data = {"dataset": ("digits",)} if given.root is None else {"dataset": ("imagefolder",), "root": (given.root,)}
-    values = {name: (getattr(given, name),) for name in ("image_size", "model", "train_size", "val_size", "budget")}
+    values = {
+        name: (getattr(given, name),)
+        for name in ("image_size", "model", "lr_factor", "train_size", "val_size", "budget")
+    }
     settings = {name: (value,) for name, value in TROUBLES[trouble].items()}
     return TaskDistribution({**data, **values, **settings, "task_seed": tuple(range(8))}, validations=0, held_outs=0)
 
