@@ -53,3 +53,11 @@ def test_the_table_says_what_a_proxys_best_rule_gains_on_the_target(tmp_path, ca
     assert [line.split()[-2] for line in text.splitlines() if "same" in line] == ["+2.00"]  # a: 1.0, b: 3.0
     assert proxies.main([str(tmp_path), "--target", "nothing"]) == 2
     assert "no tasks of the kind 'nothing'; there are target, same, odd" in capsys.readouterr().err
+
+
+def test_the_committed_table_is_that_of_the_committed_records(tmp_path):
+    committed = Path(__file__).parents[2] / "results" / "proxies"
+    for name in ("results.jsonl.xz", "sweep.toml"):
+        (tmp_path / name).write_bytes((committed / name).read_bytes())
+    assert proxies.main([str(tmp_path)]) == 0
+    assert (tmp_path / "proxies.txt").read_text() == (committed / "proxies.txt").read_text()
