@@ -342,7 +342,8 @@ def numbers(record: dict) -> dict:
 def test_killed_at_ten_random_moments_it_ends_the_same(done: Done):
     rng = random.Random()
     many = sorted(rng.randrange(len(CELLS) // 2) for _ in range(10))  # results; before the first it takes longer
-    moments = [(lines, rng.uniform(0.0, 0.03 if lines else 0.5)) for lines in many]  # a fast machine ends in two seconds
+    # a fast machine does it all in two seconds
+    moments = [(lines, rng.uniform(0.0, 0.03 if lines else 0.5)) for lines in many]
     arguments = json.dumps(["mine.toml", "--agents", "my_module:MyAgent", "--workers", "2", "--out", "killed"])
     command = [sys.executable, "-c", DRIVER, arguments, "killed/mine/results.jsonl", json.dumps(moments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
