@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from prune_env import PruneEnv, io, select
 from prune_env.machine import cores
@@ -23,7 +24,7 @@ from prune_env.policy.tasks import Task, TaskDistribution
 from train.analysis import table
 from train.analysis.statistics import mean_of
 from train.analysis.text import spread
-from train.execution import provenance
+from train.execution import provenance, results
 from train.learning import search
 from train.learning.rollouts import Pair
 from train.learning.workers import Workers
@@ -105,6 +106,13 @@ def oracle(task: Task, seed: int) -> float:
     return float(info["val_accuracy"])
 
 
+def key_of(given: Arguments, trouble: str, space: str) -> str:
+    """Return what a search is found again by: everything that its result depends on, but for the code."""
+    values = {name: value for name, value in asdict(given).items() if name not in ("out", "processes", "root")}
+    values["root"] = given.root and Path(given.root).name
+    return json.dumps({"trouble": trouble, "space": space, **values})
+
+
 def measure(given: Arguments, trouble: str, space: str) -> dict[str, Any]:
     """Search a rule, and return it with its points over full training in each judging run, and the oracle's."""
     tasks = tasks_of(given, trouble)
@@ -121,25 +129,29 @@ def measure(given: Arguments, trouble: str, space: str) -> dict[str, Any]:
     return {**found, **points, "code": provenance.of_code()}
 
 
-def render(found: list[dict[str, Any]]) -> Table:
-    """Return a row for each kind of trouble. The intervals are of the judging runs, Student's t."""
-
-    def words(values: list[float] | None) -> str:
-        mean = None if values is None else mean_of(values)
-        return "" if mean is None else spread(mean.mean, mean.interval, "+.1f")
-
-    rows = Table("trouble", "full %", *SPACES, "oracle", "its rule (with classes and margins)")
+def render(found: Iterable[dict[str, Any]]) -> Group:
+    """Return a row for each kind of trouble, and below them the rules. The intervals are of the judging runs."""
+    of = {(one["trouble"], one["space"]): one for one in found}
+    rows = Table("trouble", "full %")
+    for name in (*SPACES, "oracle"):
+        rows.add_column(name, min_width=17)  # of a mean with its interval
+    rules = []
     for trouble in TROUBLES:
-        of = {one["space"]: one for one in found if one["trouble"] == trouble}
-        if not of:
-            continue
-        any_of = next(iter(of.values()))
-        rule: NDArray = np.array(list(of[list(SPACES)[-1]]["rule"].values())) if list(SPACES)[-1] in of else FULL
-        named = [f"{n} {x:+.1f}" for n, x in zip(RULE_PARAMETERS, rule, strict=True) if abs(x) >= 0.15]
-        gains = [words(of[space]["over_full"] if space in of else None) for space in SPACES]
-        oracles = words(any_of.get("oracle_over_full"))
-        rows.add_row(trouble, f"{np.mean(any_of['full']):.1f}", *gains, oracles, ", ".join(named))
-    return rows
+        there = {space: of[trouble, space] for space in SPACES if (trouble, space) in of}
+        if there:
+            gains = [_words(there[space]["over_full"]) if space in there else "" for space in SPACES]
+            one = next(iter(there.values()))
+            oracles = _words(one["oracle_over_full"]) if "oracle_over_full" in one else ""
+            rows.add_row(trouble, f"{np.mean(one['full']):.1f}", *gains, oracles)
+        for space, one in there.items():
+            numbers = [f"{name} {value:+.1f}" for name, value in one["rule"].items() if abs(value) >= 0.15]
+            rules.append(Text(f"{trouble}, {space}: {', '.join(numbers)}"))
+    return Group(rows, *rules)
+
+
+def _words(points: list[float]) -> str:
+    mean = mean_of(points)
+    return spread(mean.mean, mean.interval, "+.1f")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -148,22 +160,23 @@ def main(args: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the other cores have processes of their own
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "ceiling.jsonl"
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(one["trouble"], one["space"]) for one in found}
+    found, torn = results.read(path)
+    if torn:
+        results.write(path, found.values())
+    asked = {(trouble, space): key_of(given, trouble, space) for trouble in TROUBLES for space in SPACES}
     try:
-        for trouble in TROUBLES:
-            for space in SPACES:
-                if (trouble, space) not in done:
-                    Console(stderr=True).print(f"searching: {trouble}, {space}")
-                    found.append(measure(given, trouble, space))
-                    io.append_line(path, found[-1])
+        for (trouble, space), key in asked.items():
+            if key not in found:
+                Console(stderr=True).print(f"searching: {trouble}, {space}")
+                found[key] = {"key": key, **measure(given, trouble, space)}
+                io.append_line(path, found[key])
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
-    table.show(given.out / "ceiling.txt", render(found))
+    table.show(given.out / "ceiling.txt", render(found[key] for key in asked.values()))
     return 0
 
 

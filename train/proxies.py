@@ -66,6 +66,7 @@ def render(folder: Path, target: str) -> Table:
     if target not in means:
         raise ValueError(f"{folder} has no tasks of the kind {target!r}; there are {', '.join(means)}")
     rows = Table("kind", "correlation", "of ranks, inside a trouble", "seconds a run", "best rule's gain there")
+    rows.columns[0].no_wrap = True
     for kind, cells in means.items():
         both, inside = agreement(cells, means[target])
         troubles = sorted({trouble for trouble, _ in cells})

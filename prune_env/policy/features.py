@@ -79,7 +79,7 @@ def update_history(history: Floats, obs: Observation) -> NDArray[np.float32]:
     figures = [*(_scalar(obs, name) for name in HISTORY[:3]), hard, masked_mean(obs["visits"], valid)]
     now = np.stack(figures, axis=-1)
     new = np.where(history[..., :1] < 0.0, now, 0.5 * (history + now))
-    new[..., 4] = now[..., 4]
+    new[..., -1] = now[..., -1]
     return new.astype(np.float32)
 
 
@@ -127,7 +127,7 @@ def extract_features(obs: Observation, history: Floats | None = None) -> NDArray
     just = seen & (obs["age"] == 0.0)  # measured in the last step; what was mixed is not
     others = seen & ~just
     measured = just.any(axis=-1)
-    kept = np.where(history[..., 0] < 0.0, 0.0, np.clip(visits - history[..., 4], 0.0, 1.0))
+    kept = np.where(history[..., 0] < 0.0, 0.0, np.clip(visits - history[..., -1], 0.0, 1.0))
     some = kept > 1e-5  # below is what float32 rounds off the mean of the visits
     mixed = np.where(some, 1.0 - masked_mean(just, valid) / np.maximum(kept, 1e-5), 0.0)
 

@@ -86,10 +86,13 @@ def test_the_program_goes_on_and_its_table_says_what_the_runs_say(tmp_path, monk
         assert one["full"] == pytest.approx(100 * full, abs=0.01)
         assert one["oracle_over_full"] == pytest.approx(100 * (clean - full), abs=0.01)
         assert all(one["rule"][n] == 0 for n in ("balance", "wrong")) == (one["space"] == "tilts of ranks")
-    path.write_text(lines[0] + "\n")  # as after a kill
+    path.write_text(lines[0] + "\n" + lines[1][:50])  # as after a kill
     assert ceiling.main([*small.split(), "--out", str(tmp_path)]) == 0
     again = [json.loads(line) for line in path.read_text().splitlines()]
     assert [{k: v for k, v in one.items() if k != "code"} for one in again] == [
         {k: v for k, v in one.items() if k != "code"} for one in found
     ]
     assert f"{np.mean(found[1]['over_full']):+.1f}" in (tmp_path / "ceiling.txt").read_text()
+    monkeypatch.setattr(ceiling, "SPACES", {"tilts of ranks": RULE_PARAMETERS[:8]})
+    assert ceiling.main([*small.split(), "--out", str(tmp_path), "--seed", "1"]) == 0  # is another search
+    assert len(path.read_text().splitlines()) == 3
