@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 from prune_env import PruneEnv, io
 from prune_env.machine import cores
 from prune_env.policy.rules import FULL, RULE_PARAMETERS
-from prune_env.policy.tasks import TaskDistribution
+from prune_env.policy.tasks import Tasks
 from train.analysis.text import plus_minus
 from train.execution import provenance
 from train.execution.process import Taken, locked
@@ -68,7 +68,10 @@ class Arguments:
     """
 
     tasks: str = "digits"
-    """Distribution of tasks: a name, see prune_env/policy/tasks.py, or a TOML file with its arguments."""
+    """Distribution of tasks: `digits`, `natural`, `convnets`, `mixed` (digits and natural); several joined by +, which
+    are drawn equally often; or a TOML file with its arguments."""
+    root: tuple[str, ...] = ()
+    """Folders of images, for tasks of image folders: `natural`, `convnets` and `mixed`; by default $PRUNE_ENV_DATA."""
     minutes: float | None = None
     """Time for all of it; 10 without --steps. The search before training takes up to two fifths."""
     steps: int | None = None
@@ -134,10 +137,10 @@ class Clock(BaseCallback):
 class Learning:
     """One policy's training: the search before it, evaluations in between, and the files that it leaves."""
 
-    def __init__(self, given: Arguments, tasks: TaskDistribution, folder: Path, workers: Workers):
+    def __init__(self, given: Arguments, tasks: Tasks, folder: Path, workers: Workers):
         self._given, self._tasks, self._folder, self._workers = given, tasks, folder, workers
         self._console = Console()
-        self._pairs = draw_pairs(tasks.training, given.pool, np.random.default_rng([given.seed, 0]))
+        self._pairs = draw_pairs(tasks, given.pool, np.random.default_rng([given.seed, 0]))
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         self._limit = 60.0 * (given.minutes or math.inf)  # seconds
         self._begun = time.perf_counter()
@@ -307,9 +310,9 @@ class Learning:
         }
 
 
-def check(given: Arguments) -> TaskDistribution:
+def check(given: Arguments) -> Tasks:
     """Return the tasks. Raises ValueError for arguments that are wrong."""
-    tasks = distribution(given.tasks)
+    tasks = distribution(given.tasks, given.root)
     if min(given.members, given.processes, given.pool) < 1 or given.members < given.processes:
         raise ValueError("--processes and --pool must be at least 1, and --members no fewer than --processes")
     if given.evaluate_every < 1:
@@ -336,7 +339,7 @@ def check(given: Arguments) -> TaskDistribution:
     return tasks
 
 
-def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
+def _moments(tasks: Tasks, rule: NDArray, rng: np.random.Generator) -> tuple[NDArray, NDArray]:
     """Measure mean and deviation (D,) of features under rules around this one.
 
     The deviation of a feature that hardly varies is set to infinity, so that the policy does not read it: its weights
@@ -348,7 +351,7 @@ def _moments(tasks: TaskDistribution, rule: NDArray, rng: np.random.Generator) -
         seen.append(features)
         return np.clip(rule + 0.3 * rng.standard_normal((len(features), len(RULE_PARAMETERS))), -1.0, 1.0)
 
-    play(draw_pairs(tasks.training, PROBES, rng), around, tasks)
+    play(draw_pairs(tasks, PROBES, rng), around, tasks)
     features = np.concatenate(seen)
     scale = features.std(axis=0)
     return features.mean(axis=0), np.where(scale < SMALLEST_SCALE, np.inf, np.maximum(scale, 0.05))

@@ -102,7 +102,7 @@ def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path):
     assert [line["steps"] for line in first] == [32]
     start = torch.load(folder / "checkpoint.pt", weights_only=True)["start"]
     assert start["searched"] == 12 * learn.GENERATIONS
-    pairs = draw_pairs(tiny.training, 4, np.random.default_rng([0, 0]))
+    pairs = draw_pairs(tiny, 4, np.random.default_rng([0, 0]))
     two = [play(pairs, rules, tiny) for rules in (FULL, np.array(start["rule"]))]
     np.testing.assert_array_equal(start["baseline"], np.mean(two, axis=0))
 

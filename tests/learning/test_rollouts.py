@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def pairs_of(count: int, seed: int = 0) -> list[Pair]:
-    return draw_pairs(VARIED.training, count, np.random.default_rng(seed))
+    return draw_pairs(VARIED, count, np.random.default_rng(seed))
 
 
 def test_a_distribution_of_a_file(tmp_path):
@@ -119,7 +119,7 @@ def test_rules_are_of_all_or_of_each():
 
 def test_pairs_are_drawn_alike():
     tasks = VARIED.training
-    pairs = draw_pairs(tasks, 2000, np.random.default_rng(0))
+    pairs = draw_pairs(VARIED, 2000, np.random.default_rng(0))
     counts = [sum(task == one for task, _ in pairs) for one in tasks]
     assert len(tasks) == 4
     assert max(abs(count - 500) for count in counts) < 5 * (2000 * 0.25 * 0.75) ** 0.5
