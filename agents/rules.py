@@ -41,9 +41,14 @@ class Rule:
         for name in RULE_PARAMETERS:
             check(name, getattr(self, name), {"keep": f"[{SMALLEST_KEEP}, 1]", "mixup": "[0, 1]"}.get(name, "[-1, 1]"))
 
-    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+    @property
+    def numbers(self) -> np.ndarray:
+        """The rule parameters (R,), as policies choose them."""
         given = vars(self) | {"keep": keep_parameter(self.keep), "mixup": 2.0 * self.mixup - 1.0}
-        return _act(observation, np.array([given[name] for name in RULE_PARAMETERS]), rng)
+        return np.array([given[name] for name in RULE_PARAMETERS])
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        return _act(observation, self.numbers, rng)
 
 
 @dataclass(frozen=True)

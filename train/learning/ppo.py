@@ -66,7 +66,12 @@ def network_of(model: PPO, card: dict[str, Any]) -> Network:
         for module in modules
         if isinstance(module, nn.Linear)
     ]
+    scaling = policy.features_extractor
+    return of_scaled(layers, scaling.shift.numpy(), scaling.scale.numpy(), card)
+
+
+def of_scaled(layers: list[tuple[NDArray, NDArray]], shift: NDArray, scale: NDArray, card: dict[str, Any]) -> Network:
+    """Return a policy of plain features from layers that take `(features - shift) / scale`."""
     weight, bias = layers[0]
-    weight = weight / policy.features_extractor.scale.numpy()
-    layers[0] = weight, bias - weight @ policy.features_extractor.shift.numpy()
-    return Network(layers, "tanh", "clip", card)
+    weight = weight / scale
+    return Network([(weight, bias - weight @ shift), *layers[1:]], "tanh", "clip", card)

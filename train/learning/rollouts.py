@@ -22,6 +22,7 @@ from train.execution import toml
 Pair = tuple[Task, int]  # what is trained on, and the seed of the run
 # Rule parameters (K, R) from features (K, D) and which runs (K,) have just begun
 Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
+Seen = list[tuple[NDArray[np.integer], NDArray[np.float32]]]  # which of P pairs (k,), and their features (k, D)
 
 CLIP = 10.0  # points, largest reward: one failed run must not outweigh all others
 
@@ -55,7 +56,13 @@ def make_env(members: int, tasks: Tasks) -> VectorEnv:
     return vector_summary(members, dataset=tasks.training[0].dataset, tasks=tasks)
 
 
-def play(pairs: Sequence[Pair], policy: Policy | NDArray, tasks: Tasks, width: int = 64) -> NDArray[np.float64]:
+def play(
+    pairs: Sequence[Pair],
+    policy: Policy | NDArray,
+    tasks: Tasks,
+    width: int = 64,
+    seen_in: Seen | None = None,
+) -> NDArray[np.float64]:
     """Return the final validation accuracy (P,) of a run of each pair.
 
     Args:
@@ -63,6 +70,7 @@ def play(pairs: Sequence[Pair], policy: Policy | NDArray, tasks: Tasks, width: i
         policy: a policy, or the parameters of fixed rules, (R,) for all pairs or (P, R).
         tasks: the distribution of the pairs.
         width: how many runs go on at a time.
+        seen_in: gets the features that were seen before each step.
     """
     rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
     # the longest first: members without a pair left go on with an old one until the last is through
@@ -73,6 +81,9 @@ def play(pairs: Sequence[Pair], policy: Policy | NDArray, tasks: Tasks, width: i
     begun = np.ones(env.num_envs, np.bool_)
     seen, _ = start(env, begun, [pairs[i] for i in at])
     while np.isnan(accuracy).any():
+        if seen_in is not None:
+            live = np.isnan(accuracy[at])
+            seen_in.append((at[live], seen[live]))
         parameters = policy(seen, begun) if rules is None else rules[at]  # pyright: ignore[reportCallIssue]
         seen, _, done, _, infos = env.step(parameters)
         begun = done  # members without a pair left begin a step later, and nobody looks at them

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import Tasks
 from train.execution import process
-from train.learning.rollouts import Pair, Policy, play
+from train.learning.rollouts import Pair, Policy, Seen, play
 
 DIED = "a process of the training environment died: out of memory, or ended"
 
@@ -32,6 +32,13 @@ class Worker:
     def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
         """Return what `rollouts.play` does."""
         return play(pairs, policy, self._tasks)
+
+    def watch(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
+        """Play as `play` does; return which pair each step was of (s,), and the features before it (s, D)."""
+        seen: Seen = []
+        play(pairs, policy, self._tasks, seen_in=seen)
+        of, features = zip(*seen, strict=True)
+        return np.concatenate(of), np.concatenate(features)
 
     def build(self, make: Callable[[], VecEnv]) -> tuple[Any, ...]:
         """Build the training environment; return its size, observation space and action space."""
@@ -71,13 +78,24 @@ class Workers:
 
     def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
         """Return what `rollouts.play` does."""
+        accuracy = np.empty(len(pairs))
+        for part, played in self._shared("play", pairs, policy):
+            accuracy[part] = played
+        return accuracy
+
+    def watch(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> tuple[NDArray[np.integer], NDArray[np.float32]]:
+        """Return what `Worker.watch` does, in another order."""
+        of, features = zip(
+            *((np.array(part)[of], seen) for part, (of, seen) in self._shared("watch", pairs, policy)), strict=True
+        )
+        return np.concatenate(of), np.concatenate(features)
+
+    def _shared(self, method: str, pairs: Sequence[Pair], policy: Policy | NDArray) -> Iterator[tuple[range, Any]]:
+        """Share pairs out among the workers; return the places of each one's, and what its method returned."""
         parts = [range(i, len(pairs), self.count) for i in range(min(self.count, len(pairs)))]
         rules = None if callable(policy) else np.broadcast_to(policy, (len(pairs), len(RULE_PARAMETERS)))
         arguments = [([pairs[i] for i in part], policy if rules is None else rules[part]) for part in parts]
-        accuracy = np.empty(len(pairs))
-        for part, played in zip(parts, self.call("play", arguments), strict=True):
-            accuracy[part] = played
-        return accuracy
+        return zip(parts, self.call(method, arguments), strict=True)
 
     def close(self) -> None:
         """End the processes."""

@@ -1,0 +1,214 @@
+"""Teach a policy what wins with each kind of trouble: `prune-env distil --help`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import agents
+from agents.rules import Rule
+from prune_env.machine import cores
+from prune_env.policy.features import FEATURES
+from prune_env.policy.learned import Network
+from prune_env.policy.rules import FULL, RULE_PARAMETERS
+from prune_env.policy.tasks import Task
+from train.analysis import records
+from train.analysis.text import plus_minus
+from train.execution import provenance
+from train.learning import ppo
+from train.learning.rollouts import distribution, draw_pairs
+from train.learning.workers import Workers
+
+VALIDATION_SEEDS = range(20_000, 20_004)  # of each validation task
+SMALLEST_SCALE = 0.02  # features that deviate less are not read
+NOISE = 0.1  # deviation of what is added to standardised features in the fit, so that near runs are answered alike
+STEPS = 2000  # of a fit
+BATCH = 512
+
+
+@dataclass
+class Arguments:
+    """Distil one policy from fixed rules that are known to win, each with its own kind of trouble.
+
+    The rules are chosen from the results of sweeps: of each kind of trouble, the `rule:...` that gained most over
+    `full` in validation, less one standard error. They are told the trouble; the policy has to see it. It plays tasks
+    of all kinds of trouble, and learns to answer what it sees in a run with the numbers of the rule (DAgger, arXiv
+    1011.0686, with a teacher that knows more, arXiv 1912.12294). OUT gets policy.npz and teachers.json.
+    """
+
+    sweeps: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of results. Where several have the same tasks and agents, their gains are averaged."""
+    tasks: str = "mixed"
+    """Distribution of tasks that the policy plays: a name, several joined by +, or a TOML file."""
+    root: tuple[str, ...] = ()
+    """Folders of images, for tasks of image folders."""
+    rounds: int = 4
+    """Rounds of play. In the first one the teachers play, later the policy."""
+    episodes: int = 384
+    """Episodes of a round."""
+    processes: int = cores()
+    """Processes that play."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    out: Path = Path("runs/distil")
+    """Folder of the policy."""
+
+
+NO_TROUBLE = {"label_noise": 0.0, "imbalance": 1.0, "duplicates": 0.0}
+Trouble = tuple[bool, float, float, float]  # whether of digits, and where the trouble lies: see `trouble_of`
+
+
+def trouble_of(dataset: str, label_noise: float, imbalance: float, duplicates: float) -> Trouble:
+    """Return the kind of trouble, as coordinates in which about 1 is a clear difference."""
+    return dataset == "digits", label_noise / 0.2, float(np.log10(imbalance)), duplicates / 0.3
+
+
+def teachers_of(folders: Sequence[Path]) -> tuple[dict[Trouble, Rule], list[dict[str, Any]]]:
+    """Choose the best rule for each kind of trouble; return these, and all gains for people to read.
+
+    Raises:
+        ValueError: no results, or none of rules beside `full`.
+    """
+    accuracy: dict[Trouble, dict[str, dict[tuple[int, int], float]]] = defaultdict(lambda: defaultdict(dict))
+    for place, folder in enumerate(folders):
+        for record in records.read(folder).records:
+            settings = record["configuration"]["settings"]
+            dataset = "digits" if "Digits" in record["configuration"]["env"] else "images"
+            its = {name: settings.get(name, free) for name, free in NO_TROUBLE.items()}
+            trouble = trouble_of(dataset, **its)
+            run = place, record["seed"]
+            accuracy[trouble][record["agent"]][run] = 100.0 * record["results"]["val_accuracy"]
+    gains = {
+        (trouble, spec): np.array([value - of["full"][run] for run, value in its.items() if run in of["full"]])
+        for trouble, of in accuracy.items()
+        for spec, its in of.items()
+        if spec.startswith("rule:") and "full" in of
+    }
+    gains = {key: its for key, its in gains.items() if len(its)}
+    several = [its for its in gains.values() if len(its) > 1]
+    if not several:
+        raise ValueError(f"{', '.join(map(str, folders))}: there are no rules with two seeds beside full")
+    spread = np.sqrt(np.mean([its.var(ddof=1) for its in several]))  # of a run, in points; few seeds say little alone
+    best: dict[Trouble, Rule] = {}
+    lines = []
+    for trouble in accuracy:
+        scores = {"rule:keep=1.0": 0.0}
+        for (kind, spec), its in gains.items():
+            if kind == trouble:
+                scores[spec] = float(its.mean() - spread / np.sqrt(len(its)))
+                lines.append({"trouble": trouble, "rule": spec, "gain": float(its.mean()), "runs": len(its)})
+        chosen = max(scores, key=scores.__getitem__)
+        best[trouble] = agents.make(chosen)  # pyright: ignore[reportArgumentType]
+        lines.append({"trouble": trouble, "chosen": chosen, "deviation_of_a_run": float(spread)})
+    return best, lines
+
+
+def taught(teachers: dict[Trouble, Rule], task: Task) -> NDArray[np.float64]:
+    """Return the numbers (R,) for a task: those of the kinds of trouble around it, the nearer the more.
+
+    A task on a kind has the numbers of that. Weights fall with the fourth power of the distance.
+    """
+    digits, *place = trouble_of(task.dataset, task.label_noise, task.imbalance, task.duplicates)
+    of = {kind[1:]: rule for kind, rule in teachers.items() if kind[0] == digits}
+    of = of or {kind[1:]: rule for kind, rule in teachers.items()}
+    squares = np.array([np.sum((np.array(kind) - place) ** 2) for kind in of])
+    weights = 1.0 / np.maximum(squares, 1e-6) ** 2
+    return weights @ np.array([rule.numbers for rule in of.values()]) / weights.sum()
+
+
+def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
+    """Fit a policy (D,) -> (R,) to features (S, D) and the rule parameters (S, R) that belong to them."""
+    draws = torch.Generator().manual_seed(seed)
+    shift, scale = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(scale < SMALLEST_SCALE, np.inf, scale)
+    inputs, targets = (torch.tensor(x, dtype=torch.float32) for x in ((features - shift) / scale, numbers))
+    sizes = [len(FEATURES), 64, 64, len(RULE_PARAMETERS)]
+    layers = [nn.utils.skip_init(nn.Linear, a, b) for a, b in itertools.pairwise(sizes)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5, generator=draws)
+        nn.init.zeros_(layer.bias)
+    net = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2])
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
+    for _ in range(STEPS):
+        rows = torch.randint(len(inputs), (BATCH,), generator=draws)
+        seen = inputs[rows] + NOISE * torch.randn((BATCH, len(FEATURES)), generator=draws)
+        loss = ((net(seen) - targets[rows]) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    plain = [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in layers]
+    return ppo.of_scaled(plain, shift, scale, {})
+
+
+def distil(given: Arguments, console: Console) -> Network:
+    """Choose the teachers, play, fit, and judge the policy on validation tasks."""
+    tasks = distribution(given.tasks, given.root)
+    teachers, lines = teachers_of(given.sweeps)
+    shown = Table("images of digits, wrong labels / 0.2, log10 imbalance, duplicates / 0.3", "teacher")
+    for line in lines:
+        if "chosen" in line:
+            shown.add_row(", ".join(f"{x:.3g}" for x in line["trouble"]), line["chosen"])
+    console.print(shown)
+    rng = np.random.default_rng([given.seed, 0])
+    policy: Network | None = None
+    seen: list[tuple[NDArray, NDArray]] = []
+    with closing(Workers(tasks, given.processes)) as workers:
+        for i in range(given.rounds):
+            pairs = draw_pairs(tasks, given.episodes, rng)
+            rules = np.array([taught(teachers, task) for task, _ in pairs])
+            of, features = workers.watch(pairs, rules if policy is None else policy)
+            seen.append((features, rules[of]))
+            policy = fit(*map(np.concatenate, zip(*seen, strict=True)), seed=given.seed)
+            missed = np.abs(np.clip(policy(features), -1, 1) - rules[of]).mean()
+            console.print(f"round {i + 1}: {len(features):,} steps seen, {missed:.2f} from the teachers' numbers")
+        pairs = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
+        told = np.array([taught(teachers, task) for task, _ in pairs])
+        full, theirs, own = (workers.play(pairs, chosen) for chosen in (FULL, told, policy))
+    points = {"teachers": 100.0 * (theirs - full), "policy": 100.0 * (own - full)}
+    for name, its in points.items():
+        console.print(f"{name}: {plus_minus(its, '+.2f')} points over full training in validation, {len(its)} runs")
+    card = {
+        "arguments": json.loads(json.dumps(asdict(given), default=str)),
+        "teachers": [line for line in lines if "chosen" in line],
+        "validation": {name: float(its.mean()) for name, its in points.items()} | {"pairs": len(pairs)},
+        "code": provenance.of_code(),
+    }
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "teachers.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    network = Network(policy.layers, policy.hidden, policy.output, card)
+    network.save(given.out / "policy.npz")
+    return network
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the program with `args` (else those of the command line); return its exit status."""
+    given = tyro.cli(Arguments, args=args)
+    torch.set_num_threads(1)  # the other cores have processes of their own
+    try:
+        distil(given, Console())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"policy in {given.out}; prune-env evaluate --agents full balanced learned:{given.out / 'policy.npz'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
