@@ -10,6 +10,8 @@ from prune_env import select
 from prune_env.memory import Remembers, reset
 from prune_env.sampling import Action, Agent, Observation, all_samples, check, in_last, mixup_shares, uniform
 
+PHASES = 10  # of an oscillation
+
 
 @dataclass(kw_only=True)
 class SameAmounts(Remembers):
@@ -34,9 +36,6 @@ class SameAmounts(Remembers):
         kept = int(np.count_nonzero(action["weight"]))
         mask = uniform(len(observation["loss"]), kept, rng)
         return select(mask, score=None if kept else action.get("score"))
-
-
-PHASES = 10  # of an oscillation
 
 
 @dataclass(kw_only=True)
