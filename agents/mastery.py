@@ -74,8 +74,9 @@ class PDD:
     step as the one at hand would leave less than `revision`. Weights are 1. Where all have p ≥ τ, all are
     trained on.
 
-    The authors' code measures each batch right before it trains on a part of it, and the paper's effective epochs
-    do not count these forward passes. Here they are charged. There is no keep.
+    The authors' code measures each batch right before it trains on a part of it, and their count of samples used
+    leaves these forward passes out. Here they are charged: 5/8 of a step's compute where a sixth is trained on.
+    There is no keep.
 
     Args:
         threshold: τ, in (0, 1]. The authors' example has 0.3.

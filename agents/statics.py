@@ -263,8 +263,8 @@ class DUAL(DynUnc):
     passes, and φ the density of Beta(16 - b, b) with b = 15 (1 - μ)(1 - (1-k)^c), μ being the mean of p̄ of the ten
     largest S. The draw is the exponential race in its Gumbel form.
 
-    Formulas and constants are the authors' code's, which has J = 10 and passes 1 to 30 of 200. There c = 4 for
-    CIFAR-100; 5.5 for CIFAR-10 is from memory of the paper (?). p̄ is held between 10⁻⁶ and 1 - 10⁻⁶.
+    Formulas and constants are those of the authors' code, with J = 10 and the first 30 of 200 epochs. Its c is 4 for
+    CIFAR-100. The default is said to be the paper's for CIFAR-10 (?). p̄ is held between 10⁻⁶ and 1 - 10⁻⁶.
 
     Args:
         keep: share k of the samples, in (0, 1].

@@ -19,6 +19,7 @@ from agents.difficulty import SelectiveBackprop
 from agents.mastery import IES, PDD
 from agents.rcap import RCAP
 from agents.statics import DUAL, DynUnc
+from prune_env.stats import of_losses
 from tests.agents.test_agents import assert_frequencies, frequencies, kept, observe, slow_top
 from tests.agents.test_rules import chosen, show
 
@@ -263,6 +264,14 @@ def test_selective_backprop_measures_what_it_drops_every_third_step():
     for t, action in enumerate(actions):
         dropped = (action["weight"] == 0) if t in (3, 6, 9) else np.zeros(100)
         np.testing.assert_array_equal(action["score"], dropped)
+
+
+@pytest.mark.parametrize("name", ["dyn_unc", "dual", "rcap", "ies", "pdd", "selective_backprop"])
+def test_losses_without_logits_are_enough(name):
+    agent, rng = make(name), rng_of()
+    for t in range(8):
+        seen = of_losses(observe(50, "trained" if t else "unseen", seed=t, spent=t / 8))
+        assert kept(agent, seen, rng).any()
 
 
 # Oscillation
