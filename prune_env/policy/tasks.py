@@ -138,7 +138,7 @@ class TaskDistribution:
         return cls(**DISTRIBUTIONS[name])
 
     @property
-    def parts(self) -> tuple[TaskDistribution]:
+    def parts(self) -> tuple[TaskDistribution, ...]:
         """This distribution alone; a `TaskMixture` has several."""
         return (self,)
 

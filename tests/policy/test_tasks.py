@@ -222,7 +222,7 @@ def test_members_of_a_mixture_see_what_they_see_alone(tmp_path):
     digits = {"train_size": (70,), "model": ("mlp:4",), "budget": (1.5,)}
     mixture = TaskMixture(tuple(TaskDistribution(values, 0, 0) for values in (digits, folder)))
     env, seeds = vector_summary(6, tasks=mixture), list(range(6))
-    seen, _ = env.reset(seed=seeds)
+    seen, _ = env.reset(seed=seeds)  # pyright: ignore[reportArgumentType]  (a list of seeds is allowed)
     rules = np.random.default_rng(0).uniform(-1, 1, (6, len(RULE_PARAMETERS)))
     second = env.step(rules)[0]
     kinds = set()
