@@ -12,6 +12,7 @@ PROGRAMS = {
     "sweep": "run what a sweep file lists",
     "report": "report on a sweep as one HTML file",
     "tune": "tune the learning rate of full training",
+    "rates": "tune these rates for all tasks of a distribution",
     "learn": "train a policy over pruning decisions",
     "heldout": "judge a policy on tasks that no policy is trained on",
     "proxies": "say which cheap tasks order rules as the real ones do",

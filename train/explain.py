@@ -71,6 +71,8 @@ class Arguments:
     """A policy of `train.learn`."""
     tasks: str = "digits"
     """Distribution, or a TOML file of one, whose validation tasks are played."""
+    root: tuple[str, ...] = ()
+    """Folders of images, for tasks of image folders."""
     seeds: int = 8
     """Seeds of each task; eight take about a quarter of an hour on two cores with the digits tasks."""
     processes: int = cores()
@@ -164,7 +166,7 @@ def main(args: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the other cores have processes of their own
     folder = given.out or given.policy.parent
     try:
-        tasks, network = distribution(given.tasks), Network.load(given.policy)
+        tasks, network = distribution(given.tasks, given.root), Network.load(given.policy)
         if not tasks.validation:
             raise ValueError(f"{given.tasks} has no validation tasks, which are what is played")
         folder.mkdir(parents=True, exist_ok=True)

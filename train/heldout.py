@@ -10,6 +10,7 @@ Held-out tasks have draws, students and budgets that training never had.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 from collections import Counter
@@ -40,23 +41,24 @@ PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which age
 Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
 
 
-def tasks(name: Positional[str]) -> None:
+def tasks(name: Positional[str], *, root: tuple[str, ...] = ()) -> None:
     """List the tasks of a distribution: budgets apart, those held out, for validation and for training.
 
     Args:
         name: Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments.
+        root: Folders of images, for tasks of image folders.
     """
-    tasks_of = distribution(name)
-    for part in ("held_out", "validation", "training"):
-        budgets = tasks_of.held_out_budgets if part == "held_out" else tasks_of.budgets
-        found = without_budgets(getattr(tasks_of, part))
+    tasks_of = distribution(name, root)
+    for one, part in itertools.product(tasks_of.parts, ("held_out", "validation", "training")):
+        budgets = one.held_out_budgets if part == "held_out" else one.budgets
+        found = without_budgets(getattr(one, part))
         print(f"{part}: {len(found)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
         for task in found:
-            print(f"  {title(task)}")
+            print(f"  {title(task)}" + (f", root {task.root}" if task.root else ""))
 
 
 def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) -> None:
-    """Print the held-out tasks of a distribution as a sweep file.
+    """Print the held-out tasks of a distribution as a sweep file. `prune-env sweep --root` says whose images they are.
 
     Args:
         name: Of the distribution.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import gymnasium as gym
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -150,6 +151,26 @@ def tune(args: Arguments, fixed: dict[str, Any]) -> dict[tuple[float, float], li
     return accuracy
 
 
+def best_rates(accuracy: Mapping[tuple[float, float], Sequence[float] | NDArray]) -> dict[float, float]:
+    """Return the rate with the highest mean accuracy at each budget, from accuracies by budget and rate."""
+    budgets, rates = dict.fromkeys(b for b, _ in accuracy), dict.fromkeys(lr for _, lr in accuracy)
+    return {budget: max(rates, key=lambda lr, budget=budget: np.mean(accuracy[budget, lr])) for budget in budgets}
+
+
+def table_of(title: str, accuracy: Mapping[tuple[float, float], Sequence[float] | NDArray]) -> Table:
+    """Return a table of accuracies, in % and by budget and rate: a row a rate, a star beside the best of a budget."""
+    best, several = best_rates(accuracy), len(next(iter(accuracy.values()))) > 1
+    error = ", mean ± standard error" if several else ""
+    table = Table(title=f"{title}: validation accuracy %{error}", min_width=60)
+    table.add_column("lr", justify="right")
+    for budget in best:
+        table.add_column(f"budget {budget:g}", justify="right")
+    for lr in dict.fromkeys(lr for _, lr in accuracy):
+        cells = (plus_minus(accuracy[b, lr], ".2f") + ("*" if best[b] == lr else " ") for b in best)
+        table.add_row(f"{lr:g}", *cells)
+    return table
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with `arguments` (else the command line's); return its exit status, 2 for wrong arguments."""
     command = shlex.join(["prune-env", "tune", *(sys.argv[1:] if arguments is None else arguments)])
@@ -161,15 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     accuracy = tune(args, fixed)
-    best = {budget: max(args.lr, key=lambda lr, budget=budget: np.mean(accuracy[budget, lr])) for budget in args.budget}
-    error = ", mean ± standard error" if args.seeds > 1 else ""
-    table = Table(title=f"{args.env}, {recipe.model}, full training: validation accuracy %{error}", min_width=60)
-    table.add_column("lr", justify="right")
-    for budget in args.budget:
-        table.add_column(f"budget {budget:g}", justify="right")
-    for lr in args.lr:
-        cells = (plus_minus(accuracy[b, lr], ".2f") + ("*" if best[b] == lr else " ") for b in args.budget)
-        table.add_row(f"{lr:g}", *cells)
+    best = best_rates(accuracy)
+    table = table_of(f"{args.env}, {recipe.model}, full training", accuracy)
     over = f"{args.seeds} paired seeds" if args.seeds > 1 else "1 seed"
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {over}")
     if args.save is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -104,7 +105,9 @@ def load(
         raise ValueError(f"data set {dataset!r} has the classes {samples.classes}; there is nothing to learn below two")
     rows = samples.validation
     if rows is None:
-        rows = validation_rows(samples.labels, samples.classes, source.validation_share)
+        rows = _drawn.get(samples)
+    if rows is None:
+        rows = _drawn[samples] = validation_rows(samples.labels, samples.classes, source.validation_share)
     parts = varied.parts(samples.labels, samples.classes, rows)
     device = torch.device(device)
     kind = chosen(images, samples, len(parts.train) + len(parts.validation), device)
@@ -131,6 +134,10 @@ def load_test(
     n, device = len(samples.labels), torch.device(device)
     kind = chosen(images, samples, n, device)
     return _data(samples, np.arange(n), samples.labels, np.zeros(n, bool), False, kind, device)
+
+
+# (m,) validation rows that were drawn from a split, since an environment asks for them with every new task
+_drawn: WeakKeyDictionary[sources.Samples, np.ndarray] = WeakKeyDictionary()
 
 
 def _data(

@@ -56,13 +56,13 @@ class Variant:
 
         Raises ValueError for what leaves a class empty.
         """
-        every = np.setdiff1d(np.arange(len(labels)), validation)
+        every = np.delete(np.arange(len(labels)), validation)
         rngs = [np.random.default_rng((self.task_seed, knob)) for knob in (1, 2, 3, 4)]
         rows = every[imbalanced_rows(labels[every], len(classes), self.imbalance, rngs[0])]
         if self.train_size is not None:
             rows = rows[stratified_rows("train_size", labels[rows], len(classes), self.train_size, rngs[1])]
         if self.val_rest:
-            validation = np.union1d(validation, np.setdiff1d(every, rows))
+            validation = np.delete(np.arange(len(labels)), rows)
         if self.val_size is not None:  # the same ones for every task that has the same to choose from
             rng = np.random.default_rng(VALIDATION_SEED)
             validation = validation[stratified_rows("val_size", labels[validation], len(classes), self.val_size, rng)]
@@ -161,7 +161,10 @@ def apportion(total: int, counts: np.ndarray) -> np.ndarray:
 
 def draw_per_class(labels: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sorted rows holding `sizes[c]` uniformly drawn samples of each class c."""
-    order = np.lexsort((rng.random(len(labels)), labels))  # class by class, shuffled inside a class
+    shuffled = np.argsort(rng.random(len(labels)))
+    small = labels.astype(np.min_scalar_type(len(sizes)))  # numpy sorts 8 and 16 bits by radix: a quarter of the time
+    order = shuffled[np.argsort(small[shuffled], kind="stable")]  # class by class, shuffled inside a class
     ordered = labels[order]
-    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)  # place inside the class, 0 first
+    starts = np.searchsorted(ordered, np.arange(len(sizes)))  # (C,)
+    rank = np.arange(len(labels)) - starts[ordered]  # place inside the class, 0 first
     return np.sort(order[rank < sizes[ordered]])

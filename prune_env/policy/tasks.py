@@ -84,7 +84,7 @@ class TaskDistribution:
                 raise ValueError(f"the values of {name!r} are {values}; they must be a tuple of distinct ones")
         if min(self.validations, self.held_outs) < 0:
             raise ValueError(f"validations={self.validations}, held_outs={self.held_outs}; they must be 0 or more")
-        held_out, _, training = self._parts
+        held_out, _, training = self._cut
         if not training or len(held_out) < self.held_outs:
             count = math.prod(len(values) for name, values in self.values.items() if name != "budget")
             raise ValueError(
@@ -107,7 +107,7 @@ class TaskDistribution:
         return {name: values for name, values in self.held_out_values.items() if name != "budget"}
 
     @cached_property
-    def _parts(self) -> tuple[list[Task], list[Task], list[Task]]:
+    def _cut(self) -> tuple[list[Task], list[Task], list[Task]]:
         """Held-out, validation and training tasks, each at one budget only."""
         grid = self._in_order(self.values)
         held_out = self._in_order({**self.values, **self._own_values}) if self._own_values else grid
@@ -134,8 +134,13 @@ class TaskDistribution:
     def named(cls, name: str) -> TaskDistribution:
         """Return a distribution of this project. Raises ValueError, listing the names, if there is none."""
         if name not in DISTRIBUTIONS:
-            raise ValueError(f"there are no tasks called {name!r}; there are {', '.join(DISTRIBUTIONS)}")
+            raise ValueError(f"there are no tasks called {name!r}; there are {', '.join((*DISTRIBUTIONS, *MIXTURES))}")
         return cls(**DISTRIBUTIONS[name])
+
+    @property
+    def parts(self) -> tuple[TaskDistribution, ...]:
+        """This distribution alone; a `TaskMixture` has several."""
+        return (self,)
 
     def draw(self, rng: np.random.Generator) -> Task:
         """Draw a training task, each equally likely."""
@@ -152,15 +157,15 @@ class TaskDistribution:
 
     @cached_property
     def held_out(self) -> tuple[Task, ...]:
-        return _at(self._parts[0], self.held_out_budgets)
+        return _at(self._cut[0], self.held_out_budgets)
 
     @cached_property
     def validation(self) -> tuple[Task, ...]:
-        return _at(self._parts[1], self.budgets)
+        return _at(self._cut[1], self.budgets)
 
     @cached_property
     def training(self) -> tuple[Task, ...]:
-        return _at(self._parts[2], self.budgets)
+        return _at(self._cut[2], self.budgets)
 
     @property
     def datasets(self) -> set[str]:
@@ -170,7 +175,7 @@ class TaskDistribution:
     @cached_property
     def room(self) -> tuple[int, int, float]:
         """The largest number of training samples, number of classes and budget of any task."""
-        tasks = list(itertools.chain(*self._parts))
+        tasks = list(itertools.chain(*self._cut))
         largest: dict[tuple, Task] = {}  # of each training split, the one that leaves out the fewest samples
         for task in sorted(tasks, key=lambda task: (task.train_size or math.inf, -task.imbalance)):
             largest[task.dataset, task.root, task.image_size] = task
@@ -184,10 +189,69 @@ class TaskDistribution:
         return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
 
+@dataclass(frozen=True)
+class TaskMixture:
+    """Several distributions as one. A training task is drawn from each equally often, however many tasks it has."""
+
+    parts: tuple[TaskDistribution, ...]
+
+    def draw(self, rng: np.random.Generator) -> Task:
+        """Draw a training task: a part, then a task of this part, each equally likely."""
+        return self.parts[rng.integers(len(self.parts))].draw(rng)
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """Budgets of training and validation tasks, each once."""
+        return tuple(sorted({budget for part in self.parts for budget in part.budgets}))
+
+    @property
+    def held_out_budgets(self) -> tuple[float, ...]:
+        return tuple(sorted({budget for part in self.parts for budget in part.held_out_budgets}))
+
+    @cached_property
+    def held_out(self) -> tuple[Task, ...]:
+        return tuple(itertools.chain(*(part.held_out for part in self.parts)))
+
+    @cached_property
+    def validation(self) -> tuple[Task, ...]:
+        return tuple(itertools.chain(*(part.validation for part in self.parts)))
+
+    @cached_property
+    def training(self) -> tuple[Task, ...]:
+        return tuple(itertools.chain(*(part.training for part in self.parts)))
+
+    @property
+    def datasets(self) -> set[str]:
+        """Data sets of all tasks."""
+        return set().union(*(part.datasets for part in self.parts))
+
+    @cached_property
+    def room(self) -> tuple[int, int, float]:
+        """The largest number of training samples, number of classes and budget of any task."""
+        samples, classes, budget = map(max, zip(*(part.room for part in self.parts), strict=True))
+        return samples, classes, budget
+
+    def __reduce__(self):
+        """Pickle the arguments alone, as `TaskDistribution` does."""
+        return type(self), (self.parts,)
+
+
+Tasks = TaskDistribution | TaskMixture
+
+
 def _at(tasks: Sequence[Task], budgets: Sequence[float]) -> tuple[Task, ...]:
     return tuple(replace(task, budget=budget) for task in tasks for budget in budgets)
 
 
+_FOLDERS: dict[str, tuple] = {  # of images: kinds of trouble, also in combination
+    "dataset": ("imagefolder",),
+    "train_size": (2000,),
+    "val_size": (1000,),
+    "label_noise": (0.0, 0.1, 0.2, 0.4),
+    "imbalance": (1.0, 5.0, 10.0, 20.0),
+    "duplicates": (0.0, 0.3),
+    "task_seed": tuple(range(16)),
+}
 DISTRIBUTIONS: dict[str, dict[str, Any]] = {
     # Shrunken digits (3 or 4 pixels a side) are hard and clean: no student fits them. They are here since the best rule
     # for hard samples loses where samples are hard because their labels are wrong. Budgets below 4 are left out: there
@@ -216,7 +280,41 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
             "task_seed": tuple(range(16, 24)),
         },
     },
+    # Folders of images, by default the one of the environment. These students and sizes order rules most as a convnet
+    # on thousands of images of 32 pixels does, for their seconds (docs/learning.md). Validation images are a thousand:
+    # to predict these takes a sixth of the time of an epoch.
+    "natural": {
+        "values": {
+            **_FOLDERS,
+            "image_size": (8,),
+            "model": ("mlp:64",),
+            "lr_factor": (0.7, 1.0, 1.4),
+            "budget": (4.0, 8.0, 16.0),
+        },
+        "validations": 12,
+        "held_outs": 12,
+        "held_out_values": {
+            "model": ("mlp:48", "mlp:96"),
+            "lr_factor": (1.0,),
+            "budget": (3.0, 6.0, 12.0),
+            "task_seed": tuple(range(16, 24)),
+        },
+    },
+    # An episode takes some thirty times as long: these students train one after the other.
+    "convnets": {
+        "values": {
+            **_FOLDERS,
+            "image_size": (16,),
+            "model": ("convnet:8-16-16",),
+            "lr_factor": (0.7, 1.0, 1.4),
+            "budget": (4.0, 8.0),
+        },
+        "validations": 4,
+        "held_outs": 4,
+        "held_out_values": {"lr_factor": (1.0,), "task_seed": tuple(range(16, 24))},
+    },
 }
+MIXTURES = {"mixed": "digits+natural"}
 
 
 class TaskEnv(gym.Env[Any, Any]):
@@ -236,7 +334,7 @@ class TaskEnv(gym.Env[Any, Any]):
 
     metadata = PruneEnv.metadata
 
-    def __init__(self, tasks: str | Mapping[str, Any] | TaskDistribution | None = None, **settings: Any):
+    def __init__(self, tasks: str | Mapping[str, Any] | Tasks | None = None, **settings: Any):
         self.tasks = None if tasks is None else distribution(tasks)
         self._settings = settings
         dataset = settings.get("dataset", Task().dataset)
@@ -316,17 +414,34 @@ class TaskEnv(gym.Env[Any, Any]):
         self.env.close()
 
 
-def distribution(tasks: str | Mapping[str, Any] | TaskDistribution) -> TaskDistribution:
+def distribution(tasks: str | Mapping[str, Any] | Tasks, roots: Sequence[str] = ()) -> Tasks:
     """Return the distribution of this name, or with these arguments, which the JSON of a spec holds.
 
+    Args:
+        tasks: a name; several joined by `+`, which are drawn equally often; the arguments of a `TaskDistribution`, or
+            of a `TaskMixture`.
+        roots: folders of images, each equally likely, for the tasks of image folders.
+
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or `roots` are given and there are no tasks of image folders.
         TypeError: `tasks` is something else.
     """
     if isinstance(tasks, str):
-        return TaskDistribution.named(tasks)
-    if isinstance(tasks, Mapping):
-        return TaskDistribution(**tasks)
-    if isinstance(tasks, TaskDistribution):
-        return tasks
-    raise TypeError(f"tasks is {tasks!r}; it must be a TaskDistribution, or the name of one")
+        found = _joined([TaskDistribution.named(name) for name in MIXTURES.get(tasks, tasks).split("+")])
+    elif isinstance(tasks, Mapping):
+        found = _joined([TaskDistribution(**part) for part in tasks.get("parts", [tasks])])
+    elif isinstance(tasks, Tasks):
+        found = tasks
+    else:
+        raise TypeError(f"tasks is {tasks!r}; it must be a TaskDistribution, a TaskMixture, or the name of one")
+    if not roots:
+        return found
+    of_folders = [part.datasets == {"imagefolder"} for part in found.parts]
+    if not any(of_folders):
+        raise ValueError(f"the root {', '.join(roots)} is for tasks of image folders, and there are none")
+    rooted = [replace(part, values={**part.values, "root": tuple(roots)}) for part in found.parts]
+    return _joined([new if own else part for new, own, part in zip(rooted, of_folders, found.parts, strict=True)])
+
+
+def _joined(parts: Sequence[TaskDistribution]) -> Tasks:
+    return parts[0] if len(parts) == 1 else TaskMixture(tuple(parts))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prune_env import selection
 from prune_env.checks import whole
 from prune_env.env import PruneEnv, actions, observations
-from prune_env.policy.tasks import TaskDistribution, TaskEnv, distribution
+from prune_env.policy.tasks import TaskEnv, Tasks, distribution
 from prune_env.selection import Action
 from prune_env.students.batched_mlp import train_epochs
 
@@ -58,7 +58,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         self,
         num_envs: int = 1,
         *,
-        tasks: str | TaskDistribution | Mapping[str, Any] | None = None,
+        tasks: str | Tasks | Mapping[str, Any] | None = None,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
         **settings: Any,

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prune_env.policy.features import FEATURES, extract_features, initial_history, update_history
 from prune_env.policy.rules import RULE_PARAMETERS, apply_rule, draw_uniform
-from prune_env.policy.tasks import TaskDistribution, TaskEnv
+from prune_env.policy.tasks import TaskEnv, Tasks
 from prune_env.policy.vector import PruneVectorEnv
 
 Observation = dict[str, NDArray]
@@ -180,7 +180,7 @@ class SummaryEnv(TaskEnv):
         settings: keyword arguments of `PruneEnv`.
     """
 
-    def __init__(self, tasks: str | Mapping[str, Any] | TaskDistribution | None = None, **settings: Any):
+    def __init__(self, tasks: str | Mapping[str, Any] | Tasks | None = None, **settings: Any):
         super().__init__(tasks, **settings)
         self.observation_space, self.action_space = _box(FEATURES), _box(RULE_PARAMETERS)
         self._features, self._rules = _Features(), _Rules()

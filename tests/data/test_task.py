@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from prune_env import data as package
 from prune_env.data import Data, Variant, load, load_test, sources
 from prune_env.data.source import Samples
 from prune_env.data.sources import read
@@ -114,6 +115,26 @@ def test_draw_per_class_is_uniform():
         assert np.bincount(labels[rows]).tolist() == [1, 2]
         drawn[rows] += 1
     np.testing.assert_allclose(drawn / 1000, [2 / 3, 1 / 3] * 3, atol=0.06)  # four standard deviations
+
+
+def test_draw_per_class_takes_the_lowest_numbers_of_each_class():
+    """Also with more classes than a byte can count; against a loop over classes."""
+    labels = rng(1).integers(0, 300, 5000)
+    sizes = np.bincount(labels, minlength=300) // 2
+    numbers = rng(2).random(5000)
+    expected = [
+        row for c in range(300) for row in sorted(np.flatnonzero(labels == c), key=numbers.__getitem__)[: sizes[c]]
+    ]
+    assert draw_per_class(labels, sizes, rng(2)).tolist() == sorted(expected)
+
+
+def test_validation_rows_are_drawn_once_for_a_split(monkeypatch):
+    sources.forget()
+    drawn = []
+    monkeypatch.setattr(package, "validation_rows", lambda *of: drawn.append(of) or validation_rows(*of))
+    first, second = (load("digits", task_seed=seed)[1] for seed in (0, 1))
+    assert len(drawn) == 1
+    assert same(first, second)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_inputs_are_worth_what_is_lost_without_them():
 @pytest.mark.slow  # 64 times four runs
 def test_a_planted_dependence_is_found_in_runs():
     only = "confidence"
-    policy, pairs = network(0, only=only, size=2.0), draw_pairs(VARIED.training, 4, np.random.default_rng(0))
+    policy, pairs = network(0, only=only, size=2.0), draw_pairs(VARIED, 4, np.random.default_rng(0))
     means = np.full(D, 0.1)
     tables = inputs(policy, pairs, Here(VARIED, 1), means)
     (group,) = (group for group, names in GROUPS.items() if only in names)
@@ -122,7 +122,7 @@ def run_alone(pairs: list[Pair], policy: Network) -> tuple[list[NDArray], list[f
 
 def test_what_is_recorded_is_what_was_acted_on_in_the_runs_asked_for():
     """Members without a run left go on with something else, which is nothing to look at."""
-    policy, pairs = network(), draw_pairs(VARIED.training, 5, np.random.default_rng(0))
+    policy, pairs = network(), draw_pairs(VARIED, 5, np.random.default_rng(0))
     recorder = Recorder(policy)
     accuracy = play(pairs, recorder, VARIED, width=2)
     seen, reached = run_alone(pairs, policy)

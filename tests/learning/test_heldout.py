@@ -16,7 +16,7 @@ from rich.table import Table
 
 from prune_env import PruneEnv
 from prune_env.policy import tasks as distributions
-from prune_env.policy.tasks import DISTRIBUTIONS, Task, TaskDistribution
+from prune_env.policy.tasks import DISTRIBUTIONS, MIXTURES, Task, TaskDistribution, distribution
 from train import heldout, sweep
 from train.analysis.statistics import mean_interval
 from train.execution import results
@@ -76,15 +76,16 @@ def blocks_of(folder: Path, capsys, name: str, *more: str) -> list[Block]:
     return sweep.read(path)[0]
 
 
-@pytest.mark.parametrize("name", ["tiny", *DISTRIBUTIONS])
+@pytest.mark.parametrize("name", ["tiny", *DISTRIBUTIONS, *MIXTURES])
 def test_the_sweep_is_of_the_held_out_tasks(name, tiny, tmp_path, capsys):
-    tasks = TaskDistribution.named(name)
+    tasks = distribution(name)
+    ids = {"digits": "prune_env/Digits-v0", "imagefolder": "prune_env/ImageFolder-v0"}
     agents = ("learned:a/b c.npz", "full", 'mine:Own,text="x"')
     blocks = blocks_of(tmp_path, capsys, name, "--agents", *agents, "--seeds", "7")
     expected = without_budgets(tasks.held_out)
     assert [block.task for block in blocks] == [heldout.title(task) for task in expected]
     for block, task in zip(blocks, expected, strict=True):
-        assert (block.env, block.agents, block.keep, block.seeds) == ("prune_env/Digits-v0", agents, (0.5,), 7)
+        assert (block.env, block.agents, block.keep, block.seeds) == (ids[task.dataset], agents, (0.5,), 7)
         assert block.budgets == tasks.held_out_budgets
         given = dict(block.settings)
         rates = {budget: replace(task, budget=budget).settings()["lr"] for budget in tasks.held_out_budgets}

@@ -19,7 +19,7 @@ from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import VARIED
 from train.learning import rollouts, search
-from train.learning.rollouts import Pair, draw_pairs, play, training_env
+from train.learning.rollouts import Pair, distribution, draw_pairs, play, training_env
 from train.learning.subproc_env import ProcessVecEnv
 from train.learning.workers import Died, Workers
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def pairs_of(count: int, seed: int = 0) -> list[Pair]:
-    return draw_pairs(VARIED.training, count, np.random.default_rng(seed))
+    return draw_pairs(VARIED, count, np.random.default_rng(seed))
 
 
 def test_a_distribution_of_a_file(tmp_path):
@@ -119,12 +119,27 @@ def test_rules_are_of_all_or_of_each():
 
 def test_pairs_are_drawn_alike():
     tasks = VARIED.training
-    pairs = draw_pairs(tasks, 2000, np.random.default_rng(0))
+    pairs = draw_pairs(VARIED, 2000, np.random.default_rng(0))
     counts = [sum(task == one for task, _ in pairs) for one in tasks]
     assert len(tasks) == 4
     assert max(abs(count - 500) for count in counts) < 5 * (2000 * 0.25 * 0.75) ** 0.5
     assert len({seed for _, seed in pairs}) == 2000
     assert pairs[:7] == pairs_of(7)
+
+
+def test_a_file_holds_one_distribution_or_several(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("validations = 1\nheld_outs = 0\n[values]\ntrain_size = [40, 60]\n")
+    one = TaskDistribution({"train_size": [40, 60]}, validations=1, held_outs=0)  # pyright: ignore[reportArgumentType]
+    assert distribution(str(path)) == one
+    several = "".join(
+        f"[[parts]]\nvalidations = 0\nheld_outs = 0\n[parts.values]\ntrain_size = [{n}]\n" for n in (40, 60)
+    )
+    path.write_text(several)
+    assert [task.train_size for task in distribution(str(path)).training] == [40, 60]
+    path.write_text(several + "depth = [1]\n")
+    with pytest.raises(ValueError, match=r"own\.toml is no distribution of tasks: tasks have no 'depth'"):
+        distribution(str(path))
 
 
 class Refusing:

@@ -17,8 +17,10 @@ from scipy import stats
 
 from prune_env import PruneEnv, data, select
 from prune_env.policy import tasks as module
-from prune_env.policy.tasks import TASK_FIELDS, Task, TaskDistribution, TaskEnv
+from prune_env.policy.rules import RULE_PARAMETERS
+from prune_env.policy.tasks import TASK_FIELDS, Task, TaskDistribution, TaskEnv, TaskMixture, distribution
 from prune_env.policy.vector import PruneVectorEnv
+from prune_env.policy.wrappers import SummaryEnv, vector_summary
 from tests.helpers import trees
 
 DIGITS = TaskDistribution.named("digits")
@@ -153,6 +155,83 @@ def test_there_is_room_for_every_data_set(tmp_path):
     lengths = [len(data.load("imagefolder", root=root)[0]) for root in roots]
     assert lengths[0] != lengths[1]
     assert tasks.room == (max(lengths), 12, 10.0)
+
+
+# ---------------------------------------------------------------- several distributions as one
+
+
+ONE = TaskDistribution({"train_size": (20,), "budget": (1.0,)}, validations=0, held_outs=0)
+BOTH = TaskMixture((ONE, SMALL))
+
+
+def test_a_mixture_draws_each_part_equally_often():
+    """However many tasks it has: one here, against ten."""
+    rng = np.random.default_rng(0)
+    drawn = Counter(BOTH.draw(rng) for _ in range(4000))
+    expected = {ONE.training[0]: 2000, **dict.fromkeys(SMALL.training, 200)}
+    assert set(drawn) == set(expected)
+    assert stats.chisquare([drawn[task] for task in expected], list(expected.values())).pvalue > 1e-3
+
+
+def test_a_mixture_has_the_tasks_and_the_room_of_its_parts():
+    assert BOTH.training == ONE.training + SMALL.training
+    assert (BOTH.validation, BOTH.held_out) == (SMALL.validation, SMALL.held_out)
+    assert BOTH.budgets == BOTH.held_out_budgets == (1.0, 2.0)
+    assert (BOTH.room, BOTH.datasets) == ((30, 10, 2.0), {"digits"})
+
+
+def test_a_mixture_survives_json_and_pickle():
+    plain = json.loads(json.dumps(asdict(BOTH)))
+    for again in (distribution(plain), pickle.loads(pickle.dumps(BOTH))):
+        assert isinstance(again, TaskMixture)
+        assert (again.training, again.validation, again.held_out) == (BOTH.training, BOTH.validation, BOTH.held_out)
+    env: Any = gym.make("prune_env/DigitsSummary-v0", tasks=BOTH)
+    again: Any = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert again.unwrapped.tasks.training == BOTH.training
+
+
+def test_names_are_joined_and_roots_are_for_tasks_of_folders():
+    mixed = distribution("mixed", ("here", "there"))
+    digits, natural = mixed.parts
+    assert digits == DIGITS
+    for part in (natural.training, natural.validation, natural.held_out):
+        assert {task.root for task in part} == {"here", "there"}
+    assert {task.root for task in digits.training} == {None}
+    assert distribution("digits+natural", ("here", "there")) == mixed
+    assert distribution("natural").training[0].root is None  # the folder of the environment
+    with pytest.raises(ValueError, match="the root here is for tasks of image folders, and there are none"):
+        distribution("digits", ("here",))
+    with pytest.raises(ValueError, match="no tasks called 'oil'; there are digits, natural, convnets, mixed"):
+        distribution("digits+oil")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"), [("natural", ("task_seed", "model", "budget")), ("convnets", ("task_seed",))]
+)
+def test_held_out_tasks_of_folders_are_of_draws_that_no_other_task_has(name, fields):
+    tasks = TaskDistribution.named(name)
+    others = (*tasks.validation, *tasks.training)
+    for field in fields:
+        assert not {getattr(task, field) for task in tasks.held_out} & {getattr(task, field) for task in others}
+
+
+def test_members_of_a_mixture_see_what_they_see_alone(tmp_path):
+    """A folder of three classes beside the ten of the digits."""
+    trees.imagefolder(tmp_path, classes=("a", "b", "c"), per_class=20, size=8)
+    folder = {"dataset": ("imagefolder",), "root": (str(tmp_path),), "model": ("mlp:4",), "budget": (1.5,)}
+    digits = {"train_size": (70,), "model": ("mlp:4",), "budget": (1.5,)}
+    mixture = TaskMixture(tuple(TaskDistribution(values, 0, 0) for values in (digits, folder)))
+    env, seeds = vector_summary(6, tasks=mixture), list(range(6))
+    seen, _ = env.reset(seed=seeds)  # pyright: ignore[reportArgumentType]  (a list of seeds is allowed)
+    rules = np.random.default_rng(0).uniform(-1, 1, (6, len(RULE_PARAMETERS)))
+    second = env.step(rules)[0]
+    kinds = set()
+    for k in seeds:
+        alone: Any = SummaryEnv(mixture)
+        np.testing.assert_allclose(seen[k], alone.reset(seed=k)[0], atol=1e-6)
+        np.testing.assert_allclose(second[k], alone.step(rules[k])[0], atol=1e-4)
+        kinds.add(len(alone.train_data.classes))
+    assert kinds == {3, 10}
 
 
 # ---------------------------------------------------------------- what a task says
@@ -340,7 +419,7 @@ def test_closing_lets_go_of_the_run():
 @pytest.mark.parametrize(
     ("tasks", "settings", "error", "match"),
     [
-        (5, {}, TypeError, "it must be a TaskDistribution, or the name of one"),
+        (5, {}, TypeError, "it must be a TaskDistribution, a TaskMixture, or the name of one"),
         ("cifar", {}, ValueError, "no tasks called 'cifar'; there are digits"),
         (SMALL, {"budget": 3.0, "price": 1.0, "lr": 0.1}, ValueError, "^budget, lr cannot be given beside tasks"),
         ({"values": {"depth": (1, 2)}}, {}, ValueError, "tasks have no 'depth'"),

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from prune_env.policy.tasks import TaskDistribution
+from prune_env.policy.tasks import Tasks
 from train.execution.executors import OURS_FIRST, import_path
 from train.learning.workers import DIED, Died, Worker, Workers
 
@@ -48,7 +48,7 @@ def cluster(given: Any) -> Iterator[None]:
 class RayWorkers(Workers):
     """`Workers` in actors of one CPU each."""
 
-    def __init__(self, tasks: TaskDistribution, count: int):
+    def __init__(self, tasks: Tasks, count: int):
         self.count = count
         actor: Any = ray.remote(num_cpus=1)(_Actor)
         self._actors = [actor.remote(tasks) for _ in range(count)]
@@ -68,6 +68,6 @@ class RayWorkers(Workers):
 
 
 class _Actor(Worker):
-    def __init__(self, tasks: TaskDistribution):
+    def __init__(self, tasks: Tasks):
         torch.set_num_threads(1)
         super().__init__(tasks)

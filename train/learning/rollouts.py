@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from prune_env.policy.paired import VectorPairedReward, start
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.sb3 import SB3VecEnv
-from prune_env.policy.tasks import Task, TaskDistribution
+from prune_env.policy.tasks import Task, Tasks
+from prune_env.policy.tasks import distribution as of_name
 from prune_env.policy.wrappers import vector_summary
 from train.execution import toml
 
@@ -25,34 +26,36 @@ Policy = Callable[[NDArray[np.float32], NDArray[np.bool_]], NDArray]
 CLIP = 10.0  # points, largest reward: one failed run must not outweigh all others
 
 
-def distribution(name: str) -> TaskDistribution:
+def distribution(name: str, roots: Sequence[str] = ()) -> Tasks:
     """Return the distribution of this name, or with the arguments in the TOML file of this path.
 
+    Args:
+        name: as `tasks.distribution` takes it, or a path that ends in .toml.
+        roots: folders of images, for tasks of image folders.
+
     Raises:
-        ValueError: there is none, or the file has other arguments.
+        ValueError: there is none, the file has other arguments, or there are no tasks for `roots`.
         OSError: the file cannot be read.
     """
     if not name.endswith(".toml"):
-        return TaskDistribution.named(name)
+        return of_name(name, roots)
     try:
-        return TaskDistribution(**toml.read(Path(name))[0])
+        return of_name(toml.read(Path(name))[0], roots)
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{name} is no distribution of tasks: {error}") from error
 
 
-def draw_pairs(tasks: Sequence[Task], count: int, rng: np.random.Generator) -> list[Pair]:
-    """Draw `count` pairs of a task, each equally likely, and a seed."""
-    return [(tasks[int(rng.integers(len(tasks)))], int(rng.integers(2**31))) for _ in range(count)]
+def draw_pairs(tasks: Tasks, count: int, rng: np.random.Generator) -> list[Pair]:
+    """Draw `count` pairs of a training task and a seed."""
+    return [(tasks.draw(rng), int(rng.integers(2**31))) for _ in range(count)]
 
 
-def make_env(members: int, tasks: TaskDistribution) -> VectorEnv:
+def make_env(members: int, tasks: Tasks) -> VectorEnv:
     """Return a vector environment with features as observations and rule parameters as actions."""
     return vector_summary(members, dataset=tasks.training[0].dataset, tasks=tasks)
 
 
-def play(
-    pairs: Sequence[Pair], policy: Policy | NDArray, tasks: TaskDistribution, width: int = 64
-) -> NDArray[np.float64]:
+def play(pairs: Sequence[Pair], policy: Policy | NDArray, tasks: Tasks, width: int = 64) -> NDArray[np.float64]:
     """Return the final validation accuracy (P,) of a run of each pair.
 
     Args:
@@ -84,7 +87,7 @@ def play(
     return accuracy
 
 
-def _kept_env(members: int, tasks: TaskDistribution) -> VectorEnv:
+def _kept_env(members: int, tasks: Tasks) -> VectorEnv:
     """Return the environment of the last `play` if it suits: making one takes as long as some episodes."""
     if _kept[:2] != [members, tasks]:
         _kept[:] = members, tasks, make_env(members, tasks)
@@ -94,7 +97,7 @@ def _kept_env(members: int, tasks: TaskDistribution) -> VectorEnv:
 _kept: list[Any] = [0, None, None]
 
 
-def training_env(tasks: TaskDistribution, members: int, pairs: Sequence[Pair], baseline: Sequence[float]) -> SB3VecEnv:
+def training_env(tasks: Tasks, members: int, pairs: Sequence[Pair], baseline: Sequence[float]) -> SB3VecEnv:
     """Return the environment that PPO trains on in one process: the pool of pairs, and the accuracy to beat on each."""
     paired = VectorPairedReward(make_env(members, tasks), pool=dict(zip(pairs, baseline, strict=True)))
     return SB3VecEnv(ClipReward(paired, -CLIP, CLIP))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prune_env.policy.rules import FULL, RULE_PARAMETERS
-from prune_env.policy.tasks import TaskDistribution
+from prune_env.policy.tasks import Tasks
 from train.learning.rollouts import draw_pairs
 from train.learning.workers import Workers
 
@@ -22,7 +22,7 @@ SMALLEST_SPREAD = 0.08
 
 def fixed_rule(
     workers: Workers,
-    tasks: TaskDistribution,
+    tasks: Tasks,
     rng: np.random.Generator,
     go_on: Callable[[int], bool],
     free: Sequence[str] = RULE_PARAMETERS,
@@ -46,7 +46,7 @@ def fixed_rule(
     episodes = 0
     while episodes == 0 or go_on(episodes // (CANDIDATES * PAIRS)):
         rules = np.clip(mean + spread * rng.standard_normal((CANDIDATES, len(RULE_PARAMETERS))), -1.0, 1.0)
-        pairs = draw_pairs(tasks.training, PAIRS, rng)
+        pairs = draw_pairs(tasks, PAIRS, rng)
         accuracy = workers.play(pairs * CANDIDATES, np.repeat(rules, PAIRS, axis=0)).reshape(CANDIDATES, PAIRS)
         episodes += accuracy.size
         elites = rules[np.argsort(-accuracy.mean(axis=1))[:ELITES]]

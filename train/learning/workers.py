@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from prune_env.policy.rules import RULE_PARAMETERS
-from prune_env.policy.tasks import TaskDistribution
+from prune_env.policy.tasks import Tasks
 from train.execution import process
 from train.learning.rollouts import Pair, Policy, play
 
@@ -26,7 +26,7 @@ class Died(RuntimeError):
 class Worker:
     """What is in a process."""
 
-    def __init__(self, tasks: TaskDistribution):
+    def __init__(self, tasks: Tasks):
         self._tasks = tasks
 
     def play(self, pairs: Sequence[Pair], policy: Policy | NDArray) -> NDArray[np.float64]:
@@ -52,7 +52,7 @@ class Worker:
 class Workers:
     """Processes on this machine, of one thread each. What they return does not depend on their number."""
 
-    def __init__(self, tasks: TaskDistribution, count: int):
+    def __init__(self, tasks: Tasks, count: int):
         self.count = count
         self._pools = [ProcessPoolExecutor(1, process.CONTEXT, _start, (tasks,)) for _ in range(count)]
 
@@ -88,7 +88,7 @@ class Workers:
 _worker: list[Worker] = []  # of a process
 
 
-def _start(tasks: TaskDistribution) -> None:
+def _start(tasks: Tasks) -> None:
     process.start()
     _worker.append(Worker(tasks))
 
