@@ -3,7 +3,7 @@
 An agent is a callable `agent(observation, rng) -> action`, numpy in and out; `prune_env.select` builds the action. An
 agent with state has `reset()`, called at the start of each episode. A line, its spec, names an agent and sets it:
 
-    [same_amounts:]name[:option=value,...][+mixup=p][+anneal=s]
+    [same_amounts:]name[:option=value,...][+mixup=p][+anneal=s][+oscillate=a]
 
 The name is a key of AGENTS; or `module:Class`, or `module:function`, which is the agent itself and takes no options; or
 `learned:PATH[,trust=True][,agents=full/ucb:keep=0.3,c=2/random]`, a trained policy, which may choose among agents.
@@ -24,14 +24,16 @@ from typing import Any, cast
 
 from agents.bandits import UCB, UCB1, EpsilonGreedy
 from agents.baselines import Balanced, Full, Random, StaticRandom
-from agents.difficulty import LossTopK, Middle, OrderDP
+from agents.difficulty import LossTopK, Middle, OrderDP, SelectiveBackprop
 from agents.infobatch import InfoBatch
 from agents.kakurenbo import Kakurenbo
 from agents.learned import Learned
+from agents.mastery import IES, PDD
+from agents.rcap import RCAP
 from agents.repb import RePB
 from agents.rules import RandomRule, Rule
 from agents.seta import SeTa
-from agents.statics import CCS, EL2N, Forgetting, Grand
+from agents.statics import CCS, DUAL, EL2N, DynUnc, Forgetting, Grand
 from agents.swdpp import SwDPP
 from agents.switches import SameAmounts, Switched
 from prune_env.sampling import Agent
@@ -49,23 +51,30 @@ AGENTS: dict[str, type] = {
     "loss_topk": LossTopK,
     "middle": Middle,
     "orderdp": OrderDP,
+    "selective_backprop": SelectiveBackprop,
+    "rcap": RCAP,
     "seta": SeTa,
     "kakurenbo": Kakurenbo,
+    "ies": IES,
+    "pdd": PDD,
     "repb": RePB,
     "el2n": EL2N,
     "forgetting": Forgetting,
     "grand": Grand,
     "ccs": CCS,
+    "dyn_unc": DynUnc,
+    "dual": DUAL,
     "learned": Learned,
     "rule": Rule,
     "random_rule": RandomRule,
 }
 SAME_AMOUNTS = "same_amounts"
-SWITCHES = ("anneal", "mixup")
+SWITCHES = ("anneal", "mixup", "oscillate")
 SWITCH = r"\+(?=[A-Za-z_]\w*=)"  # stands before each switch; 1e+5 is a number
 # A path may have any sign in it, so only what ends the spec in the form of an option or a switch is one.
 LEARNED = re.compile(
-    r"(?P<path>.*?)(?P<trust>,trust=[\w']+)?(,agents=(?P<agents>.*?))?(?P<switches>(\+(anneal|mixup)=[\d.e-]+)*)",
+    r"(?P<path>.*?)(?P<trust>,trust=[\w']+)?(,agents=(?P<agents>.*?))?"
+    rf"(?P<switches>(\+({'|'.join(SWITCHES)})=[\d.e-]+)*)",
     re.DOTALL,
 )
 
@@ -100,7 +109,7 @@ def check(spec: str) -> None:
 
 
 def _build(spec: str, yours: bool) -> Agent:
-    """As `make`; without `yours`, `Full` stands in for any agent of a user's own."""
+    """As `make`; without `yours`, `Random` stands in for any agent of a user's own."""
     parsed = parse(spec)
     options, within = dict(parsed.options), [_build(other, yours) for other in parsed.within]
     if parsed.name == SAME_AMOUNTS:
@@ -111,7 +120,7 @@ def _build(spec: str, yours: bool) -> Agent:
         found = _find(spec, parsed.name)
         _check_options(spec, parsed.name, found, options)
         if not yours and parsed.name not in AGENTS:
-            agent = Full()
+            agent = Random()
         else:  # an instance may keep state, which must not pass from run to run
             agent = found(**options) if isinstance(found, type) else copy.deepcopy(found)
     return Switched(agent=agent, **parsed.switches) if parsed.switches else agent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,7 @@ class StaticRandom(Remembers):
 
     remembers = ("_mask",)
 
+    once: ClassVar[bool] = True  # the subset is chosen once in a run
     keep: float = 0.5
     _mask: Mask = field(init=False, repr=False, compare=False)
 

@@ -1,13 +1,14 @@
-"""Rules that order the samples by their loss alone: the hardest, the hardest of a random pool, the middle."""
+"""Rules that order the samples by their loss alone: the hardest, for sure or by chance or of a pool; the middle."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from prune_env import select
+from prune_env.memory import Remembers
 from prune_env.sampling import Action, Observation, check, n_keep, ranks, top_k_mask, uniform
 
 
@@ -96,3 +97,51 @@ class Middle:
         z = np.log(rank / (1 - rank))
         keys = rng.gumbel(size=len(rank)) - (z / self.width) ** 2
         return select(top_k_mask(keys, n_keep(self.keep, len(rank)), rng))
+
+
+@dataclass(kw_only=True)
+class SelectiveBackprop(Remembers):
+    """Selective-Backprop with stale losses (Jiang et al., arXiv 1910.00762).
+
+    A sample is kept with probability max(s_min, F(u)^β), u being its last loss and F(u) the share of samples whose
+    last loss is at most u; all are kept before their first visit. Draws are independent, and weights 1. Every
+    `staleness` steps a forward pass alone (`score`) measures what was dropped, so that a low loss is not believed
+    for ever. There is no keep: where all losses differ, 1/(β+1) is kept in expectation, and the largest for certain.
+
+    F is of the last 1,024 losses in the authors' code, here of all samples. β = 3, s_min = 0 and three steps are the
+    values of its example.
+
+    Args:
+        beta: selectivity β, at least 0; 0 keeps all.
+        least: s_min, in [0, 1].
+        staleness: number of steps from one forward pass to the next, a whole number of at least 1.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+    """
+
+    remembers = ("_step",)
+
+    beta: float = 3.0
+    least: float = 0.0
+    staleness: int = 3
+    _step: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check("beta", self.beta, "[0, inf)")
+        check("least", self.least, "[0, 1]")
+        check("staleness", self.staleness, "[1, inf)")
+        if self.staleness != int(self.staleness):
+            raise ValueError(f"staleness must be a whole number, not {self.staleness!r}")
+        self.reset()
+
+    def reset(self) -> None:
+        self._step = 0
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        loss, step = observation["loss"], self._step
+        self._step += 1
+        share = np.searchsorted(np.sort(loss), loss, side="right") / len(loss)  # F(u)
+        chosen = rng.random(len(loss)) < np.maximum(share**self.beta, self.least)
+        mask = chosen | (observation["visits"] == 0)
+        return select(mask, score=~mask if step and step % self.staleness == 0 else None)

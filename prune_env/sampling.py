@@ -1,4 +1,4 @@
-"""Parts of rules: how many samples, the largest scores, uniform draws, draws by probability, ranks, Mixup shares.
+"""Parts of rules: how many samples, the largest scores, draws, ranks, what the last steps have shown, Mixup shares.
 
 An agent needs numpy and this package only, so its file can be copied into any project:
 
@@ -174,6 +174,14 @@ def proportional(size: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     rest = np.cumsum(falling[::-1])[::-1]  # of a sample and all smaller ones
     certain = int(np.argmax((k - np.arange(k)) * falling[:k] <= rest[:k] * (1 + 1e-12)))  # the first that is not
     return np.minimum(1.0, (k - certain) * size / rest[certain])
+
+
+def latest(history: NDArray, values: NDArray, length: int) -> NDArray:
+    """Return `history` (t, N), oldest first, with `values` (N,) as its newest row: the last `length` rows of it.
+
+    An agent starts with no rows, np.empty((0, N)), and adds a statistic of each sample in every step.
+    """
+    return np.stack([*history, values][-length:])
 
 
 def mixup_shares(mask: Mask, q: float, rng: np.random.Generator) -> NDArray[np.float32]:

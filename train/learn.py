@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
@@ -38,6 +39,7 @@ from train.analysis.text import plus_minus
 from train.execution import provenance
 from train.execution.process import Taken, locked
 from train.learning import ppo, search
+from train.learning.phases import Phases
 from train.learning.rollouts import distribution, draw_pairs, play, training_env
 from train.learning.subproc_env import ProcessVecEnv
 from train.learning.workers import Died, Workers
@@ -124,13 +126,15 @@ class Another(Exception):
 
 
 class Clock(BaseCallback):
-    """Ends a model's training when the time is over."""
+    """Ends a model's training when the time is over; asks for the bar to be drawn."""
 
-    def __init__(self, end: float):
+    def __init__(self, end: float, show: Callable[[PPO], None]):
         super().__init__()
         self._end = end  # of time.perf_counter()
+        self._show = show
 
     def _on_step(self) -> bool:
+        self._show(self.model)  # pyright: ignore[reportArgumentType]  (it is a PPO)
         return time.perf_counter() < self._end
 
 
@@ -139,7 +143,7 @@ class Learning:
 
     def __init__(self, given: Arguments, tasks: Tasks, folder: Path, workers: Workers):
         self._given, self._tasks, self._folder, self._workers = given, tasks, folder, workers
-        self._console = Console()
+        self._phases = Phases(Console())
         self._pairs = draw_pairs(tasks, given.pool, np.random.default_rng([given.seed, 0]))
         self._validation = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         self._limit = 60.0 * (given.minutes or math.inf)  # seconds
@@ -156,22 +160,40 @@ class Learning:
 
     def run(self) -> None:
         """Train until the time or the steps are over. Raises Another if a run with other arguments is there."""
-        if self._load():
-            self._console.print(f"going on after {self._seconds / 60:.1f} minutes")
-        else:
-            self._start = self._prepare()
-            self._save()
-        self._pairs = self._pairs[: len(self._start.baseline)]
-        make = partial(training_env, self._tasks, pairs=self._pairs, baseline=self._start.baseline)
-        sizes = [len(part) for part in np.array_split(np.arange(self._given.members), self._given.processes)]
-        env = ProcessVecEnv(self._workers, [partial(make, size) for size in sizes])
-        logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
-        while self._progress.steps < (self._given.steps or math.inf) and self._seconds < self._limit:
-            self._train(env, logger)
-        if not self._evaluations:  # the search took all the time
-            self._evaluate(self._model(env), env, logger)
-        if not self._progress.steps:
-            self._console.print("no time was left to train: this is the best fixed rule; give more --minutes")
+        say = self._phases.say
+        with self._phases:
+            if self._load():
+                say(f"going on after {self._seconds / 60:.1f} minutes")
+            else:
+                self._start = self._prepare()
+                self._save()
+            self._pairs = self._pairs[: len(self._start.baseline)]
+            make = partial(training_env, self._tasks, pairs=self._pairs, baseline=self._start.baseline)
+            sizes = [len(part) for part in np.array_split(np.arange(self._given.members), self._given.processes)]
+            env = ProcessVecEnv(self._workers, [partial(make, size) for size in sizes])
+            logger = configure(str(self._folder / "tensorboard"), ["tensorboard"])
+            if self._share(self._progress.steps) < 1.0:
+                say(
+                    "return: mean of the last 100 episodes, in points over the mean of full training and the fixed rule"
+                )
+                say(
+                    f"validation: points over full training; ± is the standard error over {len(self._validation)} "
+                    "pairs of task and seed"
+                )
+                with self._phases.phase("training") as show:
+                    while self._share(self._progress.steps) < 1.0:
+                        self._train(env, logger, show)
+            if not self._evaluations:  # the search took all the time
+                self._evaluate(self._model(env), env, logger)
+            if not self._progress.steps:
+                say("no time was left to train: this is the best fixed rule; give more --minutes")
+        policy = self._folder / "policy.npz"
+        say(f"the best policy is {policy}: {self._progress.best:+.2f} points over full training in validation")
+        say(shlex.join(["prune-env", "evaluate", "--agents", "full", "balanced", f"learned:{policy}"]))
+
+    def _share(self, steps: int) -> float:
+        """Return how much of the time is over, or of the steps if that is more: 1 or above at the end."""
+        return max(steps / (self._given.steps or math.inf), self._seconds / self._limit)
 
     def _model(self, env: ProcessVecEnv) -> PPO:
         """Return the model as it stands, with generators that are seeded for the steps that follow."""
@@ -184,7 +206,7 @@ class Learning:
         model.num_timesteps = steps
         return model
 
-    def _train(self, env: ProcessVecEnv, logger: Logger) -> None:
+    def _train(self, env: ProcessVecEnv, logger: Logger, show: Callable[..., None]) -> None:
         """Train up to the next evaluation.
 
         Every segment starts from the saved state, with new episodes, so that interrupted and uninterrupted runs agree.
@@ -192,31 +214,46 @@ class Learning:
         model = self._model(env)
         model.set_logger(logger)
         ahead = min(self._given.evaluate_every, (self._given.steps or math.inf) - self._progress.steps)
-        clock = Clock(self._begun + self._limit)
+
+        def show_steps(model: PPO) -> None:
+            show(self._share(model.num_timesteps), f"{model.num_timesteps:,} steps, return {mean_return(model)}")
+
+        clock = Clock(self._begun + self._limit, show_steps)
         model.learn(int(ahead), callback=clock, reset_num_timesteps=False)  # in whole rollouts
         self._progress.steps = model.num_timesteps
+        show(self._share(model.num_timesteps), "validation")
         self._evaluate(model, env, logger)
 
     def _prepare(self) -> Start:
         """Measure the baseline, search the best fixed rule, and measure the scale of the features."""
-        given, workers = self._given, self._workers
-        self._console.print(f"full training on up to {given.pool} pairs of task and seed, for comparison")
+        given, workers, say = self._given, self._workers, self._phases.say
         baseline = np.zeros(0)
-        while not len(baseline) or (len(baseline) < given.pool and self._seconds < BASELINE_SHARE * self._limit):
-            at = len(baseline)
-            baseline = np.append(baseline, workers.play(self._pairs[at : at + PAIRS], FULL))
-        until = self._seconds + SEARCH_SHARE * self._limit
-
-        def go_on(generations: int) -> bool:
-            return generations < GENERATIONS and self._seconds < until
-
+        with self._phases.phase("full training") as show:
+            while not len(baseline) or (len(baseline) < given.pool and self._seconds < BASELINE_SHARE * self._limit):
+                at = len(baseline)
+                baseline = np.append(baseline, workers.play(self._pairs[at : at + PAIRS], FULL))
+                if not at:
+                    self._warn_of_little_time(len(baseline))
+                show(max(len(baseline) / given.pool, self._seconds / (BASELINE_SHARE * self._limit)))
+        say(f"full training reaches {100 * baseline.mean():.1f} % on {len(baseline)} pairs of training task and seed")
+        since = self._seconds
         rng = np.random.default_rng([given.seed, 2])
-        rule, searched = search.fixed_rule(workers, self._tasks, rng, go_on)
-        baseline = (baseline + workers.play(self._pairs[: len(baseline)], rule)) / 2
-        full, fixed = (workers.play(self._validation, rules) for rules in (FULL, rule))
+        with self._phases.phase("search of a fixed rule") as show:
+
+            def go_on(generations: int) -> bool:
+                share = max(generations / GENERATIONS, (self._seconds - since) / (SEARCH_SHARE * self._limit))
+                show(share)
+                return share < 1.0
+
+            rule, searched = search.fixed_rule(workers, self._tasks, rng, go_on)
+        with self._phases.phase("that rule, for comparison") as show:
+            baseline = (baseline + workers.play(self._pairs[: len(baseline)], rule)) / 2
+            show(0.5)
+            full, fixed = (workers.play(self._validation, rules) for rules in (FULL, rule))
+            show(0.9)
+            shift, scale = _moments(self._tasks, rule, rng)
         words = ", ".join(f"{name} {value:+.2f}" for name, value in zip(RULE_PARAMETERS, rule, strict=True))
-        self._console.print(f"best fixed rule after {searched} episodes: {words}; {_over_full(fixed, full)}")
-        shift, scale = _moments(self._tasks, rule, rng)
+        say(f"best fixed rule after {searched} episodes: {words}; {_over_full(fixed, full)} in validation")
         return Start(
             rule=rule.tolist(),
             searched=searched,
@@ -226,6 +263,18 @@ class Learning:
             full=full.tolist(),
             fixed=fixed.tolist(),
         )
+
+    def _warn_of_little_time(self, played: int) -> None:
+        """Say so if the time will be over before a policy has learned anything, going by the runs played so far."""
+        rollout = self._given.members * ppo.SETTINGS["n_steps"] / np.mean([task.budget for task, _ in self._pairs])
+        ahead = search.CANDIDATES * search.PAIRS + played + 3 * len(self._validation) + PROBES + rollout  # episodes
+        needed = self._seconds * (1.0 + ahead / played)
+        if needed > self._limit:
+            self._phases.say(
+                f"warning: --minutes {self._given.minutes:g} may be too little: going by the first {played} runs, it "
+                f"takes about {needed / 60:.2g} until a policy has learned from anything; give "
+                f"{max(1, math.ceil(3 * needed / 60))} or more"
+            )
 
     def _evaluate(self, model: PPO, env: ProcessVecEnv, logger: Logger) -> None:
         """Play the validation tasks, keep the policy if it is the best so far, and save a checkpoint."""
@@ -247,9 +296,10 @@ class Learning:
         logger.record("validation/points_over_full", points)
         logger.dump(progress.steps)
         left = "" if math.isinf(self._limit) else f"; {max(0.0, self._limit - self._seconds) / 60:.1f} left"
-        self._console.print(
-            f"{self._seconds / 60:5.1f} minutes, {progress.steps:,} steps, {progress.episodes:,} episodes: validation "
-            f"{_over_full(accuracy, self._start.full)}, best {progress.best:+.2f}{left}"
+        self._phases.say(
+            f"{self._seconds / 60:5.1f} minutes, {progress.steps:,} steps, {progress.episodes:,} episodes: return "
+            f"{mean_return(model)}; validation {_over_full(accuracy, self._start.full)}, best "
+            f"{progress.best:+.2f}{left}"
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -281,7 +331,7 @@ class Learning:
         try:
             state = torch.load(path, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            self._console.print(f"{path} cannot be read, so this run starts over: {error}")
+            self._phases.say(f"{path} cannot be read, so this run starts over: {error}")
             return False
         kept = state["identity"]
         if kept["distribution"] != self._identity()["distribution"]:
@@ -355,6 +405,12 @@ def _moments(tasks: Tasks, rule: NDArray, rng: np.random.Generator) -> tuple[NDA
     features = np.concatenate(seen)
     scale = features.std(axis=0)
     return features.mean(axis=0), np.where(scale < SMALLEST_SCALE, np.inf, np.maximum(scale, 0.05))
+
+
+def mean_return(model: PPO) -> str:
+    """Return the mean reward of the last 100 episodes in words."""
+    returns = [episode["r"] for episode in model.ep_info_buffer or ()]
+    return f"{np.mean(returns):+.2f}" if returns else "not known yet"
 
 
 def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:

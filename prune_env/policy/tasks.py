@@ -138,7 +138,7 @@ class TaskDistribution:
         return cls(**DISTRIBUTIONS[name])
 
     @property
-    def parts(self) -> tuple[TaskDistribution]:
+    def parts(self) -> tuple[TaskDistribution, ...]:
         """This distribution alone; a `TaskMixture` has several."""
         return (self,)
 
@@ -311,7 +311,7 @@ DISTRIBUTIONS: dict[str, dict[str, Any]] = {
         },
         "validations": 4,
         "held_outs": 4,
-        "held_out_values": {"lr_factor": (1.0,), "budget": (6.0,), "task_seed": tuple(range(16, 24))},
+        "held_out_values": {"lr_factor": (1.0,), "task_seed": tuple(range(16, 24))},
     },
 }
 MIXTURES = {"mixed": "digits+natural"}

@@ -39,10 +39,18 @@ VARIANTS = [
     "kakurenbo:nominal=True",
     "repb:rho=0.9",
     "ccs:beta=0.9,strata=3",
+    "dual:window=2,c=0.5",
+    "rcap:beta=0.01",
+    "ies:threshold=10",
+    "pdd:threshold=1,revision=0",
+    "selective_backprop:beta=0.5,staleness=1,least=0.1",
+    "loss_topk:keep=0.3+oscillate=0.2",
     "ucb+mixup=1+anneal=0.125",
     "same_amounts:infobatch",
 ]
 NO_KEEP = {"full", "infobatch", "seta", "kakurenbo", "repb", "learned", "random_rule"}
+NO_KEEP |= {"ies", "pdd", "selective_backprop"}
+SCORING = {"grand", "kakurenbo", "ies", "pdd", "selective_backprop"}
 SMALLEST = {"rule": 0.1}  # share kept; of others any
 STATES = ["unseen", "trained", "constant", "extreme", "mixed"]
 
@@ -136,11 +144,11 @@ def test_every_action_of_a_run_is_valid(spec, n, keep, states, seed):
             action = selection.check(agent(observation, rng), n)
             assert action["weight"].any() or action["score"].any()  # else the run would end
             assert not action["mixup"][action["weight"] == 0].any()
-            assert not action["score"].any() or name in ("grand", "kakurenbo")
+            assert not action["score"].any() or name in SCORING
             for entry, value in observation.items():
                 np.testing.assert_array_equal(value, before[entry])
             actions.append(action)
-        if name not in NO_KEEP and "anneal" not in spec:  # the last step: statics have chosen by then
+        if name not in NO_KEEP and "anneal" not in spec and "oscillate" not in spec:  # statics have chosen by then
             assert np.count_nonzero(actions[-1]["weight"]) == max(1, round(keep * n))
         runs.append(actions)
     np.testing.assert_equal(*runs)
@@ -187,6 +195,17 @@ OUTSIDE = [  # values next to the bounds of each kind of option, and the interva
     ("el2n", "scoring", 1.1, "[0, 1]"),
     ("ccs", "beta", 1, "[0, 1)"),
     ("ccs", "strata", 2.5, "a whole number"),
+    ("dyn_unc", "window", 1, "[2, inf)"),
+    ("dual", "window", 2.5, "a whole number"),
+    ("dual", "c", 0, "(0, inf)"),
+    ("rcap", "beta", 0, "(0, inf)"),
+    ("ies", "threshold", 0, "(0, inf)"),
+    ("ies", "window", 1.5, "a whole number"),
+    ("pdd", "threshold", 1.01, "(0, 1]"),
+    ("pdd", "revision", -1, "[0, inf)"),
+    ("selective_backprop", "beta", -1, "[0, inf)"),
+    ("selective_backprop", "least", 1.1, "[0, 1]"),
+    ("selective_backprop", "staleness", 1.5, "a whole number"),
     ("rule", "loss", -1.1, "[-1, 1]"),
     ("rule", "mixup", 2, "[0, 1]"),
 ]  # fmt: skip

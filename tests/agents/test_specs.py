@@ -134,7 +134,7 @@ WRONG = {
     "mine:number": ["mine:number", "3", "cannot be called"],
     "mine:function:keep=0.3": ["mine:function", "takes no options"],
     "mine:MyAgent": ["'sizes'", "sizes, keep=0.5, mode='a,b'"],
-    "ucb+keep=0.3": ["'ucb+keep=0.3'", "'keep'", "anneal, mixup"],
+    "ucb+keep=0.3": ["'ucb+keep=0.3'", "'keep'", "anneal, mixup, oscillate"],
     "ucb+mixup=0.5+mixup=0.3": ["'ucb+mixup=0.5+mixup=0.3'", "once"],
     "ucb+mixup": ["'ucb+mixup'", "unknown agent"],
     "ucb+mixup=half": ["mixup=half", "literal"],

@@ -93,7 +93,7 @@ def scoring(observation, rng):
     return select(rng.random(150) < 0.5, 0.5 * (rng.random(150) < 0.5), rng.random(150) < 0.4)
 
 
-SCORE = {"scoring", "grand", "kakurenbo"}  # the others never do
+SCORE = {"scoring", "grand", "kakurenbo", "pdd", "selective_backprop"}  # the others never do, or not so soon
 
 
 @pytest.mark.parametrize("name", ["scoring", *AGENTS, "kakurenbo+mixup=0.5", "same_amounts:kakurenbo"])

@@ -140,3 +140,11 @@ def test_the_example_of_the_module_keeps_what_it_says():
     weight = names["HardHalf"]()(observation, np.random.default_rng(0))["weight"]
     assert weight.sum() == 50
     assert observation["loss"][weight > 0].mean() > observation["loss"][weight == 0].mean()
+
+
+def test_latest_holds_the_last_rows_oldest_first():
+    rows, history = np.arange(15, dtype=np.float32).reshape(5, 3), np.empty((0, 3), np.float32)
+    for t in range(5):
+        history = sampling.latest(history, rows[t], 3)
+        np.testing.assert_array_equal(history, rows[max(0, t - 2) : t + 1])
+        assert history.dtype == np.float32

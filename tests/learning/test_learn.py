@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
+from rich.console import Console
+from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import agents
@@ -28,6 +32,7 @@ from prune_env.policy.tasks import Task, TaskDistribution
 from tests.learning.here import TINY, Here
 from train import learn
 from train.learning import ppo, search
+from train.learning.phases import Phases
 from train.learning.rollouts import CLIP, draw_pairs, play
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +98,7 @@ def features(count: int) -> NDArray[np.float32]:
 
 
 # over 2 s: it trains, stops, goes on, and reads everything that is left
-def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path):
+def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path, capsys):
     assert run(tmp_path, "--steps", "1") == 0
     folder = tmp_path / "tiny-ppo-0"
     names = {path.name for path in folder.iterdir()} - {".lock"}
@@ -128,7 +133,22 @@ def test_it_leaves_a_policy_and_goes_on(tiny, tmp_path):
         np.testing.assert_allclose(zipped._policy(seen), network(seen), atol=1e-4)
     read = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in read.Scalars("validation/points_over_full")] == [32, 64]
-    assert max(abs(event.value) for event in read.Scalars("rollout/ep_rew_mean")) <= CLIP
+    returns = [event.value for event in read.Scalars("rollout/ep_rew_mean")]
+    assert max(map(abs, returns)) <= CLIP
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if line.endswith("...")] == [
+        *("full training ...", "search of a fixed rule ...", "that rule, for comparison ...", "training ..."),
+        "training ...",  # it went on
+    ]
+    gains = 100 * (play(validation, network, tiny) - full)
+    assert said[-2:] == [
+        f"the best policy is {folder / 'policy.npz'}: {max(points):+.2f} points over full training in validation",
+        f"prune-env evaluate --agents full balanced learned:{folder / 'policy.npz'}",
+    ]
+    assert f"; ± is the standard error over {len(validation)} pairs of task and seed" in " ".join(said)
+    best = f"{gains.mean():+.2f} ± {stats.sem(gains):.2f} points over full training"
+    (line,) = (line for line in said if " steps, " in line and f"validation {best}" in line)
+    assert f"return {returns[int(np.argmax(points))]:+.2f};" in line
     assert run(tmp_path, "--steps", "60") == 0  # there is nothing left to do
     assert evaluations(folder) == lines
 
@@ -164,6 +184,42 @@ def test_it_ends_with_its_time_or_its_steps(planted, tmp_path):
     start = torch.load(tmp_path / "none" / "checkpoint.pt", weights_only=True)["start"]
     rule = np.clip(start["rule"], -ppo.LARGEST_START, ppo.LARGEST_START)
     np.testing.assert_allclose(Network.load(tmp_path / "none" / "policy.npz")(features(50)).mean(0), rule, atol=0.02)
+
+
+def test_too_little_time_is_said_after_the_first_runs(planted, tiny, tmp_path, monkeypatch, capsys):
+    """As if two runs had taken a minute: 12 of the search, 2, 12 in validation, 8 probes and 32 steps follow."""
+    monkeypatch.setattr(learn, "PAIRS", 2)
+    monkeypatch.setattr(learn.Learning, "_seconds", 60.0)
+    Planted.planted = [0.5]
+    assert run(tmp_path, "--minutes", "1.01", "--steps", "1") == 0
+    pairs = draw_pairs(tiny, 4, np.random.default_rng([0, 0]))
+    budget = sum(task.budget for task, _ in pairs) / 4
+    needed = 1 + (12 + 2 + 3 * 4 + 8 + 32 / budget) / 2
+    said = capsys.readouterr().out
+    assert "warning: --minutes 1.01 may be too little: going by the first 2 runs, it takes about" in said
+    assert f"{needed:.2g} until a policy has learned from anything; give {int(np.ceil(3 * needed))} or more" in said
+
+
+def test_time_that_is_enough_is_not_warned_of(planted, tmp_path, capsys):
+    Planted.planted = [0.5] * 2
+    assert run(tmp_path, "--minutes", "30", "--steps", "1") == 0
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_phases_are_bars_on_a_terminal():
+    written = StringIO()
+    with Phases(Console(file=written, force_terminal=True, width=100, color_system=None)) as phases:
+        with phases.phase("search") as show:
+            show(0.5, "return +1.00")
+            phases._bars.refresh()
+            half = written.getvalue()
+        phases.say("a line")
+        with phases.phase("training") as show:
+            show(1.7)
+            assert [bar.completed for bar in phases._bars.tasks] == [1.0, 1.0]
+    assert re.search("search +━+╸? +.*return \\+1.00", half)
+    assert "..." not in written.getvalue()
+    assert "a line" in written.getvalue()
 
 
 def test_it_takes_ten_minutes_unless_told_otherwise(tiny, tmp_path, monkeypatch):

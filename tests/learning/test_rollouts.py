@@ -19,7 +19,7 @@ from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import VARIED
 from train.learning import rollouts, search
-from train.learning.rollouts import Pair, draw_pairs, play, training_env
+from train.learning.rollouts import Pair, distribution, draw_pairs, play, training_env
 from train.learning.subproc_env import ProcessVecEnv
 from train.learning.workers import Died, Workers
 
@@ -125,6 +125,21 @@ def test_pairs_are_drawn_alike():
     assert max(abs(count - 500) for count in counts) < 5 * (2000 * 0.25 * 0.75) ** 0.5
     assert len({seed for _, seed in pairs}) == 2000
     assert pairs[:7] == pairs_of(7)
+
+
+def test_a_file_holds_one_distribution_or_several(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("validations = 1\nheld_outs = 0\n[values]\ntrain_size = [40, 60]\n")
+    one = TaskDistribution({"train_size": [40, 60]}, validations=1, held_outs=0)  # pyright: ignore[reportArgumentType]
+    assert distribution(str(path)) == one
+    several = "".join(
+        f"[[parts]]\nvalidations = 0\nheld_outs = 0\n[parts.values]\ntrain_size = [{n}]\n" for n in (40, 60)
+    )
+    path.write_text(several)
+    assert [task.train_size for task in distribution(str(path)).training] == [40, 60]
+    path.write_text(several + "depth = [1]\n")
+    with pytest.raises(ValueError, match=r"own\.toml is no distribution of tasks: tasks have no 'depth'"):
+        distribution(str(path))
 
 
 class Refusing:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,7 +127,7 @@ def test_the_table_itself_makes_recipes():
             assert set(found) - {"noisy"} == {"batch_size", "weight_decay", "lr", "command"}
             for share, rates in {"0": found, **found.get("noisy", {})}.items():
                 command = rates["command"]
-                assert command is None or command.startswith(("python -m train.tune ", "prune-env tune "))
+                assert command is None or re.match("(python -m train.|prune-env )(tune|rates) ", command)
                 for budget, lr in rates["lr"].items():
                     of, _, size = dataset.partition(":")
                     values = tuned(of, name, float(budget), float(share), int(size or 0)).values
