@@ -38,6 +38,7 @@ VALIDATION_SEEDS = range(20_000, 20_004)  # of each validation task
 SMALLEST_SCALE = 0.02  # features that deviate less are not read
 NOISE = 0.1  # deviation of what is added to standardised features in the fit, so that near runs are answered alike
 STEPS = 2000  # of a fit
+STEPS_FILE = "steps.npz"
 BATCH = 512
 
 
@@ -48,7 +49,7 @@ class Arguments:
     The rules are chosen from the results of sweeps: of each kind of trouble, the `rule:...` that gained most over
     `full` in validation, less one standard error. They are told the trouble; the policy has to see it. It plays tasks
     of all kinds of trouble, and learns to answer what it sees in a run with the numbers of the rule (DAgger, arXiv
-    1011.0686, with a teacher that knows more, arXiv 1912.12294). OUT gets policy.npz and teachers.json.
+    1011.0686, with a teacher that knows more, arXiv 1912.12294). OUT gets policy.npz, teachers.json and the steps.
     """
 
     sweeps: tyro.conf.Positional[tuple[Path, ...]]
@@ -57,8 +58,10 @@ class Arguments:
     """Distribution of tasks that the policy plays: a name, several joined by +, or a TOML file."""
     root: tuple[str, ...] = ()
     """Folders of images, for tasks of image folders."""
+    also: tuple[Path, ...] = ()
+    """Folders of other distillations, whose steps are learned from, too."""
     rounds: int = 4
-    """Rounds of play. In the first one the teachers play, later the policy."""
+    """Rounds of play. In the first one the teachers play, later the policy. With --also there may be none."""
     episodes: int = 384
     """Episodes of a round."""
     processes: int = cores()
@@ -166,18 +169,29 @@ def distil(given: Arguments, console: Console) -> Network:
         if "chosen" in line:
             shown.add_row(", ".join(f"{x:.3g}" for x in line["trouble"]), line["chosen"])
     console.print(shown)
+    if not given.rounds and not given.also:
+        raise ValueError("--rounds 0 plays nothing, and there are no steps of --also to learn from")
     rng = np.random.default_rng([given.seed, 0])
+    played, features = [], []  # the task of each step, and what was seen before it
+    for folder in given.also:
+        with np.load(folder / STEPS_FILE) as file:
+            of, others = file["of"], [Task(**task) for task in json.loads(file["tasks"].item())]
+            played += [others[i] for i in of]
+            features.append(file["features"])
     policy: Network | None = None
-    seen: list[tuple[NDArray, NDArray]] = []
     with closing(Workers(tasks, given.processes)) as workers:
-        for i in range(given.rounds):
-            pairs = draw_pairs(tasks, given.episodes, rng)
-            rules = np.array([taught(teachers, task) for task, _ in pairs])
-            of, features = workers.watch(pairs, rules if policy is None else policy)
-            seen.append((features, rules[of]))
-            policy = fit(*map(np.concatenate, zip(*seen, strict=True)), seed=given.seed)
-            missed = np.abs(np.clip(policy(features), -1, 1) - rules[of]).mean()
-            console.print(f"round {i + 1}: {len(features):,} steps seen, {missed:.2f} from the teachers' numbers")
+        for i in range(max(given.rounds, 1)):
+            if given.rounds:
+                pairs = draw_pairs(tasks, given.episodes, rng)
+                rules = np.array([taught(teachers, task) for task, _ in pairs])
+                of, seen = workers.watch(pairs, rules if policy is None else policy)
+                played += [pairs[j][0] for j in of]
+                features.append(seen)
+            answers = {task: taught(teachers, task) for task in set(played)}
+            numbers = np.array([answers[task] for task in played])
+            policy = fit(np.concatenate(features), numbers, given.seed)
+            missed = np.abs(np.clip(policy(features[-1]), -1, 1) - numbers[-len(features[-1]) :]).mean()
+            console.print(f"round {i + 1}: {len(played):,} steps, {missed:.2f} from the teachers' numbers")
         pairs = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         told = np.array([taught(teachers, task) for task, _ in pairs])
         full, theirs, own = (workers.play(pairs, chosen) for chosen in (FULL, told, policy))
@@ -191,6 +205,13 @@ def distil(given: Arguments, console: Console) -> Network:
         "code": provenance.of_code(),
     }
     given.out.mkdir(parents=True, exist_ok=True)
+    of_task = {task: i for i, task in enumerate(dict.fromkeys(played))}
+    np.savez_compressed(
+        given.out / STEPS_FILE,
+        features=np.concatenate(features),
+        of=np.array([of_task[task] for task in played]),
+        tasks=np.array(json.dumps([asdict(task) for task in of_task])),
+    )
     (given.out / "teachers.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     network = Network(policy.layers, policy.hidden, policy.output, card)
     network.save(given.out / "policy.npz")

@@ -1,4 +1,4 @@
-"""Distilling: teachers chosen by hand-counted gains, tasks between kinds of trouble, and a planted map that is found."""
+"""Distilling: teachers chosen by hand-counted gains, tasks between kinds of trouble, a planted map that is found."""
 
 import json
 from dataclasses import replace
@@ -87,7 +87,8 @@ def test_a_fit_finds_a_planted_map(monkeypatch):
     numbers[:, 0], numbers[:, 5] = 0.8 * features[:, 7], 0.7 * np.tanh(2.0 * features[:, 9])
     policy = distil.fit(features, numbers, seed=0)
     errors = np.abs(policy(features) - numbers).mean(axis=0)
-    assert errors.max() < 0.15 and np.abs(numbers).mean(axis=0)[[0, 5]].min() > 0.35
+    assert errors.max() < 0.15
+    assert np.abs(numbers).mean(axis=0)[[0, 5]].min() > 0.35
     moved = features.copy()
     moved[:, 3] = 1.0
     assert policy(moved) == pytest.approx(policy(features))
@@ -116,5 +117,10 @@ def test_the_program_leaves_a_policy_with_a_card(tmp_path, capsys, monkeypatch):
     card = Network.load(tmp_path / "out" / "policy.npz").card
     assert [line["chosen"] for line in card["teachers"]] == ["rule:keep=1.0", EASY, BALANCED]
     assert "points over full training in validation" in capsys.readouterr().out
+    again = [*arguments[:4], str(tmp_path / "more"), "--also", str(tmp_path / "out"), "--rounds", "0"]
+    assert distil.main(again) == 0  # the same steps and seeds
+    one, other = (Network.load(tmp_path / name / "policy.npz").layers for name in ("out", "more"))
+    assert all(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True))
+    assert distil.main([*arguments, "--rounds", "0"]) == 2
     assert distil.main([str(tmp_path), "--tasks", str(tasks)]) == 2
     assert "has no results" in capsys.readouterr().err
