@@ -14,6 +14,7 @@ PROGRAMS = {
     "tune": "tune the learning rate of full training",
     "rates": "tune these rates for all tasks of a distribution",
     "learn": "train a policy over pruning decisions",
+    "distil": "teach a policy what wins with each kind of trouble",
     "heldout": "judge a policy on tasks that no policy is trained on",
     "proxies": "say which cheap tasks order rules as the real ones do",
     "ceiling": "say what rules could win, by kind of trouble",
