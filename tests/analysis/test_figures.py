@@ -57,20 +57,20 @@ def test_a_glance_says_each_difference_where_it_belongs(columns: int, drawn: lis
     points = dict(zip(cells, rng.normal(0, 9, (columns, 3)), strict=True))
     means = {c: {a: Mean(m, (m - 1.2, m + 1.2), 5) for a, m in zip(agents, points[c], strict=True)} for c in cells}
     means[cells[0]]["random"] = Mean(-26.12, None, 1)  # one seed
-    figures.glance(means)
+    assert len(figures.glance(means)) == 1
     (figure,) = drawn
     assert_whole(figure)
     (axes,) = figure.axes
     shades = axes.collections[0].get_array().reshape(3, columns)
-    limit = axes.collections[0].norm.vmax
     for text, (column, row) in zip(axes.texts, [(c, r) for r in range(3) for c in range(columns)], strict=True):
         each = means[cells[column]][agents[row]]
-        told = each.interval is not None and abs(each.mean) > 1.2
+        apart = each.interval is not None and abs(each.mean) > 1.2
         assert text.get_text() == f"{each.mean:+.1f}" + ("" if each.interval is None else "±1.2")
-        assert shades[row, column] == (each.mean if told else 0.0)
+        assert shades[row, column] == (each.mean if apart else 0.0)
         box = text.get_window_extent().transformed(axes.transData.inverted())
         assert column < box.x0 < box.x1 < column + 1  # no number reaches into the next cell
-    assert axes.collections[0].norm.vmin == -limit
+    told = [abs(each.mean) for of in means.values() for each in of.values() if each.interval and abs(each.mean) > 1.2]
+    assert axes.collections[0].norm.vmax == -axes.collections[0].norm.vmin == np.median(told)
     heads = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert len(heads) == columns
     assert all(one.x1 < other.x0 for one, other in pairwise(heads))

@@ -234,18 +234,23 @@ def divided(shares: Mapping[str, Sequence[float]]) -> bytes:
     return _small_png(figure)
 
 
-@rc_context(LETTERS)
-def glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]]) -> bytes:
+def glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]]) -> list[bytes]:
     """Draw agents × troubles: points over `full`, with their interval, in colour where the interval leaves out 0.
 
-    `cells` maps a task and budget, a column, to the differences of the agents, which are the same in each.
+    `cells` maps a task and budget, a column, to the differences of the agents, which are the same in each. An image has
+    up to CELLS columns. All have the same colours.
     """
+    told = [abs(d.mean) for of_cell in cells.values() for d in of_cell.values() if side(d.interval)]
+    reach = max(float(np.median(told or [0.0])), 0.5)  # points from which on a colour is full
+    return [_glance({cell: cells[cell] for cell in some}, reach) for some in chunks(list(cells), CELLS)]
+
+
+@rc_context(LETTERS)
+def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float) -> bytes:
     agents = list(next(iter(cells.values())))
     differences = [[of_cell[agent] for of_cell in cells.values()] for agent in agents]  # rows of cells
-    points = np.array([[d.mean for d in row] for row in differences])
     figure, axes, places, heights = _lines(agents, 1.2)
-    shown = np.where([[side(d.interval) for d in row] for row in differences], points, 0.0)
-    reach = max(np.median(np.abs(shown[shown != 0])), 0.5) if shown.any() else 1.0  # points at which a colour is full
+    shown = np.array([[d.mean if side(d.interval) else 0.0 for d in row] for row in differences])
     scale = LinearSegmentedColormap.from_list("", (VERMILION, "white", GREEN))
     edges = np.concatenate([[0.0], np.cumsum(heights)])
     axes.pcolormesh(np.arange(len(cells) + 1), edges, shown, cmap=scale, norm=Normalize(-reach, reach), edgecolor="0.9")
@@ -254,8 +259,7 @@ def glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]]) -> bytes:
             half = "" if each.interval is None else f"±{each.interval[1] - each.mean:.1f}"
             ink = "black" if side(each.interval) else "0.35"
             axes.text(column + 0.5, place, f"{each.mean:+.1f}{half}", ha="center", va="center", size=5.7, color=ink)
-    width = 62 // (2 + len(cells))
-    several = len({task for task, _ in cells}) > 1
+    width, several = 62 // (2 + len(cells)), len({task for task, _ in cells}) > 1
     names = [(_folded(task, width, " :,+/_=") + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
     axes.set_xticks(np.arange(len(cells)) + 0.5, names)
     axes.tick_params(axis="x", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)

@@ -49,10 +49,9 @@ def render(results: Results, title: str, files: Iterable[str], root: str | None)
     environment.globals |= {"spread": spread, "count": count, "listed": listed, "side": side}
     environment.globals |= {"breakable": breakable, "bound": bound, "saved": saved, "embed": embed, "points": points}
     tasks = [_task(n, name, own, root) for n, (name, own) in enumerate(summary.by_task(records).items(), start=1)]
-    cells = summary.glance(records)
     glance = [
-        (f"glance-{n}.png", "Points over full, agents × troubles", figures.glance({cell: cells[cell] for cell in some}))
-        for n, some in enumerate(figures.chunks(list(cells), figures.CELLS), start=1)
+        (f"glance-{n}.png", "Points over full, agents × troubles", png)
+        for n, png in enumerate(figures.glance(summary.glance(records)), start=1)
     ]
     page = environment.get_template("report.html").render(
         title=title,
