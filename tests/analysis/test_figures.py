@@ -1,6 +1,7 @@
 """The figures of a report: nothing is cut or lies on something else, however few or long the names are."""
 
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def test_a_glance_says_each_difference_where_it_belongs(columns: int, drawn: lis
     (figure,) = drawn
     assert_whole(figure)
     (axes,) = figure.axes
-    shades = axes.collections[0].get_array().reshape(3, columns)
+    mesh: Any = axes.collections[0]
+    shades = mesh.get_array().reshape(3, columns)
     for text, (column, row) in zip(axes.texts, [(c, r) for r in range(3) for c in range(columns)], strict=True):
         each = means[cells[column]][agents[row]]
         apart = each.interval is not None and abs(each.mean) > 1.2
@@ -70,7 +72,7 @@ def test_a_glance_says_each_difference_where_it_belongs(columns: int, drawn: lis
         box = text.get_window_extent().transformed(axes.transData.inverted())
         assert column < box.x0 < box.x1 < column + 1  # no number reaches into the next cell
     told = [abs(each.mean) for of in means.values() for each in of.values() if each.interval and abs(each.mean) > 1.2]
-    assert axes.collections[0].norm.vmax == -axes.collections[0].norm.vmin == np.median(told)
+    assert mesh.norm.vmax == -mesh.norm.vmin == np.median(told)
     heads = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert len(heads) == columns
     assert all(one.x1 < other.x0 for one, other in pairwise(heads))
@@ -85,13 +87,14 @@ def test_the_figure_of_an_evaluation_names_its_agents_on_the_axis(monkeypatch: p
     FigureCanvasAgg(figure).draw()
     assert_whole(figure)
     curves, ends = figure.axes
+    bars: Any = ends.containers
+    ended: dict[float, Any] = {round(line.get_ydata()[-1], 6): line for line in cast(Any, curves.lines)}
     named = [label.get_text().replace("\n", "") for label in ends.get_yticklabels()]
     assert named == ["full", *agents[:0:-1]]  # as in the table: full first, then the best
-    for agent, container in zip(named, ends.containers, strict=True):
+    for agent, container in zip(named, bars, strict=True):
         point = container.lines[0]
         place, colour, marker = 80.5 + agents.index(agent), point.get_color(), point.get_marker()
         assert point.get_xdata() == pytest.approx([place])
-        (curve,) = [line for line in curves.lines if line.get_ydata()[-1] == pytest.approx(place)]
-        assert (curve.get_color(), curve.get_marker()) == (colour, marker)
+        assert (ended[place].get_color(), ended[place].get_marker()) == (colour, marker)
     labels = [label.get_window_extent() for label in ends.get_yticklabels()]
     assert all(upper.y0 >= lower.y1 - 1 for upper, lower in pairwise(labels))

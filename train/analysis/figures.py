@@ -259,7 +259,7 @@ def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float)
             half = "" if each.interval is None else f"±{each.interval[1] - each.mean:.1f}"
             ink = "black" if side(each.interval) else "0.35"
             axes.text(column + 0.5, place, f"{each.mean:+.1f}{half}", ha="center", va="center", size=5.7, color=ink)
-    width, several = 62 // (2 + len(cells)), len({task for task, _ in cells}) > 1
+    width, several = 80 // (2 + len(cells)), len({task for task, _ in cells}) > 1
     names = [(_folded(task, width, " :,+/_=") + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
     axes.set_xticks(np.arange(len(cells)) + 0.5, names)
     axes.tick_params(axis="x", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)

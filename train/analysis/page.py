@@ -110,8 +110,10 @@ def _compared(records: Sequence[Record], planned: int) -> str:
     part = f"{len(records):,} of {planned:,} planned runs" if len(records) < planned else count(len(records), "run")
     networks = dict.fromkeys(record["configuration"]["recipe"]["model"] for record in records)
     budgets = sorted({record["budget"] for record in records})
+    tasks = summary.by_task(records)
+    where = listed(tasks) if len(tasks) < 4 else count(len(tasks), "task")  # the table of answers names them
     return (
-        f"{part} of {count(len({r['agent'] for r in records}), 'agent')} on {listed(summary.by_task(records))}: "
+        f"{part} of {count(len({r['agent'] for r in records}), 'agent')} on {where}: "
         f"network {listed(networks)}, {count(len({r['seed'] for r in records}), 'seed')}, "
         f"{'budgets' if len(budgets) > 1 else 'budget'} {listed(f'{b:g}' for b in budgets)}, in full-epoch equivalents "
         "of compute."
