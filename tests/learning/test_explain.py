@@ -266,6 +266,21 @@ def test_the_card_says_what_the_file_says(tmp_path, capsys):
         assert words in told
 
 
+def test_the_card_of_a_mixture_has_all_its_tasks(tmp_path, capsys):
+    parts = [
+        {"values": {"budget": [4.0]}, "validations": 3},
+        {"values": {"dataset": ["imagefolder"]}, "validations": 2},
+    ]
+    card = {"arguments": {"root": ["a", "b"], "tasks": "x"}, "tasks": {"parts": parts}}
+    card["validation"] = {"pairs": 9, "points_over_full": 1.0}
+    path = tmp_path / "policy.npz"
+    replace(network(), card=card).save(path)
+    told = card_of(path, capsys)
+    assert "prune-env learn --root a b --tasks x" in told
+    assert "dataset digits; budget 4.0. And: dataset imagefolder" in told
+    assert "means of 9 runs of 5 tasks" in told
+
+
 def test_cards_of_a_policy_that_learn_made_of_the_shipped_one_and_of_none(policy, tmp_path, capsys):
     assert "made for a test" in card_of(policy, capsys)
     shipped = card_of(SHIPPED, capsys)

@@ -18,15 +18,16 @@ def make(network: Network, name: str) -> Table:
     """Return the card of a policy called `name`, a line a question. What its file does not tell is left out."""
     card = dict(network.card)
     told = {part: card.pop(part, {}) for part in ("arguments", "training", "tasks", "validation", "code")}
+    parts = told["tasks"].get("parts", [told["tasks"]])  # a mixture has several distributions
     machines = card.pop("machines", None) or list(filter(None, [card.pop("machine", None)]))
     sizes = [network.layers[0][0].shape[1], *(len(bias) for _, bias in network.layers)]
     lines = {
         "policy": f"{name}: {sizes[0]} features of a run go in, {sizes[-1]} numbers of the next step's rule come out "
         f"(layers of {' × '.join(map(str, sizes))})",
         "trained by": _trained_by(told["arguments"], told["code"], machines),
-        "on tasks": _tasks(told["tasks"].get("values", {})),
+        "on tasks": ". And: ".join(_tasks(part.get("values", {})) for part in parts),
         "how long": _how_long(told["training"]),
-        "validation": _validation(told["validation"], told["tasks"].get("validations")),
+        "validation": _validation(told["validation"], sum(part.get("validations", 0) for part in parts)),
         "use it for": "training classifiers on tasks like these. It takes any number of samples and classes, and any "
         f"budget: --agents learned:{name}, or prune_env.Pruner in a training loop of your own",
         "limits": "It was trained on the tasks above and no others. On other images, larger networks, more wrong "
@@ -42,7 +43,8 @@ def make(network: Network, name: str) -> Table:
 
 
 def _trained_by(arguments: Mapping[str, Any], code: Mapping[str, Any], machines: list[str]) -> str:
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in arguments.items() if value is not None]
+    given = {name: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in arguments.items()}
+    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value not in (None, "")]
     command = [" ".join(["prune-env learn", *options])] if options else []
     changed = " with changes" if code.get("dirty") else ""
     version = [f"prune_env {code['version']}"] if "version" in code else []
@@ -65,7 +67,7 @@ def _how_long(training: Mapping[str, Any]) -> str:
     return f"{length}, {searched}; {training['seconds'] / 60:.1f} minutes"
 
 
-def _validation(validation: Mapping[str, Any], tasks: int | None) -> str:
+def _validation(validation: Mapping[str, Any], tasks: int) -> str:
     over = {"points_over_full": "full training", "points_over_fixed_rule": "the best rule that never changes"}
     points = [f"{validation[name]:+.2f} points over {what}" for name, what in over.items() if name in validation]
     if not points:
