@@ -2,7 +2,8 @@
 
 Plays the validation tasks of a distribution three times: with the policy as it is, with one group of features after the
 other held at its mean, and with one feature after the other. Many features are nearly redundant, so a single one is
-hardly missed. Writes choices.png and inputs.txt beside the policy, or into --out.
+hardly missed. Writes choices.png and inputs.txt beside the policy, or into --out. With --card it only prints the
+policy's model card.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from prune_env.machine import cores
 from prune_env.policy.features import FEATURES, LOSS_QUANTILES, MARGIN_QUANTILES
 from prune_env.policy.learned import SHIPPED, Network
 from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
-from train.analysis import statistics, table
+from train.analysis import card, statistics, table
 from train.analysis.figures import COLOURS, png
 from train.analysis.text import spread
 from train.learning.rollouts import Pair, distribution, play
@@ -69,6 +70,8 @@ class Arguments:
 
     policy: tyro.conf.Positional[Path] = SHIPPED
     """A policy of `train.learn`."""
+    card: bool = False
+    """Print the policy's model card instead: who trained it, on which tasks, how long, how well it did, its limits."""
     tasks: str = "digits"
     """Distribution, or a TOML file of one, whose validation tasks are played."""
     root: tuple[str, ...] = ()
@@ -166,7 +169,13 @@ def main(args: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # the other cores have processes of their own
     folder = given.out or given.policy.parent
     try:
-        tasks, network = distribution(given.tasks, given.root), Network.load(given.policy)
+        network = Network.load(given.policy)
+        if given.card:
+            if not network.card:
+                raise ValueError(f"{given.policy} has no card; policies of prune-env learn have one")
+            table.display(card.make(network, str(given.policy)))
+            return 0
+        tasks = distribution(given.tasks, given.root)
         if not tasks.validation:
             raise ValueError(f"{given.tasks} has no validation tasks, which are what is played")
         folder.mkdir(parents=True, exist_ok=True)

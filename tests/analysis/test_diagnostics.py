@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.execution.diagnostics import Diary, class_visits, gini, plain, quantiles
+from train.execution.diagnostics import Diary, class_visits, draw_over_classes, gini, plain, quantiles
 
 
 def parts_of(items: list, count: int) -> list[list]:
@@ -62,7 +62,8 @@ def test_the_diary_against_its_restatement(n, steps, seed, full):
     assert_tables(diary.kept_by_difficulty(), slow_kept(entered))
 
     choices = [kept for *_, kept in entered if not all(kept)]  # nor does a step on everything
-    found = diary.sometimes()
+    labels = rng.integers(0, 3, n)
+    found = diary.sometimes(labels)
     json.dumps(found, allow_nan=False)
     if not choices:
         empty = {"always": [], "sometimes": [], "never": []}
@@ -74,12 +75,30 @@ def test_the_diary_against_its_restatement(n, steps, seed, full):
     for name in ("always", "sometimes", "never"):
         assert found[name] == pytest.approx(counts[name] / n)
         members = [i for i in range(n) if group[i] == name]
-        members.sort(key=lambda i: (abs(times[i] / len(choices) - 0.5), i))
         examples = found["examples"][name]
-        assert [i for i, _ in examples] == members[:8]
-        assert [share for _, share in examples] == pytest.approx(
-            [times[i] / len(choices) for i in members[:8]], abs=6e-5
-        )
+        drawn = [i for i, _ in examples]
+        assert len({*drawn}) == len(drawn) == min(8, len(members))
+        assert {*drawn} <= {*members}
+        assert [share for _, share in examples] == pytest.approx([times[i] / len(choices) for i in drawn], abs=6e-5)
+        # no class has a second example before every class that still has samples has a first
+        left = Counter(labels[members].tolist())
+        for turn, i in enumerate(drawn):
+            before = Counter(labels[drawn[:turn]].tolist())
+            assert all(before[c] >= min(before[labels[i]], left[c]) for c in left)
+
+
+def test_examples_are_drawn_alike_among_the_samples_of_a_class():
+    labels = np.repeat([0, 1, 2], [2, 40, 58])  # sorted by class, as a folder of images is
+    mask = np.arange(100) % 2 == 0
+    times, classes = np.zeros(100), Counter()
+    for seed in range(2000):
+        drawn = draw_over_classes(mask, labels, 8, np.random.default_rng(seed))
+        times[drawn] += 1
+        classes[tuple(np.bincount(labels[drawn], minlength=3))] += 1
+    assert {*classes} == {(1, 3, 4), (1, 4, 3)}  # only one sample of the first class is in the mask
+    assert not times[~mask].any()
+    for c, expected in ((1, 3.5 / 20), (2, 3.5 / 29)):
+        np.testing.assert_allclose(times[mask & (labels == c)] / 2000, expected, atol=0.04)  # over 4 deviations
 
 
 def test_a_step_that_begins_with_a_twentieth_is_in_it():

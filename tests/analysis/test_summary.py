@@ -104,6 +104,45 @@ def test_the_best_over_whose_seeds():
     assert len(row.tied) == 1
 
 
+def test_the_agent_to_use_is_better_beyond_its_interval_or_full():
+    records = [
+        *runs("full", 3.0, [90.0, 91.0, 92.0]),
+        *runs("a", 3.0, [91.0, 92.0, 93.5]),
+        *runs("b", 3.0, [90.5, 91.5, 92.5]),  # better too, by less
+        *runs("wide", 3.0, [99.0, 90.0, 95.0]),  # the highest mean, +9, -1 and +3, which says little
+        *runs("full", 6.0, [95.0, 95.5, 96.0]),
+        *runs("wide", 6.0, [96.0, 95.0, 97.0]),
+        *runs("full", 12.0, [95.0, 95.5, 97.0]),  # no choice here
+    ]
+    first, second = summary.answers(records)
+    assert (first.best.agent, first.agent) == ("wide", "a")
+    assert is_mean(first.difference, [1.0, 1.0, 1.5])
+    (saving,) = [s for s in summary.savings(records) if (s.agent, s.budget) == ("a", 3.0)]
+    assert first.saving == saving
+    assert (second.best.agent, second.agent, second.difference, second.saving) == ("wide", "full", None, None)
+    (only,) = summary.answers([r for r in records if r["agent"] != "full" and r["budget"] == 3.0])
+    assert (only.best.agent, only.agent, only.difference) == ("wide", None, None)  # nothing to compare with
+    assert summary.answers(runs("full", 3.0, [90.0, 91.0])) == []
+
+
+def test_a_glance_is_the_largest_block_of_agents_and_cells():
+    gaps = {("digits", 3.0): 1.0, ("digits", 6.0): 2.0, ("cifar", 3.0): -4.0}
+    records = []
+    for (task, budget), gap in gaps.items():
+        records += runs("full", budget, [80.0, 82.0], task)
+        records += runs("a", budget, [80.0 + gap, 82.5 + gap], task)
+        records += runs("b", budget, [81.0 + gap, 83.0 + gap], task)
+    records += runs("c", 3.0, [99.0, 99.0])  # in one cell only
+    records += runs("full", 9.0, [80.0, 80.0]) + runs("a", 9.0, [80.0, 80.0])  # of one agent only
+    found = summary.glance(summary.latest(records))
+    assert list(found) == list(gaps)
+    for cell, gap in gaps.items():
+        assert list(found[cell]) == ["b", "a"]  # the better mean first
+        assert is_mean(found[cell]["a"], [gap, 0.5 + gap])
+        assert is_mean(found[cell]["b"], [1.0 + gap, 1.0 + gap])
+    assert summary.glance(runs("full", 3.0, [80.0]) + runs("a", 3.0, [80.0])) == {}  # one cell is a forest
+
+
 def test_areas_by_hand():
     records = [
         *(runs("full", 2.0, [80.0, 82.0]) + runs("full", 4.0, [90.0, 90.0]) + runs("full", 16.0, [94.0, 96.0])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from prune_env.policy import tasks as distributions
 from prune_env.policy.features import FEATURES
-from prune_env.policy.learned import Network
+from prune_env.policy.learned import SHIPPED, Network
 from prune_env.policy.rules import RULE_PARAMETERS
 from prune_env.policy.tasks import TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
@@ -231,6 +232,66 @@ def test_means_are_over_what_was_seen(policy, monkeypatch):
     assert set(pairs) == {(task, 20_000 + seed) for task in TaskDistribution(**TINY).validation for seed in (0, 1)}
     seen, _ = run_alone(pairs, Network.load(policy))
     np.testing.assert_allclose(means, np.mean(seen, axis=0), atol=1e-3)
+
+
+def card_of(path: Path, capsys) -> str:
+    """The card as it is printed, without its line breaks."""
+    assert explain.main([str(path), "--card"]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_card_says_what_the_file_says(tmp_path, capsys):
+    card = {
+        "arguments": {"tasks": "own.toml", "minutes": 10.0, "steps": None, "evaluate_every": 96, "seed": 3},
+        "training": {"seconds": 90.0, "steps": 12_345, "episodes": 678, "searched": 1},
+        "tasks": {"values": {"label_noise": [0.0, 0.2], "task_seed": [0, 1]}, "validations": 4},
+        "validation": {"pairs": 48, "points_over_full": -0.25, "points_over_fixed_rule": 1.5},
+        "code": {"version": "9.8", "commit": "abcdef1234", "dirty": True},
+        "machine": "a machine",
+        "by": "[bold]J. Doe",
+    }
+    path = tmp_path / "policy.npz"
+    replace(network(), card=card).save(path)
+    told = card_of(path, capsys)
+    for words in (
+        "prune-env learn --tasks own.toml --minutes 10.0 --evaluate-every 96 --seed 3; prune_env 9.8; "
+        "commit abcdef1 with changes; a machine",
+        "dataset digits; label_noise 0.0 and 0.2; 2 draws of the samples",
+        "678 runs with 12,345 steps in all, after a search over 1 run for",
+        "; 1.5 minutes",
+        "-0.25 points over full training and +1.50 points over the best rule that never changes",
+        "means of 48 runs of 4 tasks",
+        "by [bold]J. Doe",
+    ):
+        assert words in told
+
+
+def test_the_card_of_a_mixture_has_all_its_tasks(tmp_path, capsys):
+    parts = [
+        {"values": {"budget": [4.0]}, "validations": 3},
+        {"values": {"dataset": ["imagefolder"]}, "validations": 2},
+    ]
+    card = {"arguments": {"root": ["a", "b"], "tasks": "x"}, "tasks": {"parts": parts}}
+    card["validation"] = {"pairs": 9, "points_over_full": 1.0}
+    path = tmp_path / "policy.npz"
+    replace(network(), card=card).save(path)
+    told = card_of(path, capsys)
+    assert "prune-env learn --root a b --tasks x" in told
+    assert "dataset digits; budget 4.0. And: dataset imagefolder" in told
+    assert "means of 9 runs of 5 tasks" in told
+
+
+def test_cards_of_a_policy_that_learn_made_of_the_shipped_one_and_of_none(policy, tmp_path, capsys):
+    assert "made for a test" in card_of(policy, capsys)
+    shipped = card_of(SHIPPED, capsys)
+    points: Any = Network.load(SHIPPED).card["validation"]
+    assert f"{points['points_over_full']:+.2f} points over full training" in shipped
+    for question in ("trained by", "on tasks", "how long", "validation", "use it for", "limits"):
+        assert f" {question} " in shipped
+    bare = tmp_path / "bare.npz"
+    replace(network(), card={}).save(bare)
+    assert explain.main([str(bare), "--card"]) == 2
+    assert capsys.readouterr().err == f"error: {bare} has no card; policies of prune-env learn have one\n"
 
 
 @pytest.mark.parametrize(

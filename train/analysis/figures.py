@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle, product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from numpy.typing import NDArray
@@ -47,6 +47,9 @@ LETTERS: Any = {
 }
 PANELS = 12  # in a figure of small multiples, at most; more agents make more figures
 COLUMNS = 3
+CELLS = 6  # columns in a figure of agents × troubles, at most
+
+Item = TypeVar("Item")
 
 
 # An evaluation
@@ -67,25 +70,28 @@ def evaluation(records: Sequence[Record], title: str) -> Figure:
     """
     groups = grouped(records)
     looks = _looks(list(dict.fromkeys(agent for agents in groups.values() for agent in agents)))
-    figure = Shown(figsize=(11, 0.8 + 4.2 * len(groups)), dpi=120, layout="constrained")
+    names = {budget: {agent: _folded(agent, 24) for agent in agents} for budget, agents in groups.items()}
+    heights = [max(4.2, 1.0 + float(_heights(of.values(), 0.17).sum())) for of in names.values()]
+    figure = Shown(figsize=(11, 0.8 + sum(heights)), dpi=120, layout="constrained")
     figure.suptitle(_text(title))
-    panels = figure.subplots(len(groups), 2, squeeze=False, width_ratios=(3, 1.4))
+    panels = figure.subplots(len(groups), 2, squeeze=False, width_ratios=(2, 1), height_ratios=heights)
     for (left, right), (budget, agents) in zip(panels, groups.items(), strict=True):
         _draw_curves(left, agents, looks)
         left.set_title(f"budget {budget:g}: validation, mean and range over seeds")
         left.set_xlabel("compute spent (full-epoch equivalents)")
         left.set_ylabel("validation accuracy (%)")
-        accuracy = {row.agent: row.accuracy for row in rows(agents)}
-        for place, agent in enumerate(agents):
-            mean, (low, high) = accuracy[agent].mean, _ends(accuracy[agent])
-            right.errorbar(place, mean, yerr=[[mean - low], [high - mean]], capsize=3, **looks[agent])
+        ordered = rows(agents)
+        labels = [names[budget][row.agent] for row in ordered]
+        space = _heights(labels, 0.17)
+        places = np.cumsum(space) - space / 2
+        for place, row in zip(places, ordered, strict=True):
+            mean, (low, high) = row.accuracy.mean, _ends(row.accuracy)
+            right.errorbar(mean, place, xerr=[[mean - low], [high - mean]], capsize=3, **looks[row.agent])
         right.set_title("final test, 95 % interval")
-        right.set_xticks([])
-        right.set_xlabel("agents in the order of the legend")
-        right.set_ylabel("test accuracy (%)")
+        right.set_yticks(places, labels)
+        right.set_ylim(float(space.sum()), 0.0)
+        right.set_xlabel("test accuracy (%)")
         right.grid(alpha=0.3)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=3.5)
     return figure
 
 
@@ -112,7 +118,7 @@ def _draw_curves(axes: Axes, agents: dict[str, list[Record]], looks: dict[str, d
     for agent, records in agents.items():
         spent, accuracy = _on_one_grid(records)
         mean = accuracy.mean(axis=0)
-        axes.plot(spent, mean, label=_text(agent), linewidth=1.6, markevery=[-1], **looks[agent])
+        axes.plot(spent, mean, linewidth=1.6, markevery=[-1], **looks[agent])
         lows, highs = accuracy.min(axis=0), accuracy.max(axis=0)
         axes.fill_between(spent, lows, highs, color=looks[agent]["color"], alpha=0.08)
         lowest = min(lowest, float(np.interp(SHOWN_FROM * records[0]["budget"], spent, mean)))
@@ -206,7 +212,7 @@ def kept(shares: Mapping[str, NDArray]) -> bytes:
     panels[0].set_xticks([0, 50, 100])
     panels[0].set_yticks([0, 50, 100])
     figure.supxlabel("budget spent (%)")
-    figure.supylabel("rank of difficulty (%), hardest on top")
+    figure.supylabel("rank of difficulty (%),\nhardest on top")
     scale, height = ScalarMappable(norm, "viridis"), 0.3 / figure.get_figheight()
     figure.colorbar(scale, ax=figure.axes, location="top", fraction=height, aspect=40, label="share kept")
     return _small_png(figure)
@@ -228,15 +234,51 @@ def divided(shares: Mapping[str, Sequence[float]]) -> bytes:
     return _small_png(figure)
 
 
-def chunks(agents: Sequence[str]) -> list[Sequence[str]]:
-    """Divide agents among several figures of panels."""
-    return [agents[start : start + PANELS] for start in range(0, len(agents), PANELS)]
+def glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]]) -> list[bytes]:
+    """Draw agents × troubles: points over `full`, with their interval, in colour where the interval leaves out 0.
+
+    `cells` maps a task and budget, a column, to the differences of the agents, which are the same in each. An image has
+    up to CELLS columns. All have the same colours.
+    """
+    told = [abs(d.mean) for of_cell in cells.values() for d in of_cell.values() if side(d.interval)]
+    reach = max(float(np.median(told or [0.0])), 0.5)  # points from which on a colour is full
+    return [_glance({cell: cells[cell] for cell in some}, reach) for some in chunks(list(cells), CELLS)]
+
+
+@rc_context(LETTERS)
+def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float) -> bytes:
+    agents = list(next(iter(cells.values())))
+    differences = [[of_cell[agent] for of_cell in cells.values()] for agent in agents]  # rows of cells
+    figure, axes, places, heights = _lines(agents, 1.2)
+    shown = np.array([[d.mean if side(d.interval) else 0.0 for d in row] for row in differences])
+    scale = LinearSegmentedColormap.from_list("", (VERMILION, "white", GREEN))
+    edges = np.concatenate([[0.0], np.cumsum(heights)])
+    axes.pcolormesh(np.arange(len(cells) + 1), edges, shown, cmap=scale, norm=Normalize(-reach, reach), edgecolor="0.9")
+    for place, row in zip(places, differences, strict=True):
+        for column, each in enumerate(row):
+            half = "" if each.interval is None else f"±{each.interval[1] - each.mean:.1f}"
+            ink = "black" if side(each.interval) else "0.35"
+            axes.text(column + 0.5, place, f"{each.mean:+.1f}{half}", ha="center", va="center", size=5.7, color=ink)
+    width, several = 80 // (2 + len(cells)), len({task for task, _ in cells}) > 1
+    names = [(_folded(task, width, " :,+/_=") + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
+    axes.set_xticks(np.arange(len(cells)) + 0.5, names)
+    axes.tick_params(axis="x", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    figure.supxlabel("points of test accuracy over full training, ± 95 % interval;\nwhite: not told apart from it")
+    return _small_png(figure)
+
+
+def chunks(items: Sequence[Item], many: int = PANELS) -> list[Sequence[Item]]:
+    """Divide items among several figures, which hold up to `many` and about as many each."""
+    parts = math.ceil(len(items) / many)
+    size = math.ceil(len(items) / max(parts, 1))
+    return [items[start : start + size] for start in range(0, len(items), max(size, 1))]
 
 
 def _lines(agents: Sequence[str], around: float) -> tuple[Figure, Axes, NDArray, NDArray]:
     """A figure with a line for each agent, the first on top: its axes, and the lines' places and heights in inches."""
     names = [_folded(agent, 24) for agent in agents]
-    heights = np.array([0.11 * (1 + name.count("\n")) + 0.1 for name in names])
+    heights = _heights(names, 0.11)
     places = np.cumsum(heights) - heights / 2
     figure = Figure(figsize=(WIDTH, around + float(heights.sum())), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -244,6 +286,11 @@ def _lines(agents: Sequence[str], around: float) -> tuple[Figure, Axes, NDArray,
     axes.set_ylim(float(heights.sum()), 0.0)
     axes.tick_params(axis="y", length=0)
     return figure, axes, places, heights
+
+
+def _heights(names: Iterable[str], line: float) -> NDArray[np.float64]:
+    """Inches that folded names take, with the space between two, for lines of `line` inches."""
+    return np.array([line * (1 + name.count("\n")) + 0.1 for name in names])
 
 
 def _panels(agents: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
@@ -278,10 +325,10 @@ def _limits(means: Iterable[Mean], zero: bool = False) -> tuple[float, float]:
     return low - space, high + space
 
 
-def _folded(agent: str, width: int) -> str:
-    """An agent's spec in lines of about `width` characters, folded behind punctuation where there is some."""
+def _folded(name: str, width: int, behind: str = ":,+") -> str:
+    """A name in lines of about `width` characters, folded behind the characters `behind` where there are some."""
     lines = [""]
-    for part in re.findall(rf"[^:,+]{{1,{width}}}[:,+]?|[:,+]", agent):
+    for part in re.findall(rf"[^{behind}]{{1,{width}}}[{behind}]?|[{behind}]", name):
         if lines[-1] and len(lines[-1] + part) > width:
             lines.append("")
         lines[-1] += part

@@ -47,8 +47,12 @@ def render(results: Results, title: str, files: Iterable[str], root: str | None)
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals |= {"spread": spread, "count": count, "listed": listed, "side": side}
-    environment.globals |= {"breakable": breakable, "saved": saved, "embed": embed}
+    environment.globals |= {"breakable": breakable, "bound": bound, "saved": saved, "embed": embed, "points": points}
     tasks = [_task(n, name, own, root) for n, (name, own) in enumerate(summary.by_task(records).items(), start=1)]
+    glance = [
+        (f"glance-{n}.png", "Points over full, agents × troubles", png)
+        for n, png in enumerate(figures.glance(summary.glance(records)), start=1)
+    ]
     page = environment.get_template("report.html").render(
         title=title,
         style=Markup((HERE / "report.css").read_text()),
@@ -56,6 +60,9 @@ def render(results: Results, title: str, files: Iterable[str], root: str | None)
         compared=_compared(records, results.planned),
         mixed=summary.mixed_commits(records),
         tasks=tasks,
+        glance=glance,
+        gained=any(answer.saving for task in tasks for answer in task["answers"]),
+        full=any(record["agent"] == FULL for record in records),
         sides=[each for task in tasks for each in task["sides"]],
         provenance=_provenance(records),
         sheets=files,
@@ -63,7 +70,8 @@ def render(results: Results, title: str, files: Iterable[str], root: str | None)
         shown=SHOWN,
         statistics=statistics,
     )
-    return readable(page), {name: png for task in tasks for some in task["figures"].values() for name, _, png in some}
+    drawn = [*glance, *(each for task in tasks for some in task["figures"].values() for each in some)]
+    return readable(page), {name: png for name, _, png in drawn}
 
 
 def embed(png: bytes) -> str:
@@ -76,11 +84,25 @@ def breakable(name: str) -> Markup:
     return Markup(re.sub(r"(?<=[:,+])", "<wbr>", str(escape(name))))
 
 
+def bound(saving: Saving) -> str:
+    """Return the sign before what is only a bound."""
+    return {"at_least": "≥ ", "at_most": "≤ ", None: ""}[saving.bound]
+
+
 def saved(saving: Saving) -> str:
     """Return the share of compute that is saved, in per cent."""
     ends = saving.interval and (round(100 * saving.interval[0]), round(100 * saving.interval[1]))
     # where all of it lies out of full's range the interval has no width, and says nothing
-    return spread(round(100 * saving.saved), ends if ends and ends[0] < ends[1] else None, "+.0f")
+    share = spread(round(100 * saving.saved), ends if ends and ends[0] < ends[1] else None, "+.0f")
+    return bound(saving) + share
+
+
+def points(difference: Mean | None) -> Markup:
+    """Return a difference in points with its interval, marked where that leaves out 0."""
+    if difference is None:
+        return Markup("–")
+    kind = {1: "up", 0: "", -1: "down"}[side(difference.interval)]
+    return Markup('<span class="{}">{}</span>').format(kind, spread(difference.mean, difference.interval, "+.2f"))
 
 
 def _compared(records: Sequence[Record], planned: int) -> str:
@@ -88,8 +110,10 @@ def _compared(records: Sequence[Record], planned: int) -> str:
     part = f"{len(records):,} of {planned:,} planned runs" if len(records) < planned else count(len(records), "run")
     networks = dict.fromkeys(record["configuration"]["recipe"]["model"] for record in records)
     budgets = sorted({record["budget"] for record in records})
+    tasks = summary.by_task(records)
+    where = listed(tasks) if len(tasks) < 4 else count(len(tasks), "task")  # the table of answers names them
     return (
-        f"{part} of {count(len({r['agent'] for r in records}), 'agent')} on {listed(summary.by_task(records))}: "
+        f"{part} of {count(len({r['agent'] for r in records}), 'agent')} on {where}: "
         f"network {listed(networks)}, {count(len({r['seed'] for r in records}), 'seed')}, "
         f"{'budgets' if len(budgets) > 1 else 'budget'} {listed(f'{b:g}' for b in budgets)}, in full-epoch equivalents "
         "of compute."
@@ -105,9 +129,9 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
     order = list(dict.fromkeys([*agents, *(record["agent"] for record in records)]))
     label = f"{number}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')[:40]}".rstrip("-")
     differences = {budget: _differences(of_budget) for budget, of_budget in cells.items()}
-    compared = {b: [(agent, d) for agent, d in of.items() if d.interval] for b, of in differences.items()}
-    better = {b: [(agent, d) for agent, d in of if side(d.interval) > 0] for b, of in compared.items()}
-    found = summary.equivalences(records)
+    compared = [each for of_budget in differences.values() for each in of_budget.values() if each.interval]
+    found, gained = summary.equivalences(records), summary.savings(records)
+    needed = {"accuracy over budget": len(cells) > 1, "verdicts of losslessness": found, "compute saved": gained}
     shares = _shares(agents)
     drawn: dict[str, list[tuple[str, str, bytes]]] = defaultdict(list)  # by kind: file, words and image
     for kind, alt, png in _figures(cells, differences, order, agents, shares):
@@ -123,16 +147,14 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "agents": agents,
         "seeds": len({record["seed"] for record in records}),
         "rates": summary.rates(records),
-        "sides": [side(difference.interval) for of_budget in compared.values() for _, difference in of_budget],
-        "winners": {b: agents for b, agents in better.items() if agents},
-        "undecided": [f"{b:g}" for b in cells if compared[b] and not better[b]],
+        "sides": [side(difference.interval) for difference in compared],
+        "answers": summary.answers(records),
         "longer": _longer(summary.full_curve(records)),
-        # at some budgets full alone ran, to compare with
-        "best": [b for b in summary.best(records) if len(cells[b.budget]) > 1 or len(order) == 1 or b.agent != FULL],
         "equivalences": found,
         "lossless": [f"{e.agent} at budget {e.budget:g}" for e in found if e.verdict == "lossless" and not e.vacuous],
         "vacuous": list(dict.fromkeys(f"{e.budget:g} against {e.larger:g}" for e in found if e.vacuous)),
-        "savings": summary.savings(records),
+        "savings": gained,
+        "absent": [what for what, has in needed.items() if not has],
         "figures": drawn,
         "missing": missing,
         "pictures": [_examples(agent, agents[agent], train) for agent in pictures.pictured(list(shares)) if train],
@@ -163,7 +185,7 @@ def _figures(
     shares: dict[str, list[float]],
 ) -> Iterator[tuple[str, str, bytes]]:
     """Draw the images of a task; yield the kind of each, what it shows in words, and the image."""
-    for some in figures.chunks(order):
+    for some in figures.chunks(order) if len(cells) > 1 else []:
         yield "accuracy", f"Test accuracy over log budget: {', '.join(some)}", figures.accuracy(cells, some)
     for budget, of_budget in differences.items():
         if of_budget:

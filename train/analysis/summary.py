@@ -85,6 +85,16 @@ class Saving:
     bound: Literal["at_least", "at_most"] | None  # what `saved` is if `full_budget` lies out of full's budgets
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The agent to use at a budget."""
+
+    best: Best  # at this budget
+    agent: str | None  # None where full was not run
+    difference: Mean | None  # to `full`, and above it beyond the interval; None if no agent is
+    saving: Saving | None  # of the agent; None for full, and where full has too few budgets
+
+
 def latest(records: Sequence[Record]) -> list[Record]:
     """Return one record a (task, agent, budget, seed), the last, since a file can hold cells of older code as well.
 
@@ -152,6 +162,42 @@ def best(records: Sequence[Record]) -> list[Best]:
         tied = tuple(other for other, difference in others.items() if difference and not side(difference.interval))
         found.append(Best(budget, agent, mean_of(complete[agent]), tied, others.get(FULL)))
     return found
+
+
+def answers(records: Sequence[Record]) -> list[Answer]:
+    """Say which agent of one task to use at each budget at which there is a choice, budgets ascending.
+
+    Of the agents that are better than `full` beyond the interval of the paired difference it is the one with the
+    largest difference. Where none is, it is full.
+    """
+    saved = {(saving.agent, saving.budget): saving for saving in savings(records)}
+    groups, found = grouped(records), []
+    for each in best(records):
+        agents = groups[each.budget]
+        if [*agents] == [FULL]:
+            continue
+        better = {row.agent: row.difference for row in rows(agents) if row.difference}
+        better = {agent: difference for agent, difference in better.items() if side(difference.interval) > 0}
+        agent = max(better, key=lambda name, of=better: of[name].mean, default=FULL)
+        answer = Answer(each, agent, better.get(agent), saved.get((agent, each.budget)))
+        found.append(answer if FULL in agents else Answer(each, None, None, None))
+    return found
+
+
+def glance(records: Sequence[Record]) -> dict[tuple[str, float], dict[str, Mean]]:
+    """Return the differences to `full` by cell (task, budget) and agent, in the same order in each cell.
+
+    Cells and agents are the largest block without a gap, two cells or more. Tasks are in the order of the records,
+    budgets ascending, and agents by their mean over the cells, the best first. Empty if there is no such block.
+    """
+    cells: dict[tuple[str, float], dict[str, Mean]] = {}
+    for task, own in by_task(records).items():
+        for budget, agents in grouped(own).items():
+            cells[task, budget] = {row.agent: row.difference for row in rows(agents) if row.difference}
+    have = {agent: [cell for cell in cells if agent in cells[cell]] for of in cells.values() for agent in of}
+    agents, chosen = _block(have, least=2)
+    agents.sort(key=lambda agent: -sum(cells[cell][agent].mean for cell in chosen))
+    return {cell: {agent: of[agent] for agent in agents} for cell, of in cells.items() if cell in chosen}
 
 
 def areas(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -51,27 +51,42 @@ class Diary:
         sums = zip(self._shares, self._steps, strict=True)
         return [plain(shares / steps) if steps else None for shares, steps in sums]
 
-    def sometimes(self) -> dict[str, Any]:
+    def sometimes(self, labels: NDArray) -> dict[str, Any]:
         """Divide the samples into always, sometimes and never kept, over the steps that dropped something.
 
         "Sometimes samples" are those of Raju et al., arXiv 2111.12621: important in a part of the training only.
 
+        Args:
+            labels: (N,) class indices.
+
         Returns:
             "always", "sometimes", "never": shares of N, None if no step dropped anything; "examples": for each
-            of the three up to EXAMPLES [index, share of the steps in which it was kept]; of the sometimes samples
-            the nearest to one half.
+            of the three up to EXAMPLES [index, share of the steps in which it was kept], see `draw_over_classes`.
         """
         groups = ("always", "sometimes", "never")
         if not self.choices:
             return {**dict.fromkeys(groups), "examples": {group: [] for group in groups}}
         share = self.times_kept / self.choices
         among = {"always": share == 1.0, "sometimes": (share > 0.0) & (share < 1.0), "never": share == 0.0}
-        nearest = np.argsort(np.abs(share - 0.5), kind="stable")
+        rng = np.random.default_rng(0)
         examples = {
-            group: [[int(i), round(float(share[i]), 4)] for i in nearest[mask[nearest]][:EXAMPLES]]
+            group: [[int(i), round(float(share[i]), 4)] for i in draw_over_classes(mask, labels, EXAMPLES, rng)]
             for group, mask in among.items()
         }
         return {**{group: float(mask.mean()) for group, mask in among.items()}, "examples": examples}
+
+
+def draw_over_classes(mask: NDArray[np.bool_], labels: NDArray, count: int, rng: np.random.Generator) -> NDArray:
+    """Draw up to `count` of the samples in `mask` (N,) at random: one of each class, then a second of each, and so on.
+
+    Without turns, the first samples of a folder of images are all of its first class.
+    """
+    drawn = rng.permutation(np.flatnonzero(mask))
+    by_class = np.argsort(labels[drawn], kind="stable")
+    _, first, sizes = np.unique(labels[drawn][by_class], return_index=True, return_counts=True)
+    turn = np.empty(len(drawn), np.int64)
+    turn[by_class] = np.arange(len(drawn)) - np.repeat(first, sizes)
+    return drawn[np.argsort(turn, kind="stable")][:count]
 
 
 def plain(values: NDArray) -> list[float | None]:

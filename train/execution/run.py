@@ -325,7 +325,7 @@ def _outcome(
         "wrong_visits": float(visits[wrong].mean() / visits.mean()) if wrong.any() and visits.any() else None,
         "age": float(np.mean(observation["age"], dtype=np.float64)),
         "kept_by_difficulty": diary.kept_by_difficulty(),
-        "sometimes": diary.sometimes(),
+        "sometimes": diary.sometimes(observation["label"]),
         "steps": len(log["curve"]["spent"]),
         "nonfinite": log["nonfinite"],
         # `evaluate`, the validation, is free and not in `total`
