@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
@@ -121,6 +122,13 @@ def teachers_of(folders: Sequence[Path]) -> tuple[dict[Trouble, Rule], list[dict
     return best, lines
 
 
+def _words(trouble: Trouble) -> str:
+    digits, noise, unlike, duplicates = trouble
+    found = [f"{20 * noise:.0f} % wrong labels"] * (noise > 0) + [f"classes {10**unlike:.0f}:1"] * (unlike > 0)
+    found += [f"{30 * duplicates:.0f} % duplicates"] * (duplicates > 0)
+    return ("digits, " if digits else "") + (", ".join(found) or "clean")
+
+
 def taught(teachers: dict[Trouble, Rule], task: Task) -> NDArray[np.float64]:
     """Return the numbers (R,) for a task: those of the kinds of trouble around it, the nearer the more.
 
@@ -162,12 +170,13 @@ def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
 
 def distil(given: Arguments, console: Console) -> Network:
     """Choose the teachers, play, fit, and judge the policy on validation tasks."""
+    begun = time.perf_counter()
     tasks = distribution(given.tasks, given.root)
     teachers, lines = teachers_of(given.sweeps)
-    shown = Table("images of digits, wrong labels / 0.2, log10 imbalance, duplicates / 0.3", "teacher")
+    shown = Table("trouble", "teacher")
     for line in lines:
         if "chosen" in line:
-            shown.add_row(", ".join(f"{x:.3g}" for x in line["trouble"]), line["chosen"])
+            shown.add_row(_words(line["trouble"]), line["chosen"])
     console.print(shown)
     if not given.rounds and not given.also:
         raise ValueError("--rounds 0 plays nothing, and there are no steps of --also to learn from")
@@ -199,9 +208,18 @@ def distil(given: Arguments, console: Console) -> Network:
     for name, its in points.items():
         console.print(f"{name}: {plus_minus(its, '+.2f')} points over full training in validation, {len(its)} runs")
     card = {
+        "program": "distil",
         "arguments": json.loads(json.dumps(asdict(given), default=str)),
-        "teachers": [line for line in lines if "chosen" in line],
-        "validation": {name: float(its.mean()) for name, its in points.items()} | {"pairs": len(pairs)},
+        "teachers": "; ".join(f"{_words(line['trouble'])}: {line['chosen']}" for line in lines if "chosen" in line),
+        "training": {
+            "searched": sum(line["runs"] for line in lines if "rule" in line),
+            "episodes": given.rounds * given.episodes,
+            "steps": sum(map(len, features)),
+            "seconds": time.perf_counter() - begun,
+        },
+        "tasks": asdict(tasks),
+        "validation": {"pairs": len(pairs), "points_over_full": float(points["policy"].mean())},
+        "machine": provenance.of_machine(),
         "code": provenance.of_code(),
     }
     given.out.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ def make(network: Network, name: str) -> Table:
     lines = {
         "policy": f"{name}: {sizes[0]} features of a run go in, {sizes[-1]} numbers of the next step's rule come out "
         f"(layers of {' × '.join(map(str, sizes))})",
-        "trained by": _trained_by(told["arguments"], told["code"], machines),
+        "trained by": _trained_by(card.pop("program", "learn"), told["arguments"], told["code"], machines),
         "on tasks": ". And: ".join(_tasks(part.get("values", {})) for part in parts),
         "how long": _how_long(told["training"]),
         "validation": _validation(told["validation"], sum(part.get("validations", 0) for part in parts)),
@@ -42,10 +42,10 @@ def make(network: Network, name: str) -> Table:
     return table
 
 
-def _trained_by(arguments: Mapping[str, Any], code: Mapping[str, Any], machines: list[str]) -> str:
+def _trained_by(program: str, arguments: Mapping[str, Any], code: Mapping[str, Any], machines: list[str]) -> str:
     given = {name: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in arguments.items()}
     options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value not in (None, "")]
-    command = [" ".join(["prune-env learn", *options])] if options else []
+    command = [" ".join([f"prune-env {program}", *options])] if options else []
     changed = " with changes" if code.get("dirty") else ""
     version = [f"prune_env {code['version']}"] if "version" in code else []
     commit = [f"commit {code['commit'][:7]}{changed}"] if code.get("commit") else []
@@ -62,7 +62,7 @@ def _tasks(values: Mapping[str, Any]) -> str:
 def _how_long(training: Mapping[str, Any]) -> str:
     if "episodes" not in training:
         return ""
-    searched = f"after a search over {count(training['searched'], 'run')} for the rule it starts as"
+    searched = f"after a search over {count(training['searched'], 'run')} for the rules that it starts from"
     length = f"{count(training['episodes'], 'run')} with {count(training['steps'], 'step')} in all"
     return f"{length}, {searched}; {training['seconds'] / 60:.1f} minutes"
 
