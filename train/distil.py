@@ -104,21 +104,23 @@ def teachers_of(folders: Sequence[Path]) -> tuple[dict[Trouble, Rule], list[dict
         if spec.startswith("rule:") and "full" in of
     }
     gains = {key: its for key, its in gains.items() if len(its)}
-    several = [its for its in gains.values() if len(its) > 1]
-    if not several:
-        raise ValueError(f"{', '.join(map(str, folders))}: there are no rules with two seeds beside full")
-    spread = np.sqrt(np.mean([its.var(ddof=1) for its in several]))  # of a run, in points; few seeds say little alone
+    spread: dict[bool, float] = {}  # of a run, in points, on digits and on other images; few seeds say little alone
+    for digits in {trouble[0] for trouble in accuracy}:
+        variances = [its.var(ddof=1) for (kind, _), its in gains.items() if kind[0] == digits and len(its) > 1]
+        if not variances:
+            raise ValueError(f"{', '.join(map(str, folders))}: there are no rules with two seeds beside full")
+        spread[digits] = float(np.sqrt(np.mean(variances)))
     best: dict[Trouble, Rule] = {}
     lines = []
     for trouble in accuracy:
         scores = {"rule:keep=1.0": 0.0}
         for (kind, spec), its in gains.items():
             if kind == trouble:
-                scores[spec] = float(its.mean() - spread / np.sqrt(len(its)))
+                scores[spec] = float(its.mean() - spread[trouble[0]] / np.sqrt(len(its)))
                 lines.append({"trouble": trouble, "rule": spec, "gain": float(its.mean()), "runs": len(its)})
         chosen = max(scores, key=scores.__getitem__)
         best[trouble] = agents.make(chosen)  # pyright: ignore[reportArgumentType]
-        lines.append({"trouble": trouble, "chosen": chosen, "deviation_of_a_run": float(spread)})
+        lines.append({"trouble": trouble, "chosen": chosen, "deviation_of_a_run": spread[trouble[0]]})
     return best, lines
 
 
