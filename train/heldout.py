@@ -33,10 +33,9 @@ from train.analysis import table as tables
 from train.analysis.records import Record
 from train.analysis.text import spread
 from train.execution import results
-from train.execution.plan import TASK
+from train.execution.plan import PLAIN, TASK
 from train.learning.rollouts import distribution
 
-PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which agents choose samples
 Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
 
 

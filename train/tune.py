@@ -32,8 +32,8 @@ from prune_env.data import sources
 from prune_env.machine import cores
 from prune_env.students.recipes import Recipe, Training, entry_name, tuned
 from train.analysis.text import plus_minus
-from train.execution import process
-from train.execution.plan import Options, dataset_of
+from train.execution import command_line, process
+from train.execution.plan import Data, TaskOptions, dataset_of, full_id, settings_of
 
 RECIPES = Path(str(resources.files("prune_env.students").joinpath("recipes.json")))
 
@@ -46,13 +46,14 @@ class Untuned(Training):
 
 
 @dataclass(kw_only=True)
-class Arguments(Options):
+class Arguments:
     """Train on all data at every budget and rate, and show which rate validates best."""
 
-    training: Annotated[Training, tyro.conf.arg(name="", constructor=Untuned)] = field(default_factory=Untuned)
-    budget: tuple[float, ...] = (3.0, 10.0, 30.0)
+    env: str = "digits"
+    """Environment, which is the data set: `digits`, `cifar10`, `imagefolder`, ..."""
+    budget: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")] = (3.0, 10.0, 30.0)
     """Budgets, in full-epoch equivalents; each gets a rate of its own."""
-    lr: tuple[float, ...] = ()
+    lr: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...", help_behavior_hint="")] = ()
     """Rates to try; by default 0.0125, doubled up to 0.8, and for `--optimizer adamw` a fortieth of each."""
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
@@ -63,8 +64,13 @@ class Arguments(Options):
     save: str | None = None
     """Data set, or `*` for any other, whose entry in students/recipes.json the best rates replace. DATASET:SIZE is the
     entry for images of --image-size SIZE alone."""
+    task: TaskOptions = field(default_factory=Data)
+    training: Annotated[Training, tyro.conf.arg(name="training", help="", constructor=Untuned)] = field(
+        default_factory=Untuned
+    )
 
     def __post_init__(self) -> None:
+        self.env = full_id(self.env)
         if not self.lr:
             least = 0.0125 / 40 if self.training.optimizer == "adamw" else 0.0125
             self.lr = tuple(least * 2**doubled for doubled in range(7))
@@ -131,7 +137,7 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
     assert isinstance(run, prune_env.PruneEnv)
     for lr in args.lr:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
-    sized = [f"{name}:{args.image_size}" for name in sources.SOURCES]
+    sized = [f"{name}:{args.task.image_size}" for name in sources.SOURCES]
     if args.save not in (None, "*", *sources.SOURCES, *sized):
         names = ", ".join(sources.SOURCES)
         raise ValueError(f"--save is {args.save!r}; it must be '*', or one of {names}, bare or with :--image-size")
@@ -154,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with `arguments` (else the command line's); return its exit status, 2 for wrong arguments."""
     command = shlex.join(["prune-env", "tune", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        args = tyro.cli(Arguments, args=arguments, description=__doc__)
-        fixed = args.settings() | ({} if args.root is None else {"root": args.root})
+        args = command_line.read("tune", Arguments, arguments, __doc__)
+        fixed = settings_of(args.task, args.training) | ({} if args.root is None else {"root": args.root})
         recipe = check(args, fixed)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -173,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     over = f"{args.seeds} paired seeds" if args.seeds > 1 else "1 seed"
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {over}")
     if args.save is not None:
-        store(RECIPES, args.save, recipe, best, command, args.variant.label_noise)
+        store(RECIPES, args.save, recipe, best, command, args.task.label_noise)
     return 0
 
 

@@ -8,13 +8,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Annotated
 
 import gymnasium as gym
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -31,31 +33,26 @@ Report = Callable[[Path, list[Record], str], None]
 
 
 @dataclass
-class Running(Where):
+class Running:
     """Arguments that every program with runs has."""
 
-    root: str | None = None
-    """Folder with the images; by default $PRUNE_ENV_DATA."""
-    download: bool = False
-    """Fetch images that are not there."""
-    images: str = "auto"
-    """Where images are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
-    device: str = "auto"
-    """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
-    agent_timeout: float = 600.0
-    """Seconds that an agent may take for one decision, or to be imported; one that takes longer loses its run."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints of a run, taken at the end of a step: what a kill can cost it, beside one step."""
+    name: str | None = None
+    """Folder of the results; by default named after what is run."""
+    out: Path = Path("runs")
+    """Folder in which the folder of results is."""
     fresh: bool = False
     """Run everything anew, also what has results."""
     save_models: bool = False
     """Save the weights of each run's student in models/, see docs/python.md."""
     save_selections: bool = False
     """Save what each step of a run trained on in selections/, see docs/python.md."""
-    name: str | None = None
-    """Folder of the results; by default named after what is run."""
-    out: Path = Path("runs")
-    """Folder in which the folder of results is."""
+    root: str | None = None
+    """Folder with the images; by default $PRUNE_ENV_DATA."""
+    download: bool = False
+    """Fetch images that are not there."""
+    images: str = "auto"
+    """Where images are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
+    where: Annotated[Where, tyro.conf.arg(name="machine", prefix_name=False, help="")] = field(default_factory=Where)
 
 
 def carry_out(running: Running, command: str, source: Source, report: Report) -> int:
@@ -72,7 +69,7 @@ def carry_out(running: Running, command: str, source: Source, report: Report) ->
         report: called with the folder, the records there are, and that text.
     """
     program = partial(_carry_out, running, command, source, report)
-    return torchrun.together(running.device, program) if torchrun.active() else program()
+    return torchrun.together(running.where.device, program) if torchrun.active() else program()
 
 
 def _carry_out(running: Running, command: str, source: Source, report: Report) -> int:
@@ -99,7 +96,7 @@ def _carry_out(running: Running, command: str, source: Source, report: Report) -
     except Unavailable as error:
         return _refused(str(error), 2)
     except OSError as error:
-        if running.workers == 0:  # it may be an agent's
+        if running.where.workers == 0:  # it may be an agent's
             raise
         return _refused(f"cannot go on in {folder}: {error}; what is there stays, the same command goes on", 3)
     except KeyboardInterrupt:
@@ -122,14 +119,14 @@ def planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
     Raises:
         ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
     """
-    executors.check(running)
-    if not running.agent_timeout > 0:
-        raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
-    if not running.checkpoint_seconds >= 0:
-        raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
+    executors.check(running.where)
+    if not running.where.agent_timeout > 0:
+        raise ValueError(f"--agent-timeout is {running.where.agent_timeout}; it must be a number of seconds above 0")
+    if not running.where.checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint-seconds is {running.where.checkpoint_seconds}; it must be 0 or more")
     name, blocks, text = source()
     root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
-    plan = partial(make_plan, blocks, Place(root, running.download, running.device, running.images))
+    plan = partial(make_plan, blocks, Place(root, running.download, running.where.device, running.images))
     if torchrun.active():
         if any(block.settings.get("compile", "off") != "off" for block in blocks):
             raise ValueError("--compile is for one device; under torchrun it must be off")
@@ -139,7 +136,7 @@ def planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
 
 def _terms(running: Running, folder: Path, plan: Plan) -> Terms:
     """Return how the runs of a plan are done."""
-    times = (running.agent_timeout, running.checkpoint_seconds)
+    times = (running.where.agent_timeout, running.where.checkpoint_seconds)
     return Terms(folder.absolute(), *times, plan.device, running.save_models, running.save_selections)
 
 
@@ -182,7 +179,7 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
             missing.append(run)
     others = len(records.keys() - plan.runs.keys())
     for key in done:
-        records[key] |= {"task": plan.runs[key].task}  # tasks may have other names by now
+        records[key] |= {"task": plan.runs[key].task, "label": plan.runs[key].label}  # which may be others by now
     if path.exists():
         results.write(path, records.values())
     for key in [*fresh, *done]:  # of the latter if a kill came between its record and this
@@ -196,7 +193,9 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
     failures.unlink(missing_ok=True)
     failed: list[Run] = []
     code = {**provenance.of_code(), "command": command}
-    given_up = [] if running.workers == 0 else plan.failures  # there the agent raises once more, with its traceback
+    given_up = (
+        [] if running.where.workers == 0 else plan.failures
+    )  # there the agent raises once more, with its traceback
     keys = {failure.run.key for failure in given_up}
     outcomes = _outcomes([run for run in missing if run.key not in keys], terms, running)
     with progress.of(missing), closing(outcomes):
@@ -226,10 +225,10 @@ def _outcomes(missing: list[Run], terms: Terms, running: Running) -> Generator[O
     """Yield what the missing runs come to, wherever they are done."""
     if torchrun.active():
         yield from torchrun.outcomes(lambda: missing, terms)
-    elif running.workers == 0:
+    elif running.where.workers == 0:
         yield from here(missing, terms)
     elif missing:
-        yield from executors.outcomes(executors.start(running, terms, len(missing)), missing)
+        yield from executors.outcomes(executors.start(running.where, terms, len(missing)), missing)
 
 
 def _changed(record: Record, own_files: dict[str, str]) -> bool:

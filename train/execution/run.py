@@ -46,6 +46,7 @@ class Run:
     key: str = ""  # see `results.key_of`; known once it is planned
     rate: str = ""  # what the learning rate was tuned for, in words
     given: Given | None = None  # an agent of the calling program, which no other process can make
+    label: str = ""  # what tables and figures call the agent; "" for its spec
 
     @property
     def own(self) -> bool:
@@ -286,6 +287,7 @@ def play(
         "task": run.task,
         "rate": run.rate,
         "agent": run.agent,
+        "label": run.label,
         "budget": plain.budget,
         "seed": run.seed,
         "configuration": configuration,
