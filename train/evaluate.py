@@ -19,13 +19,13 @@ from rich.console import Group
 from rich.text import Text
 
 import agents as rules
-from prune_env import io
 from prune_env.checks import real, text, whole
 from prune_env.data import sources
 from prune_env.data.source import printable
 from prune_env.students.recipes import Training, default_model
 from train.analysis import records as reading
 from train.analysis import summary, table
+from train.analysis.folder import write
 from train.analysis.records import Results
 from train.analysis.summary import FULL
 from train.analysis.text import count, readable
@@ -131,18 +131,12 @@ def report(folder: Path, records: Sequence[Record], _: str = "") -> None:
 
 
 def write_files(folder: Path, records: Sequence[Record]) -> list[Record]:
-    """Write table and curves of all runs in the folder, and the figure of those on the task of these; return all."""
-    from train.analysis import curves, figures  # they take a second
-
+    """Write the files on all runs in the folder, those on one task about the task of these; return all."""
     asked = {record["key"] for record in records}
     found = [record for key, record in results.read(folder / "results.jsonl")[0].items() if key not in asked]
     there = reading.told_apart([*found, *records])
     task, there = there[-1]["task"], summary.latest(there)
-    of_task = [record for record in there if record["task"] == task]
-    table.write(folder / "table.txt", table.render_tasks(there))
-    curves.write_csv(folder / "curves.csv", there)
-    io.write_atomic(folder / "accuracy.png", figures.png(figures.evaluation(of_task, task)))
-    curves.write_events(folder / "tensorboard", of_task)
+    write(folder, there, [task])
     return there
 
 

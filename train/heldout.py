@@ -1,6 +1,6 @@
 """Judge a policy on tasks that no policy is trained on.
 
-    prune-env heldout tasks digits                                  # the three parts of a distribution, listed
+    prune-env heldout tasks digits                                  # the three parts of a distribution
     prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
     prune-env heldout compare learned runs/x                        # paired differences to every other agent
 
@@ -20,7 +20,6 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -31,16 +30,17 @@ from prune_env.policy.tasks import Task
 from train.analysis import statistics, summary
 from train.analysis import table as tables
 from train.analysis.records import Record
-from train.analysis.text import spread
-from train.execution import results
+from train.analysis.text import count, number, spread
+from train.execution import command_line, results
 from train.execution.plan import PLAIN, TASK
 from train.learning.rollouts import distribution
 
+LISTED = 8  # values of an option; of more numbers the ends are told
 Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
 
 
 def tasks(name: Positional[str]) -> None:
-    """List the tasks of a distribution: budgets apart, those held out, for validation and for training.
+    """Say how many tasks a distribution holds out, validates on and trains on, and what they are drawn from.
 
     Args:
         name: Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments.
@@ -49,9 +49,11 @@ def tasks(name: Positional[str]) -> None:
     for part in ("held_out", "validation", "training"):
         budgets = tasks_of.held_out_budgets if part == "held_out" else tasks_of.budgets
         found = without_budgets(getattr(tasks_of, part))
-        print(f"{part}: {len(found)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
-        for task in found:
-            print(f"  {title(task)}")
+        print(
+            f"{part}: {count(len(found), 'task')}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}"
+        )
+        for option, values in ranges(found).items():
+            print(f"  {option}: {values}")
 
 
 def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) -> None:
@@ -118,9 +120,10 @@ def compare(
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
     for run in records:
-        accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
+        accuracy = number(100.0 * run["results"]["test_accuracy"], ".2f")
         lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
     io.write_atomic(out / "accuracy.csv", text.getvalue().encode())
+    print(f"wrote to {out}: comparison.txt, accuracy.csv", file=sys.stderr)
 
 
 def latest_runs(folders: Sequence[Path]) -> list[Record]:
@@ -144,6 +147,18 @@ def title(task: Task) -> str:
     silent = ("dataset", "root", "val_rest", "budget")
     changed = {name: value for name, value in asdict(task).items() if name not in silent and value != plain[name]}
     return ", ".join([task.dataset, *(f"{name} {value}" for name, value in changed.items())])
+
+
+def ranges(tasks: Sequence[Task]) -> dict[str, str]:
+    """Return the values that options have in tasks: few are listed, and of many numbers the ends are told."""
+    found = {}
+    for option in asdict(Task()):
+        values = sorted({getattr(task, option) for task in tasks}, key=lambda value: (value is not None, value))
+        if option == "budget" or values == [getattr(Task(), option)]:
+            continue
+        many = len(values) > LISTED and all(isinstance(value, int | float) for value in values)
+        found[option] = f"{values[0]} to {values[-1]}, {len(values)} values" if many else ", ".join(map(str, values))
+    return found
 
 
 def without_budgets(tasks: Sequence[Task]) -> list[Task]:
@@ -172,7 +187,9 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         mean = float(np.mean([np.mean(list(seeds.values())) for seeds in common.values()]))
         rows.append((mean, other, _differences(own, common) if other != agent else ()))
     for mean, other, differences in sorted(rows, reverse=True):
-        table.add_row(Text(other), f"{mean:.2f}", *differences)  # square brackets in a spec are not rich's markup
+        table.add_row(
+            tables.Name(other), number(mean, ".2f"), *differences
+        )  # square brackets in a spec are not rich's markup
     below = [f"left out, since some of these runs are missing: {', '.join(incomplete)}"] if incomplete else []
     if agent != summary.FULL and summary.FULL in accuracy:
         below += _saved(own, _restricted(accuracy[summary.FULL], own), agent)
@@ -250,7 +267,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     programs = {"tasks": tasks, "sweep": sweep, "compare": compare}
     try:
-        tyro.extras.subcommand_cli_from_dict(programs, args=args, description=__doc__)
+        command_line.run("heldout", programs, args, __doc__)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,9 @@ from typing import Annotated, Any
 import tyro
 
 from prune_env import io
-from train.analysis import table
+from train.analysis import summary, table
+from train.analysis.folder import write
+from train.analysis.records import told_apart
 from train.execution import command_line, toml
 from train.execution.plan import SETTINGS, Block, full_id
 from train.execution.program import Running, carry_out
@@ -25,9 +27,9 @@ class Arguments:
     """Run the cells of a sweep file: tasks x agents x budgets x seeds.
 
     Results go to OUT/NAME, by default named after the file: results.jsonl (one line a cell, written once, with its
-    provenance), table.txt, a copy of the file, and failures.jsonl if an agent failed. Cells that results.jsonl has
-    are not run again, so a sweep that was stopped goes on where it was. `prune-env report OUT/NAME` makes
-    the report. Examples:
+    provenance), table.txt, curves.csv, accuracy.png (one a task), tensorboard/, a copy of the file, and
+    failures.jsonl if an agent failed. Cells that results.jsonl has are not run again, so a sweep that was stopped
+    goes on where it was. `prune-env report OUT/NAME` makes the report. Examples:
         prune-env sweep sweeps/digits.toml
         prune-env sweep sweeps/digits.toml --agents my_agents:Mine --workers 8
     """
@@ -122,7 +124,9 @@ def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[A
 def report(folder: Path, records: Sequence[Record], source: str) -> None:
     """Print the tables, task by task; write them and the sweep file's text into the folder of results."""
     io.write_atomic(folder / "sweep.toml", source.encode())
-    table.show(folder / "table.txt", table.render_tasks(records))
+    shown = summary.latest(told_apart(records))
+    write(folder, shown, {record["task"] for record in shown})
+    table.display(table.render_tasks(shown))
 
 
 def main(args: Sequence[str] | None = None) -> int:

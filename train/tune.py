@@ -22,7 +22,6 @@ import gymnasium as gym
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import prune_env
@@ -34,6 +33,7 @@ from prune_env.students.recipes import Recipe, Training, entry_name, tuned
 from train.analysis.text import plus_minus
 from train.execution import command_line, process
 from train.execution.plan import Data, TaskOptions, dataset_of, full_id, settings_of
+from train.execution.progress import follow
 
 RECIPES = Path(str(resources.files("prune_env.students").joinpath("recipes.json")))
 
@@ -151,7 +151,7 @@ def tune(args: Arguments, fixed: dict[str, Any]) -> dict[tuple[float, float], li
     with ProcessPoolExecutor(args.workers, mp_context=process.CONTEXT, initializer=process.start) as pool:
         settings = [{**fixed, "budget": budget, "lr": lr} for budget, lr, _ in cells]
         results = pool.map(full_training, repeat(args.env), settings, [seed for *_, seed in cells])
-        for (budget, lr, _), result in zip(cells, track(results, "tuning", len(cells)), strict=True):
+        for (budget, lr, _), result in zip(cells, follow(results, "runs", len(cells)), strict=True):
             accuracy.setdefault((budget, lr), []).append(100.0 * result)
     return accuracy
 

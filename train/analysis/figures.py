@@ -7,7 +7,6 @@ up however many they are. All colours can be told apart by the colour-blind.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle, product
@@ -26,7 +25,7 @@ from PIL import Image
 from train.analysis.records import Record
 from train.analysis.statistics import Interval, Mean, side
 from train.analysis.summary import FULL, Row, grouped, rows
-from train.analysis.text import readable, spread
+from train.analysis.text import folded, number, readable, spread
 
 # Okabe and Ito's colours
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
@@ -170,7 +169,7 @@ def accuracy(cells: Mapping[float, Sequence[Row]], agents: Sequence[str]) -> byt
         if agent != FULL and FULL in curves:
             _draw_means(axes, curves[FULL], "black", "--")
         _draw_means(axes, curves[agent], "black" if agent == FULL else BLUE, "-")
-        below = [f"{mean.mean:.1f}" for mean in curves[agent].values() if mean.mean < low]
+        below = [number(mean.mean, ".1f") for mean in curves[agent].values() if mean.mean < low]
         if below:
             axes.text(0.97, 0.03, "▼ " + ", ".join(below), transform=axes.transAxes, ha="right", size=5.8, color=BLUE)
         axes.grid(alpha=0.3)
@@ -235,7 +234,7 @@ def chunks(agents: Sequence[str]) -> list[Sequence[str]]:
 
 def _lines(agents: Sequence[str], around: float) -> tuple[Figure, Axes, NDArray, NDArray]:
     """A figure with a line for each agent, the first on top: its axes, and the lines' places and heights in inches."""
-    names = [_folded(agent, 24) for agent in agents]
+    names = [_text(folded(agent, 24)) for agent in agents]
     heights = np.array([0.11 * (1 + name.count("\n")) + 0.1 for name in names])
     places = np.cumsum(heights) - heights / 2
     figure = Figure(figsize=(WIDTH, around + float(heights.sum())), dpi=DPI, layout="constrained")
@@ -249,7 +248,7 @@ def _lines(agents: Sequence[str], around: float) -> tuple[Figure, Axes, NDArray,
 def _panels(agents: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each agent, all with the same axes."""
     lines = math.ceil(len(agents) / COLUMNS)
-    names = [_folded(agent, 21) for agent in agents]
+    names = [_text(folded(agent, 21)) for agent in agents]
     folds = max(name.count("\n") for name in names)
     figure = Figure(figsize=(WIDTH, 0.55 + (height + 0.1 * folds) * lines), dpi=DPI, layout="constrained")
     grid = figure.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
@@ -276,16 +275,6 @@ def _limits(means: Iterable[Mean], zero: bool = False) -> tuple[float, float]:
         low, high = min(low, 0.0), max(high, 0.0)
     space = 0.05 * (high - low) or 0.5
     return low - space, high + space
-
-
-def _folded(agent: str, width: int) -> str:
-    """An agent's spec in lines of about `width` characters, folded behind punctuation where there is some."""
-    lines = [""]
-    for part in re.findall(rf"[^:,+]{{1,{width}}}[:,+]?|[:,+]", agent):
-        if lines[-1] and len(lines[-1] + part) > width:
-            lines.append("")
-        lines[-1] += part
-    return _text("\n".join(lines))
 
 
 def _text(text: str) -> str:

@@ -18,7 +18,7 @@ from train.analysis.records import Record, Results
 from train.analysis.statistics import Mean, side
 from train.analysis.summary import FULL, Row, Saving
 from train.analysis.table import MOSTLY
-from train.analysis.text import count, listed, readable, spread
+from train.analysis.text import count, listed, number, readable, spread
 
 HERE = Path(__file__).parent
 SHOWN = 30  # rows of a table up to which it is unfolded
@@ -73,7 +73,7 @@ def embed(png: bytes) -> str:
 
 def breakable(name: str) -> Markup:
     """Return a long name that may go on in the next line behind its punctuation."""
-    return Markup(re.sub(r"(?<=[:,+])", "<wbr>", str(escape(name))))
+    return Markup(re.sub(r"(?<=[:,+/])", "<wbr>", str(escape(name))))
 
 
 def saved(saving: Saving) -> str:
@@ -152,7 +152,8 @@ def _longer(curve: dict[float, float]) -> str:
     last = max(curve, default=0.0)
     if at == last:
         return ""
-    return f"Full training is best at budget {at:g}: {curve[at]:.2f} %, and {curve[last]:.2f} % at {last:g}."
+    best, end = number(curve[at], ".2f"), number(curve[last], ".2f")
+    return f"Full training is best at budget {at:g}: {best} %, and {end} % at {last:g}."
 
 
 def _figures(

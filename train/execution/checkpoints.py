@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io as memory_io
+import json
 import shutil
 import time
 import warnings
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -17,9 +18,21 @@ import torch
 from prune_env import io
 
 FOLDER = "checkpoints"  # in the folder of results
+NOTE = "progress.json"  # in the folder of a run
+TELL = 1.0  # seconds from one note to the next: shorter runs leave none
 # What `weights_only` lets through beside tensors: arrays and scalars of numpy, which hold numbers and no code.
 _NUMPY = [bytes, np.ndarray, np.dtype, np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
 _NUMPY += [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSU"]
+
+
+class Note(TypedDict):
+    """Where a run stands."""
+
+    step: int
+    spent: float  # full-epoch equivalents
+    val_accuracy: float  # in [0, 1]
+    seconds: float  # that it has been training
+    saved: int  # step of the checkpoint from which it would go on; 0 without one
 
 
 class Checkpoint:
@@ -33,7 +46,8 @@ class Checkpoint:
     def __init__(self, folder: Path, every: float = 0.0):
         self.path = folder / "checkpoint.pt"
         self._every = every
-        self._saved = time.monotonic()
+        self._saved = self._told = time.monotonic()
+        self._step = 0  # of what is saved
 
     def load(self) -> Any:
         """Return the state that was saved last; None if there is none, or, with a warning, if it cannot be read."""
@@ -43,7 +57,9 @@ class Checkpoint:
             return None
         try:
             with torch.serialization.safe_globals(_NUMPY):
-                return torch.load(self.path, map_location="cpu", weights_only=True)
+                state = torch.load(self.path, map_location="cpu", weights_only=True)
+            self._step = state["agent"]["step"]
+            return state
         except Exception as error:  # torch raises many kinds for a damaged file
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             warnings.warn(f"{self.path} cannot be read, so this run starts over: {why}", stacklevel=2)
@@ -57,6 +73,14 @@ class Checkpoint:
         """Say whether it is time for the next checkpoint."""
         return time.monotonic() - self._saved >= self._every
 
+    def tell(self, step: int, spent: float, val_accuracy: float, seconds: float) -> None:
+        """Leave a note of where the run stands, for who watches; see `Note`."""
+        if time.monotonic() - self._told >= TELL:
+            self._told = time.monotonic()
+            note = Note(step=step, spent=spent, val_accuracy=val_accuracy, seconds=seconds, saved=self._step)
+            with suppress(OSError):
+                io.write_atomic(self.path.with_name(NOTE), json.dumps(note).encode())
+
     def save(self, state: Any) -> None:
         """Replace the checkpoint by this state: plain values, arrays and tensors. A full disk costs a warning."""
         self._saved = time.monotonic()
@@ -64,8 +88,18 @@ class Checkpoint:
         torch.save(state, written)
         try:
             io.write_atomic(self.path, written.getvalue())
+            self._step, self._told = state["agent"]["step"], 0.0
         except OSError as error:
             warnings.warn(f"no checkpoint: cannot write {self.path}: {error}", stacklevel=2)
+
+
+def notes(results: Path) -> dict[str, Note]:
+    """Return the notes of runs that have not ended, by their keys."""
+    found: dict[str, Note] = {}
+    for path in (results / FOLDER).glob(f"*/{NOTE}"):
+        with suppress(OSError, ValueError):  # the run has ended just now
+            found[path.parent.name] = json.loads(path.read_bytes())
+    return found
 
 
 def folder_of(results: Path, key: str) -> Path:

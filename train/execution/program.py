@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Annotated
 import gymnasium as gym
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from prune_env import io, ranks
 from train.execution import checkpoints, executors, provenance, results, torchrun
 from train.execution.executors import Unavailable, Where
 from train.execution.plan import Block, Place, Plan, make_plan
 from train.execution.process import Taken, locked
+from train.execution.progress import RunProgress
 from train.execution.results import Record
 from train.execution.run import Failure, Outcome, Run, Terms, here
 
@@ -102,6 +101,10 @@ def _carry_out(running: Running, command: str, source: Source, report: Report) -
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130
+    written = sorted(f"{path.name}{'/' * path.is_dir()}" for path in folder.iterdir() if path.name[0] != ".")
+    print(f"wrote to {folder}: {', '.join(written)}", file=sys.stderr)
+    root = ["--root", running.root] if running.root else []
+    print(f"next: {shlex.join(['prune-env', 'report', str(folder), *root])}", file=sys.stderr)
     if failed:
         agents, path = ", ".join(dict.fromkeys(run.agent for run in failed)), folder / "failures.jsonl"
         return _refused(f"{len(failed)} run(s) failed, of {agents}; tracebacks are in {path}", 1)
@@ -166,7 +169,7 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
     records, torn = results.read(path)
     # a sweep file says all that its folder is about; without one, whatever is there counts
     results.write_plan(folder, plan.runs if text else {**records, **plan.runs}, text)
-    progress = _Progress(Console(stderr=True, force_jupyter=False))
+    progress = RunProgress(folder)
     if torn:
         progress.say(f"warning: {torn} line(s) of {path} are torn, and dropped")
     fresh = {key for key, run in plan.runs.items() if running.fresh or run.own}
@@ -208,14 +211,14 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
                 failed.append(outcome.run)
                 if outcome.final:
                     checkpoints.forget(folder, outcome.run.key)
-                progress.advance(outcome.run, f"failed: {outcome.error}")
+                progress.advance(outcome, outcome.run)
             else:
                 key = outcome["key"]
                 outcome["provenance"] |= code
                 io.append_line(path, outcome)
                 records[key] = outcome
                 checkpoints.forget(folder, key)
-                progress.advance(plan.runs[key], f"{outcome['results']['test_accuracy']:.2%}")
+                progress.advance(outcome, plan.runs[key])
     if not failed:
         checkpoints.forget_others(folder, plan.runs)
     return [records[key] for key in plan.runs if key in records], failed
@@ -235,39 +238,3 @@ def _changed(record: Record, own_files: dict[str, str]) -> bool:
     """Say whether the agent of a record is a user's own, and had other files than now."""
     then = record["provenance"].get("own_files")
     return bool(then) and then != own_files.get(record["agent"])
-
-
-class _Progress:
-    """Runs done and the time left, by compute done: a bar on a terminal, else a line a run."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-
-    def say(self, line: str) -> None:
-        """Print a line as it is."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def of(self, runs: Sequence[Run]) -> Progress:
-        """Return the bar of these runs, to be shown in a `with` block."""
-        self._left, self._done = sum(run.settings["budget"] for run in runs), 0.0
-        self._start, self._failed = time.monotonic(), set[str]()
-        self._task = self._bar.add_task("", total=len(runs))
-        return self._bar
-
-    def advance(self, run: Run, outcome: str) -> None:
-        """Count a run that has ended."""
-        budget = run.settings["budget"]
-        self._done += budget
-        self._left -= budget
-        seconds = (time.monotonic() - self._start) * self._left / self._done
-        left = f"{timedelta(seconds=round(seconds))} left"
-        self._bar.update(self._task, advance=1, description=left)
-        task = self._bar.tasks[0]
-        line = f"{run.task}, {run.agent}, budget {budget:g}, seed {run.seed}: {outcome}"
-        if not self._console.is_terminal:
-            self.say(f"{task.completed:g}/{task.total:g} {line}; {left}")
-        elif outcome.startswith("failed") and run.agent not in self._failed:
-            self._failed.add(run.agent)
-            self.say(line)

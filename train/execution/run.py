@@ -257,6 +257,9 @@ def play(
         if checkpoint and not terminated and checkpoint.due() and (of_agent := seat.state()) is not None:
             log["total"] = time.perf_counter() - start
             checkpoint.save({"env": plain.state_dict(), "agent": of_agent, "diary": vars(diary), "log": log})
+        if checkpoint:
+            step, seconds = len(log["curve"]["spent"]), time.perf_counter() - start
+            checkpoint.tell(step, float(info["total_spent"]), float(info["val_accuracy"]), seconds)
     log["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)

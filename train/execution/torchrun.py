@@ -123,6 +123,11 @@ class _Shared(Checkpoint):
         """As `Checkpoint`."""
         return from_first(super().load)
 
+    def tell(self, step: int, spent: float, val_accuracy: float, seconds: float) -> None:
+        """As `Checkpoint`, on rank 0."""
+        if dist.get_rank() == 0:
+            super().tell(step, spent, val_accuracy, seconds)
+
     def due(self) -> bool:
         """As `Checkpoint`; never on other ranks."""
         return dist.get_rank() == 0 and super().due()
