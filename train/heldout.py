@@ -187,9 +187,7 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         mean = float(np.mean([np.mean(list(seeds.values())) for seeds in common.values()]))
         rows.append((mean, other, _differences(own, common) if other != agent else ()))
     for mean, other, differences in sorted(rows, reverse=True):
-        table.add_row(
-            tables.Name(other), number(mean, ".2f"), *differences
-        )  # square brackets in a spec are not rich's markup
+        table.add_row(tables.Name(other), number(mean, ".2f"), *differences)
     below = [f"left out, since some of these runs are missing: {', '.join(incomplete)}"] if incomplete else []
     if agent != summary.FULL and summary.FULL in accuracy:
         below += _saved(own, _restricted(accuracy[summary.FULL], own), agent)

@@ -19,9 +19,9 @@ from train.execution import command_line
 class Arguments:
     """Write report.html, which needs no network and no JavaScript, its figures, its numbers as CSV, and table.txt.
 
-    FOLDER is what `prune-env sweep` or `prune-env evaluate` wrote; its results.jsonl may be compressed, as those in results/
-    are. It may still be running: nothing else is touched. Runs of a sweep that its file does not have any more are left
-    out.
+    FOLDER is what `evaluate` or `sweep` wrote; its results.jsonl may be compressed, as those in
+    results/ are. It may still be running: nothing else is touched. Runs of a sweep that its file does not have any
+    more are left out.
     """
 
     folder: tyro.conf.Positional[Path]

@@ -105,13 +105,13 @@ class Name:
     """An agent's spec in a cell, folded behind punctuation; square brackets in it are not rich's markup."""
 
     def __init__(self, spec: str):
-        self._spec = readable(spec)
+        self.spec = readable(spec)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text(folded(self._spec, options.max_width))
+        yield Text(folded(self.spec, options.max_width))
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(max(map(len, re.split("(?<=[:,+/])", self._spec))), len(self._spec))
+        return Measurement(max(map(len, re.split("(?<=[:,+/])", self.spec))), len(self.spec))
 
 
 class _Budget:

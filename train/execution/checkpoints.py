@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io as memory_io
 import json
+import math
 import shutil
 import time
 import warnings
@@ -47,7 +48,6 @@ class Checkpoint:
         self.path = folder / "checkpoint.pt"
         self._every = every
         self._saved = self._told = time.monotonic()
-        self._step = 0  # of what is saved
 
     def load(self) -> Any:
         """Return the state that was saved last; None if there is none, or, with a warning, if it cannot be read."""
@@ -57,9 +57,7 @@ class Checkpoint:
             return None
         try:
             with torch.serialization.safe_globals(_NUMPY):
-                state = torch.load(self.path, map_location="cpu", weights_only=True)
-            self._step = state["agent"]["step"]
-            return state
+                return torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             warnings.warn(f"{self.path} cannot be read, so this run starts over: {why}", stacklevel=2)
@@ -73,11 +71,10 @@ class Checkpoint:
         """Say whether it is time for the next checkpoint."""
         return time.monotonic() - self._saved >= self._every
 
-    def tell(self, step: int, spent: float, val_accuracy: float, seconds: float) -> None:
-        """Leave a note of where the run stands, for who watches; see `Note`."""
+    def tell(self, note: Note) -> None:
+        """Leave a note for who watches, if the last one is old, or there is a new checkpoint."""
         if time.monotonic() - self._told >= TELL:
             self._told = time.monotonic()
-            note = Note(step=step, spent=spent, val_accuracy=val_accuracy, seconds=seconds, saved=self._step)
             with suppress(OSError):
                 io.write_atomic(self.path.with_name(NOTE), json.dumps(note).encode())
 
@@ -88,7 +85,7 @@ class Checkpoint:
         torch.save(state, written)
         try:
             io.write_atomic(self.path, written.getvalue())
-            self._step, self._told = state["agent"]["step"], 0.0
+            self._told = -math.inf
         except OSError as error:
             warnings.warn(f"no checkpoint: cannot write {self.path}: {error}", stacklevel=2)
 

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, track
 from rich.text import Text
 
-from train.analysis.text import count, number
+from train.analysis.text import count, listed, number
 from train.execution import checkpoints
 from train.execution.checkpoints import Note
 from train.execution.run import Failure, Outcome, Run
@@ -68,11 +68,11 @@ class RunProgress:
         self._before = {key: note for key, note in checkpoints.notes(self._folder).items() if key in self._pending}
         steps = sorted({note["saved"] for note in self._before.values() if note["saved"]})
         if steps:
-            at = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+            at = listed(map(str, steps)) if len(steps) <= SHOWN else f"{steps[0]} to {steps[-1]}"
             many = sum(note["saved"] > 0 for note in self._before.values())
-            self.say(f"goes on with {count(many, 'run')} at {at}")
+            self.say(f"goes on with {count(many, 'run')} at step {at}")
         self._compute = sum(run.settings["budget"] - self._spent_before(run.key) for run in runs)
-        self._done, self._begun, self._start = 0.0, time.monotonic(), None
+        self._done, self._estimated, self._begun, self._start = 0.0, 0.0, time.monotonic(), None
         over = Event()
         if self._console.is_terminal:
             with _Bar(self):
@@ -117,9 +117,12 @@ class RunProgress:
             lines.append(_line(self._pending.get(key), note))
         if self._start is None or not done:
             return 0.0, "starting", []
-        # start-up does not count: neither that of processes nor the reading of images
-        seconds = (time.monotonic() - self._start) * max(0.0, self._compute - done) / done
-        return done / self._compute, f"{timedelta(seconds=round(seconds))} left", lines
+        now = time.monotonic()
+        if done != self._estimated:  # until something has been done again, the time left goes down
+            # start-up does not count: neither that of processes nor the reading of images
+            self._end = now + (now - self._start) * max(0.0, self._compute - done) / done
+            self._estimated = done
+        return done / self._compute, f"{timedelta(seconds=round(max(0.0, self._end - now)))} left", lines
 
     def _spent_before(self, key: str) -> float:
         note = self._before.get(key)

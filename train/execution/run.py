@@ -23,7 +23,7 @@ from prune_env.threads import one_thread
 from prune_env.trainer import Trainer
 from train.execution import checkpoints, diagnostics, provenance, results, saved
 from train.execution.agent import AgentError, Given, Seat, TimeLimit, late, line_of
-from train.execution.checkpoints import Checkpoint
+from train.execution.checkpoints import Checkpoint, Note
 from train.execution.diagnostics import Diary
 from train.execution.process import locked
 from train.execution.results import OF_MACHINE, Record
@@ -238,6 +238,7 @@ def play(
             return play(run, env, limit, checkpoint, files)
     log["machines"] = list(dict.fromkeys([*log["machines"], provenance.of_machine()]))
     start = time.perf_counter() - log["total"]
+    restart = len(log["curve"]["spent"])  # the step from which a killed run goes on
     terminated = False
     while not terminated:
         difficulty, visits = observation["loss_mean"].copy(), observation["visits"].copy()
@@ -257,9 +258,16 @@ def play(
         if checkpoint and not terminated and checkpoint.due() and (of_agent := seat.state()) is not None:
             log["total"] = time.perf_counter() - start
             checkpoint.save({"env": plain.state_dict(), "agent": of_agent, "diary": vars(diary), "log": log})
+            restart = len(log["curve"]["spent"])
         if checkpoint:
-            step, seconds = len(log["curve"]["spent"]), time.perf_counter() - start
-            checkpoint.tell(step, float(info["total_spent"]), float(info["val_accuracy"]), seconds)
+            note: Note = {
+                "step": len(log["curve"]["spent"]),
+                "spent": float(info["total_spent"]),
+                "val_accuracy": float(info["val_accuracy"]),
+                "seconds": time.perf_counter() - start,
+                "saved": restart,
+            }
+            checkpoint.tell(note)
     log["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
