@@ -54,7 +54,7 @@ def test_an_error_is_told_with_file_line_and_step(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(AgentError) as caught:
         seat.act(seen())
     where = f"KeyError: 'losses' at test_agent.py:{line} in step 3"
-    assert str(caught.value) == f"{where}; entries of the observation are loss, spent"
+    assert str(caught.value) == f"{where}; entries are loss, spent"
     assert 'return observation["losses"]' in caught.value.traceback
 
 

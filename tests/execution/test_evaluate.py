@@ -280,7 +280,7 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
 WRONG = {  # and what the line says
     "--env prune_env/Nothing-v0": "Nothing",
     "--env CartPole-v1": "'CartPole-v1' is not one of prune_env's",
-    "--env Digits-v0": "'Digits-v0' is not one of prune_env's: prune_env/Digits-v0, ",
+    "--env digit": "'digit' is not one of prune_env's: digits, cifar10, ",
     "--optimizer adam": "optimizer is 'adam'; it must be one of sgd, adamw",
     "--env prune_env/DigitsSummary-v0": "use 'prune_env/Digits-v0'",
     "--env prune_env/ImageFolder-v0 --root nowhere": "nowhere",
@@ -633,7 +633,7 @@ def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
     assert evaluate.main(arguments) == 1
     printed = capsys.readouterr()
     assert "4 run(s) failed, of broken:agent, moody:raises" in printed.err
-    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' at moody.py:2 in step 1; entries of" in printed.err
+    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' at moody.py:2 in step 1\n" in printed.err
     failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
     assert "cannot be imported: RuntimeError: at import" in failures[0]["error"]
     assert "raise RuntimeError" in failures[0]["traceback"]

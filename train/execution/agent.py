@@ -95,6 +95,16 @@ def late(note: Path) -> AgentError | None:
     return AgentError(line, where) if where else None
 
 
+class _Shown(dict[str, np.ndarray]):
+    """An observation that remembers for which entry it was asked in vain."""
+
+    missed: tuple[str, ...] = ("",)
+
+    def __missing__(self, name: str) -> np.ndarray:
+        self.missed = (name,)
+        raise KeyError(name)
+
+
 class Seat:
     """An agent with the generator of its run.
 
@@ -110,20 +120,19 @@ class Seat:
     def __init__(self, agent: str | Given, seed: int, limit: TimeLimit | None = None):
         self._limit = limit or TimeLimit()
         self._step = 0
-        self._entries: tuple[str, ...] = ()  # of the last observation
+        self._shown = _Shown()
         self._agent = self._do("to be made", lambda: _made(agent))
         self._rng = np.random.default_rng([seed, streams.AGENT])
 
     def act(self, observation: Observation) -> Action:
         """Return a valid action. The arrays are the agent's own from now on; it must leave global generators be."""
         self._step += 1
-        self._entries = tuple(observation)
-
+        self._shown = _Shown(observation)
         n = len(observation["loss"])
 
         def decide() -> Action:
             before = {name: get() for name, get in GENERATORS.items()}
-            action = self._agent(observation, self._rng)
+            action = self._agent(self._shown, self._rng)
             for name, get in GENERATORS.items():
                 if get() != before[name]:
                     raise RuntimeError(
@@ -159,8 +168,8 @@ class Seat:
             place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
             step = f"in step {self._step}" if self._step else "before the first step"
             line = f"{line_of(error)}{place} {step}"
-            if self._entries and isinstance(error, KeyError) and error.args and error.args[0] not in self._entries:
-                line += f"; entries of the observation are {', '.join(self._entries)}"
+            if isinstance(error, KeyError) and error.args == self._shown.missed:
+                line += f"; entries are {', '.join(self._shown)}"
             raise AgentError(line, traceback.format_exc()) from error
 
 

@@ -13,6 +13,12 @@ LOOK = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)  # `--fresh`, a
 REGISTRY = ConstructorRegistry()
 
 T = TypeVar("T")
+
+
+class _Wrong(Exception):
+    """What a dataclass raises, which tyro would print in a box if it were a ValueError."""
+
+
 _reading: set[type] = set()
 
 
@@ -27,10 +33,13 @@ def read(name: str, arguments: type[T], args: Sequence[str] | None, description:
 
     Raises:
         SystemExit: after the help, or a message about a word that is wrong.
-        TypeError, ValueError: what the dataclass raises.
+        ValueError: a dataclass refuses its values.
     """
     of = {"prog": f"prune-env {name}", "description": description, "config": LOOK, "registry": REGISTRY}
-    return tyro.cli(arguments, args=args, **of)
+    try:
+        return tyro.cli(arguments, args=args, **of)
+    except _Wrong as error:
+        raise ValueError(str(error)) from error.__cause__
 
 
 def run(name: str, programs: Mapping[str, Any], args: Sequence[str] | None, description: str | None) -> None:
@@ -40,7 +49,7 @@ def run(name: str, programs: Mapping[str, Any], args: Sequence[str] | None, desc
 
 
 @REGISTRY.struct_rule
-def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
+def _ours(info: StructTypeInfo) -> StructConstructorSpec | None:
     """Leave out "(default: None)", as such an option says what holds without it, and "(default: False)" of flags."""
     if not is_dataclass(info.type) or info.type in _reading:
         return None
@@ -49,7 +58,17 @@ def _without_none(info: StructTypeInfo) -> StructConstructorSpec | None:
         found = ConstructorRegistry.get_struct_spec(info)
     finally:
         _reading.discard(info.type)
-    return replace(found, fields=tuple(map(_shown, found.fields))) if isinstance(found, StructConstructorSpec) else None
+    if not isinstance(found, StructConstructorSpec):
+        return None
+    made = found.instantiate
+
+    def instantiate(**values: Any) -> Any:
+        try:
+            return made(**values)
+        except (TypeError, ValueError) as error:
+            raise _Wrong(str(error)) from error
+
+    return replace(found, instantiate=instantiate, fields=tuple(map(_shown, found.fields)))
 
 
 def _shown(field: StructFieldSpec) -> StructFieldSpec:

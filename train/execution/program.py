@@ -19,6 +19,7 @@ import tyro
 from rich.console import Console
 
 from prune_env import io, ranks
+from train.analysis.text import count
 from train.execution import checkpoints, executors, provenance, results, torchrun
 from train.execution.executors import Unavailable, Where
 from train.execution.plan import Block, Place, Plan, make_plan
@@ -189,10 +190,10 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
         checkpoints.forget(folder, key)
     replaced = f", {again} done again in place of earlier results" if again else ""
     more = f"; {folder} has {others} more, not asked for now" if others else ""
-    progress.say(f"{len(plan.runs)} runs, {len(done)} of them done before{replaced}{more}")
+    progress.say(f"{count(len(plan.runs), 'run')}, {len(done)} of them done before{replaced}{more}")
     stale = Counter(records[key]["agent"] for key in done if _changed(records[key], plan.own_files))
-    for agent, count in stale.items():
-        progress.say(f"warning: {agent} has changed since {count} of its runs; --fresh runs all of them anew")
+    for agent, runs in stale.items():
+        progress.say(f"warning: {agent} has changed since {runs} of its runs; --fresh runs all of them anew")
     failures.unlink(missing_ok=True)
     failed: list[Run] = []
     code = {**provenance.of_code(), "command": command}

@@ -100,7 +100,8 @@ class RunProgress:
         if not self._cells[cell] and not self._console.is_terminal:
             found = self._accuracies[cell]
             mean = f"{number(float(np.mean(found)), '.2f')} % in {count(len(found), 'run')}" if found else "failed"
-            self.say(f"{self.ended()} {cell}: {mean}; {self.look()[1]}")
+            left = f"; {self.look()[1]}" if self._start is not None else ""
+            self.say(f"{self.ended()} {cell}: {mean}{left}")
 
     def ended(self) -> str:
         """Return how many runs have ended, of how many."""
