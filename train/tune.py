@@ -32,7 +32,7 @@ from prune_env.machine import cores
 from prune_env.students.recipes import Recipe, Training, entry_name, tuned
 from train.analysis.text import plus_minus
 from train.execution import command_line, process
-from train.execution.plan import Data, TaskOptions, dataset_of, full_id, settings_of
+from train.execution.plan import Data, TaskOptions, dataset_of, full_id, settings_of, short_id
 from train.execution.progress import follow
 
 RECIPES = Path(str(resources.files("prune_env.students").joinpath("recipes.json")))
@@ -178,8 +178,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(f"{lr:g}", *cells)
     over = f"{args.seeds} paired seeds" if args.seeds > 1 else "1 seed"
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {over}")
-    if args.save is not None:
+    if args.save is None:
+        print("next: the same command with --save keeps these rates for all programs", file=sys.stderr)
+    else:
         store(RECIPES, args.save, recipe, best, command, args.task.label_noise)
+        print(f"wrote {RECIPES}\nnext: prune-env evaluate --env {short_id(args.env)}", file=sys.stderr)
     return 0
 
 

@@ -45,7 +45,7 @@ def test_the_time_left_does_not_count_start_up(tmp_path: Path, clock: Any, capsy
         assert shown.look() == (0.0, "starting", [])
         clock.now += 100.0  # processes start, and read images
         note(tmp_path, runs[2], step=4, spent=2.0, seconds=8.0)
-        where = "mine, seed 0: step 4, 2.0 of 10, validation 25.0 %"
+        where = "step 4, 2.0 of 10, validation 25.0 %: mine, seed 0"
         assert shown.look() == (2 / 30, "0:01:52 left", [where])  # 2 units in 8 s, and 28 to go
         clock.now += 5.0
         assert shown.look()[1] == "0:01:47 left"  # nothing new is known: it goes down

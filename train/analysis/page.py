@@ -19,6 +19,7 @@ from train.analysis.statistics import Mean, side
 from train.analysis.summary import FULL, Row, Saving
 from train.analysis.table import MOSTLY
 from train.analysis.text import count, listed, number, readable, spread
+from train.execution.diagnostics import RANKS
 
 HERE = Path(__file__).parent
 SHOWN = 30  # rows of a table up to which it is unfolded
@@ -180,7 +181,7 @@ def _figures(
 
 def _filled(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[float | None]]:
     """Shares kept, in each part of the budget those of the last step that had begun."""
-    lines: list[Sequence[float | None]] = [[None] * max(len(row) for row in shares if row is not None)]
+    lines: list[Sequence[float | None]] = [[None] * RANKS]
     for row in shares:
         lines.append(lines[-1] if row is None else row)
     return lines[1:]

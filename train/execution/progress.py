@@ -150,7 +150,7 @@ def _line(run: Run | None, note: Note) -> str:
     if run is None:  # it has ended just now
         return ""
     where = f"step {note['step']}, {note['spent']:.1f} of {run.settings['budget']:g}"
-    return f"{run.label or run.agent}, seed {run.seed}: {where}, validation {100.0 * note['val_accuracy']:.1f} %"
+    return f"{where}, validation {100.0 * note['val_accuracy']:.1f} %: {run.label or run.agent}, seed {run.seed}"
 
 
 class _Bar(Progress):
