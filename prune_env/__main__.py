@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 PROGRAMS = {
+    "list": "list the agents, environments and models there are",
     "evaluate": "compare agents at equal compute",
     "sweep": "run what a sweep file lists",
     "report": "report on a sweep as one HTML file",

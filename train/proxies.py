@@ -1,4 +1,4 @@
-"""Say which cheap tasks order rules as the real ones do: `python -m train.proxies --help`."""
+"""Say which cheap tasks order rules as the real ones do: `prune-env proxies --help`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from train.analysis import records, table
+from train.execution import command_line
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Arguments:
     """
 
     folder: tyro.conf.Positional[Path]
-    """A folder of results, as `train.sweep` writes it."""
+    """A folder of results, as `prune-env sweep` writes it."""
     target: str = "target"
     """The kind that the others are compared with."""
 
@@ -81,7 +82,7 @@ def render(folder: Path, target: str) -> Table:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    given = tyro.cli(Arguments, args=args)
+    given = command_line.read("proxies", Arguments, args)
     try:
         table.show(given.folder / "proxies.txt", render(given.folder, given.target))
     except (ValueError, OSError) as error:

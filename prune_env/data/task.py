@@ -23,7 +23,7 @@ class Variant:
     """
 
     train_size: int | None = None
-    """Number of training samples, classes keeping their shares: from one a class to all; None: all."""
+    """Number of training samples, classes keeping their shares: from one a class to all; by default all."""
     label_noise: float = 0.0
     """Share of the labels replaced by another class: 0 to 1."""
     imbalance: float = 1.0
@@ -35,7 +35,7 @@ class Variant:
     val_rest: bool = False
     """Whether validation also has, with clean labels, the samples that `imbalance` and `train_size` leave out."""
     val_size: int | None = None
-    """Number of validation samples, classes keeping their shares; None: all. Fewer make an epoch cheaper to judge."""
+    """Number of validation samples, classes keeping their shares; by default all. Fewer make an epoch cheaper."""
 
     def __post_init__(self) -> None:
         # Comparisons are written so that NaN fails them.

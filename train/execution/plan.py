@@ -22,6 +22,7 @@ from train.execution import provenance, results
 from train.execution.agent import Given, line_of
 from train.execution.run import Failure, Run
 
+PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which agents choose samples
 TASK = ("image_size", *VARIANT)
 SETTINGS = (*TASK, *(option.name for option in fields(Training)))
 
@@ -38,26 +39,41 @@ class Block:
     budgets: tuple[float, ...]  # full-epoch equivalents
     seeds: int
     given: Mapping[str, Given] = field(default_factory=dict)  # agents of the calling program, by name
+    labels: Mapping[str, str] = field(default_factory=dict)  # what tables call agents, by their specs with `keep`
 
 
-@dataclass
-class Options:
-    """What to train on, and how: the flags of every program that trains."""
+@dataclass(frozen=True, kw_only=True)
+class Data(Variant):
+    """What is trained on, beside the data set."""
 
-    env: str = "prune_env/Digits-v0"
-    """Environment id: the data set."""
     image_size: int | None = None
     """Side in pixels that images are resized to, where the data set allows it."""
-    variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
-    training: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the options that differ from their defaults: keyword arguments of the environment."""
-        settings = {} if self.image_size is None else {"image_size": self.image_size}
-        for of in (self.variant, self.training):
-            values = {option.name: (getattr(of, option.name), option.default) for option in fields(of)}
-            settings |= {name: value for name, (value, default) in values.items() if value != default}
-        return settings
+
+TaskOptions = Annotated[Data, tyro.conf.arg(name="task", help="")]
+TrainingOptions = Annotated[Training, tyro.conf.arg(name="training", help="")]
+
+
+def settings_of(task: Variant, training: Training) -> dict[str, Any]:
+    """Return the options that differ from their defaults: keyword arguments of the environment."""
+    values = {
+        option.name: (getattr(of, option.name), option.default) for of in (task, training) for option in fields(of)
+    }
+    return {name: values[name][0] for name in SETTINGS if values[name][0] != values[name][1]}
+
+
+def short_id(env_id: str) -> str:
+    """Return an environment's id in short: "prune_env/CIFAR10-v0" -> "cifar10"."""
+    return env_id.lower().removeprefix("prune_env/").removesuffix("-v0").replace("_", "")
+
+
+def full_id(name: str) -> str:
+    """Return the id of the environment that `name`, an id or a part such as "digits" or "CIFAR10-v0", means.
+
+    A name that means none is returned as it is.
+    """
+    ours = (known for known, spec in gym.registry.items() if "dataset" in spec.kwargs)
+    return next((known for known in ours if short_id(known) == short_id(name)), name)
 
 
 def dataset_of(env_id: str) -> str:
@@ -66,11 +82,11 @@ def dataset_of(env_id: str) -> str:
     Raises:
         ValueError: there is no such environment here, or it shows summaries, which agents cannot act on.
     """
-    spec, entry_point = gym.registry.get(env_id), "prune_env.env:PruneEnv"
+    spec = gym.registry.get(env_id)
     if spec is None or "dataset" not in spec.kwargs:
-        known = ", ".join(name for name, other in gym.registry.items() if other.entry_point == entry_point)
+        known = ", ".join(short_id(name) for name, other in gym.registry.items() if other.entry_point == PLAIN)
         raise ValueError(f"environment {env_id!r} is not one of prune_env's: {known}")
-    if spec.entry_point != entry_point:
+    if spec.entry_point != PLAIN:
         plain = env_id.replace("Summary-v", "-v")
         raise ValueError(f"environment {env_id!r} takes rules, and agents choose samples: use {plain!r}")
     return spec.kwargs["dataset"]
@@ -202,7 +218,8 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             configuration = Run(block.env, settings, "", 0).configuration(env)
             for (spec, error), seed in product(specs.items(), range(block.seeds)):
                 key, given = results.key_of(configuration, spec, seed, test), block.given.get(spec)
-                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate, given))
+                label = block.labels.get(spec, "")
+                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate, given, label))
                 if error is not None:
                     failures.append(Failure(run, line_of(error), "".join(traceback.format_exception(error))))
             device = configuration["device"]

@@ -23,7 +23,7 @@ from prune_env.threads import one_thread
 from prune_env.trainer import Trainer
 from train.execution import checkpoints, diagnostics, provenance, results, saved
 from train.execution.agent import AgentError, Given, Seat, TimeLimit, late, line_of
-from train.execution.checkpoints import Checkpoint
+from train.execution.checkpoints import Checkpoint, Note
 from train.execution.diagnostics import Diary
 from train.execution.process import locked
 from train.execution.results import OF_MACHINE, Record
@@ -46,6 +46,7 @@ class Run:
     key: str = ""  # see `results.key_of`; known once it is planned
     rate: str = ""  # what the learning rate was tuned for, in words
     given: Given | None = None  # an agent of the calling program, which no other process can make
+    label: str = ""  # what tables and figures call the agent; "" for its spec
 
     @property
     def own(self) -> bool:
@@ -237,6 +238,7 @@ def play(
             return play(run, env, limit, checkpoint, files)
     log["machines"] = list(dict.fromkeys([*log["machines"], provenance.of_machine()]))
     start = time.perf_counter() - log["total"]
+    restart = len(log["curve"]["spent"])  # the step from which a killed run goes on
     terminated = False
     while not terminated:
         difficulty, visits = observation["loss_mean"].copy(), observation["visits"].copy()
@@ -256,6 +258,16 @@ def play(
         if checkpoint and not terminated and checkpoint.due() and (of_agent := seat.state()) is not None:
             log["total"] = time.perf_counter() - start
             checkpoint.save({"env": plain.state_dict(), "agent": of_agent, "diary": vars(diary), "log": log})
+            restart = len(log["curve"]["spent"])
+        if checkpoint:
+            note: Note = {
+                "step": len(log["curve"]["spent"]),
+                "spent": float(info["total_spent"]),
+                "val_accuracy": float(info["val_accuracy"]),
+                "seconds": time.perf_counter() - start,
+                "saved": restart,
+            }
+            checkpoint.tell(note)
     log["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
@@ -286,6 +298,7 @@ def play(
         "task": run.task,
         "rate": run.rate,
         "agent": run.agent,
+        "label": run.label,
         "budget": plain.budget,
         "seed": run.seed,
         "configuration": configuration,
