@@ -52,7 +52,10 @@ def mean(values: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
 
 def _of_agent(row: Row, results: Sequence[Mapping[str, Any]]) -> Line:
     """A row of the table, and means over the seeds of what the table has no room for."""
-    wrong = [r["wrong_visits"] for r in results if r["wrong_visits"] is not None]
+    relative = {}
+    for name in ("wrong_visits", "corrupted_visits"):
+        values = [r[name] for r in results if r.get(name) is not None]  # records before an option have no entry
+        relative[name] = np.mean(values) if values else None
     return {
         "seeds": row.accuracy.seeds,
         "accuracy": row.accuracy.mean,
@@ -63,7 +66,7 @@ def _of_agent(row: Row, results: Sequence[Mapping[str, Any]]) -> Line:
         "worst_class": 100 * np.mean([r["test_worst_class_accuracy"] for r in results]),
         "gini": np.mean([r["visits_gini"] for r in results]),
         "age": np.mean([r["age"] for r in results]),
-        "wrong_visits": np.mean(wrong) if wrong else None,
+        **relative,
         "scoring": np.mean([r["spent"]["score"] for r in results]),
         "diverged": sum(r["diverged"] for r in results),
     }
