@@ -66,10 +66,9 @@ def irreducible_losses(env: PruneEnv, seed: int) -> tuple[NDArray[np.float32], i
             finished = result.finished
             if result.diverged:
                 raise ValueError(f"training diverged at lr {env.recipe.lr:g}: lower --lr")
+        everything = torch.arange(len(other), device=other.device)
         with torch.no_grad():
-            for rows, logits, labels in student.predict(
-                student.val_data, torch.arange(len(other), device=other.device)
-            ):
+            for rows, logits, labels in student.predict(student.val_data, everything):
                 losses[other[rows].cpu()] = F.cross_entropy(logits, labels, reduction="none").cpu()
         passes += student.ledger.used + len(other)
     return losses.numpy(), passes

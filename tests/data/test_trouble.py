@@ -104,9 +104,7 @@ def test_labels_by_number_name_the_column_and_may_be_names_or_numbers(tmp_path):
     assert train.labels.tolist() == [(row + 1) % 10 for row in rows]
     with pytest.raises(ValueError, match=r"has the columns worse, note; name one of them, as in .*own.csv:worse"):
         load("digits", train_size=50, labels=file)
-    with pytest.raises(
-        ValueError, match=r"'[abc]' is no class; there are 0, 1, 2, 3, 4, \.\.\., or the numbers 0 to 9"
-    ):
+    with pytest.raises(ValueError, match=r"'[abc]' is no class; there are 0, .*4, \.\.\., or the numbers 0 to 9"):
         load("digits", train_size=50, labels=f"{file}:note")
 
 

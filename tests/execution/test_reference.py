@@ -10,7 +10,6 @@ import pytest
 from prune_env.data import load
 from train import evaluate, reference
 from train.analysis import sheets
-from train.execution import results
 from train.execution.plan import Block, with_rates
 
 TASK = ["--train-size", "100", "--model", "mlp:8", "--label-noise", "0.3"]
@@ -38,13 +37,11 @@ def test_losses_are_of_models_that_did_not_see_the_sample_and_all_their_compute_
 
 def test_who_asks_pays_and_the_others_run_as_without(tmp_path: Path):
     made(tmp_path, "--budget", "2")
-    arguments = [*TASK, "--corrupted", "0.2", "--budget", "4", "--seeds", "1", "--workers", "0", "--out", str(tmp_path)]
-    agents = ["--agents", "full", "same_amounts:rho_loss", "rho_loss"]
-    given = ["--reference", str(tmp_path / "il.csv")]
-    assert evaluate.main([*arguments, "--name", "it", *agents, *given]) == 0
-    assert evaluate.main([*arguments, "--name", "bare", "--agents", "full"]) == 0
-    records = {r["agent"].partition(":")[0]: r for r in results.read(tmp_path / "it" / "results.jsonl")[0].values()}
-    (bare,) = results.read(tmp_path / "bare" / "results.jsonl")[0].values()
+    task = {"train_size": 100, "model": "mlp:8", "label_noise": 0.3, "corrupted": 0.2, "budgets": [4], "seeds": 1}
+    given = str(tmp_path / "il.csv")
+    found = evaluate.evaluate(["full", "same_amounts:rho_loss", "rho_loss"], reference=given, **task).records
+    records = {record["agent"].partition(":")[0]: record for record in found}
+    (bare,) = evaluate.evaluate(["full"], **task).records
     assert bare["key"] == records["full"]["key"]
     assert bare["results"]["test_accuracy"] == records["full"]["results"]["test_accuracy"]
     for name, record in records.items():
@@ -53,7 +50,7 @@ def test_who_asks_pays_and_the_others_run_as_without(tmp_path: Path):
         assert spent["total"] == pytest.approx(4, abs=0.35)
         assert spent["train"] == pytest.approx(spent["total"] - spent["reference"])
         assert record["configuration"]["settings"].get("reference") == (None if name == "full" else "il.csv")
-    line = sheets.make(list(records.values()))["agents.csv"].splitlines()
+    line = sheets.make(found)["agents.csv"].splitlines()
     columns = next(csv.DictReader(line))
     assert float(columns["wrong_visits"]) == float(columns["corrupted_visits"]) == 1  # `full`
 

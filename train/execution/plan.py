@@ -132,8 +132,10 @@ def _tune_command(block: Block, root: str | None) -> str:
     """Return the command line that tunes the rates of a block."""
     dataset, size = dataset_of(block.env), block.settings.get("image_size")
     flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": sorted(set(block.budgets))}
-    flags["save"] = f"{dataset}:{size}" if size else dataset
-    flags.pop("lr", None)
+    if not flags.get("labels") and flags.get("label_noise_kind", "uniform") == "uniform":  # else tune saves nothing
+        flags["save"] = f"{dataset}:{size}" if size else dataset
+    for name in ("lr", "reference"):
+        flags.pop(name, None)
     if root is not None and dataset != "digits":
         flags["root"] = printable(root)
     words = ["prune-env", "tune"]
