@@ -43,8 +43,8 @@ def test_what_it_took_is_charged_once_and_the_rest_is_a_whole_schedule(tmp_path)
     assert (info["spent"], info["total_spent"]) == (0.0, 1.25)
     assert seen["spent"][0] == np.float32(1.25 / 4)
     assert seen["budget"][0] == 4.0
+    done, everything = False, select(np.ones(100))
     for step in range(1, 4):
-        everything = select(np.ones(100))
         seen, reward, done, _, info = env.step(everything)
         other, other_reward, *_, expected = alone.step(everything)
         assert info["total_spent"] == pytest.approx(min(4.0, 1.25 + step))

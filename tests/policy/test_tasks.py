@@ -142,7 +142,9 @@ def test_a_pickle_has_the_arguments_alone():
 def test_there_is_room_for_the_most_samples_of_any_task(values, samples):
     if samples == 400:
         samples = len(data.load("digits", imbalance=4.0)[0])
-    assert TaskDistribution(values, validations=0, held_outs=0).room == (samples, 10, 10.0)
+    assert TaskDistribution(values, validations=0, held_outs=0).room == (samples, 10, 10.0, 0)
+    given = {**values, "reference": ("of_all.csv", None)}
+    assert TaskDistribution(given, validations=0, held_outs=0).room == (samples, 10, 10.0, 1)
 
 
 def test_there_is_room_for_every_data_set(tmp_path):
@@ -152,7 +154,7 @@ def test_there_is_room_for_every_data_set(tmp_path):
     tasks = TaskDistribution({"dataset": ("imagefolder",), "root": roots}, validations=0, held_outs=0)
     lengths = [len(data.load("imagefolder", root=root)[0]) for root in roots]
     assert lengths[0] != lengths[1]
-    assert tasks.room == (max(lengths), 12, 10.0)
+    assert tasks.room == (max(lengths), 12, 10.0, 0)
 
 
 # ---------------------------------------------------------------- what a task says
