@@ -75,7 +75,7 @@ def test_draws_are_training_tasks_each_equally_likely():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"values": {"depth": (1, 2)}}, "tasks have no 'depth'; there are budget, dataset"),
+        ({"values": {"depth": (1, 2)}}, "tasks have no 'depth'; there are budget, corrupted, dataset"),
         ({"values": {**VALUES, "model": ()}}, r"'model' are \(\)"),
         ({"values": {**VALUES, "model": "mlp"}}, "'model' are mlp; they must be a tuple"),
         ({"values": {**VALUES, "label_noise": (1, 1.0)}}, "'label_noise' are .*distinct"),
