@@ -12,6 +12,7 @@ PROGRAMS = {
     "evaluate": "compare agents at equal compute",
     "sweep": "run what a sweep file lists",
     "report": "report on a sweep as one HTML file",
+    "reference": "write the irreducible losses that rho_loss needs",
     "tune": "tune the learning rate of full training",
     "rates": "tune these rates for all tasks of a distribution",
     "learn": "train a policy over pruning decisions",

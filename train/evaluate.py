@@ -114,7 +114,10 @@ def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str,
     dataset = settings.get("dataset", dataset_of(env))
     model = settings.pop("model", None) or default_model(dataset)
     images = [printable(sources.folder(root).name)] if dataset == "imagefolder" else []
-    task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
+    plain = {
+        name: value if isinstance(value, str) else f"{value:g}" for name, value in settings.items() if name in TASK
+    }
+    task = [f"{name}{value}" for name, value in plain.items()]
     name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, *images, model, *task]))
     return name, ", ".join([env, *images, model, *(f"{name}={value}" for name, value in settings.items())])
 

@@ -162,7 +162,9 @@ def test_who_loads_a_state_goes_on_as_if_nothing_had_happened(spec: str, tmp_pat
     """After one step and after three; the state goes through a file, and shares nothing with who told it."""
     if spec == "chooses":
         spec = choosing(tmp_path / "policy.zip", 3) + ",agents=infobatch/swdpp/same_amounts:ucb"
-    env = gym.make("prune_env/Digits-v0", disable_env_checker=True, **TASK)
+    np.save(tmp_path / "reference.npy", np.arange(1300))  # for `rho_loss`
+    task = {**TASK, "reference": str(tmp_path / "reference.npy")}
+    env = gym.make("prune_env/Digits-v0", disable_env_checker=True, **task)
     plain: Any = env.unwrapped
     observation, _ = env.reset(seed=1)
     seat, checkpoint, kept = Seat(spec, 7), Checkpoint(tmp_path), []

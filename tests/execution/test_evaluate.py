@@ -252,10 +252,13 @@ def test_rows_pair_by_seed():
 # Options
 
 
-def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
+def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files(tmp_path: Path):
     """There is one declaration of each: a field of `Variant` or of `Training`."""
-    values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.2}
-    values |= {"task_seed": 3, "val_rest": True, "val_size": 30, "model": "mlp:3", "batch_size": 9, "lr": 0.3}
+    values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "label_noise_kind": "pair"}
+    values |= {"labels": str(tmp_path / "own.npy"), "corrupted": 0.1, "imbalance": 2.0, "duplicates": 0.2}
+    values |= {"task_seed": 3, "val_rest": True, "val_size": 30, "reference": str(tmp_path / "own.npy")}
+    np.save(tmp_path / "own.npy", np.arange(1300) % 10)
+    values |= {"model": "mlp:3", "batch_size": 9, "lr": 0.3}
     values["weight_decay"] = 0.01
     values["optimizer"] = "adamw"
     values |= {"momentum": 0.5, "warmup": 0.2, "label_smoothing": 0.1, "ema": 0.5, "precision": "float32"}

@@ -157,6 +157,7 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "savings": gained,
         "absent": [what for what, has in needed.items() if not has],
         "figures": drawn,
+        "spoiled": [(what, visits) for name, what in sheets.SPOILED.items() if (visits := _spoiled(agents, name))],
         "missing": missing,
         "pictures": [_examples(agent, agents[agent], train) for agent in pictures.pictured(list(shares)) if train],
         "recipe": _recipe(records),
@@ -199,6 +200,12 @@ def _figures(
         yield "kept", f"Share kept by difficulty and time: {', '.join(some)}", figures.kept(kept)
     if shares:
         yield "sometimes", "Shares of samples always, sometimes and never kept, by agent", figures.divided(shares)
+
+
+def _spoiled(agents: dict[str, list[Record]], name: str) -> dict[str, float]:
+    """Visits of samples that are spoiled in one way, relative to all, by agent."""
+    found = {agent: sheets.spoiled_visits([run["results"] for run in runs], name) for agent, runs in agents.items()}
+    return {agent: visits for agent, visits in found.items() if visits is not None}
 
 
 def _filled(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[float | None]]:

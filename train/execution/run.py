@@ -68,6 +68,7 @@ class Run:
             "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
             **({"network": plain.traits.outline} if plain.traits.outline else {}),
+            **({"reference": plain.train_data.reference_digest} if plain.train_data.reference is not None else {}),
         }
 
 
@@ -323,7 +324,7 @@ def _outcome(
 ) -> dict[str, Any]:
     """Return what a run came to before its test: how it trained, on what, and what it spent."""
     trainer = cast(Trainer, plain.trainer)
-    ledger, visits, wrong = trainer.ledger, observation["visits"], plain.train_data.wrong.cpu().numpy()
+    ledger, visits, train = trainer.ledger, observation["visits"], plain.train_data
     class_visits = diagnostics.class_visits(visits, observation["label"], len(plain.train_data.classes))
     units = ledger.n * TRAIN_COST  # of a full epoch
     return {
@@ -334,8 +335,8 @@ def _outcome(
         "visits": diagnostics.quantiles(visits),
         "visits_gini": diagnostics.gini(visits),
         "class_visits": diagnostics.plain(class_visits),
-        # mean visits of wrongly labelled samples, relative to the mean of all
-        "wrong_visits": float(visits[wrong].mean() / visits.mean()) if wrong.any() and visits.any() else None,
+        "wrong_visits": diagnostics.relative_visits(visits, train.wrong),
+        "corrupted_visits": diagnostics.relative_visits(visits, train.corrupted),
         "age": float(np.mean(observation["age"], dtype=np.float64)),
         "kept_by_difficulty": diary.kept_by_difficulty(),
         "sometimes": diary.sometimes(observation["label"]),
@@ -346,6 +347,7 @@ def _outcome(
             "train": ledger.train / ledger.n,
             "score": ledger.score * SCORE_COST / units,
             "evaluate": ledger.evaluate * SCORE_COST / units,
+            "reference": ledger.reference / units,
             "total": ledger.spent,
         },
         "seconds": {**ledger.seconds, "select": log["select"], "total": log["total"]},
