@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from train.analysis import records, table
+from prune_env import io
+from train.analysis import figures, records, table
 
 
 @dataclass
 class Arguments:
     """Correlate the gains of rules over full training, on cheap tasks and on a target.
+
+    proxies.txt has the table, and gains.png the gains on the target, by trouble and rule.
 
     The folder is of a sweep whose tasks are called `KIND: TROUBLE`, such as `mlp, 8 pixels: duplicates`. The gain of
     an agent is the mean over seeds of its validation accuracy minus the one of `full`, in points.
@@ -84,6 +87,9 @@ def main(args: list[str] | None = None) -> int:
     given = tyro.cli(Arguments, args=args)
     try:
         table.show(given.folder / "proxies.txt", render(given.folder, given.target))
+        label = "points of validation accuracy over full training at the same compute"
+        of_target = gains(given.folder)[0][given.target]
+        io.write_atomic(given.folder / "gains.png", figures.gains(of_target, label))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

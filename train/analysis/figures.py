@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle, product
@@ -47,6 +48,7 @@ LETTERS: Any = {
 }
 PANELS = 12  # in a figure of small multiples, at most; more agents make more figures
 COLUMNS = 3
+GAIN = 5.0  # points from which on a cell of a table of gains has the full colour
 
 
 # An evaluation
@@ -225,6 +227,27 @@ def divided(shares: Mapping[str, Sequence[float]]) -> bytes:
     axes.set_xlim(0, 100)
     axes.set_xlabel("samples (%)")
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return _small_png(figure)
+
+
+@rc_context(LETTERS)
+def gains(means: Mapping[tuple[str, str], float], label: str) -> bytes:
+    """Draw a table of gains in points by (trouble, agent): a line an agent, the best on top; blue gains, red loses."""
+    troubles = list(dict.fromkeys(trouble for trouble, _ in means))
+    agents = list(dict.fromkeys(agent for _, agent in means))
+    grid = np.array([[means.get((trouble, agent), np.nan) for trouble in troubles] for agent in agents])
+    order = np.argsort(-np.nanmean(grid, axis=1), kind="stable")
+    figure = Figure(figsize=(1.9 + 0.62 * len(troubles), 0.75 + 0.17 * len(agents)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(grid[order], "RdBu", Normalize(-GAIN, GAIN), aspect="auto")
+    for (line, column), gain in np.ndenumerate(grid[order]):
+        ink = "white" if abs(gain) > 0.7 * GAIN else "black"
+        axes.text(column, line, f"{gain:+.1f}", ha="center", va="center", color=ink)
+    axes.set_xticks(range(len(troubles)), [textwrap.fill(trouble, 12) for trouble in troubles])
+    axes.set_yticks(range(len(agents)), [_text(agents[agent]) for agent in order])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.set_xlabel(label)
+    axes.spines[:].set_visible(False)
     return _small_png(figure)
 
 
