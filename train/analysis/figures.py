@@ -233,37 +233,44 @@ def divided(shares: Mapping[str, Sequence[float]]) -> bytes:
     return _small_png(figure)
 
 
-def glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]]) -> list[bytes]:
+def glance(
+    cells: Mapping[tuple[str, float], Mapping[str, Mean]], what: str = "points of test accuracy over full training"
+) -> list[bytes]:
     """Draw agents × troubles: points over `full`, with their interval, in colour where the interval leaves out 0.
 
-    `cells` maps a task and budget, a column, to the differences of the agents, which are the same in each. An image has
-    up to CELLS columns. All have the same colours.
+    `cells` maps a task and budget, a column, to the differences of the agents, which are the same in each; those of one
+    seed, without an interval, have colours too. An image has up to CELLS columns. All have the same colours.
     """
-    told = [abs(d.mean) for of_cell in cells.values() for d in of_cell.values() if side(d.interval)]
+    told = [abs(d.mean) for of_cell in cells.values() for d in of_cell.values() if _told(d)]
     reach = max(float(np.median(told or [0.0])), 0.5)  # points from which on a colour is full
-    return [_glance({cell: cells[cell] for cell in some}, reach) for some in chunks(list(cells), CELLS)]
+    return [_glance({cell: cells[cell] for cell in some}, reach, what) for some in chunks(list(cells), CELLS)]
+
+
+def _told(difference: Mean) -> bool:
+    return difference.interval is None or bool(side(difference.interval))
 
 
 @rc_context(LETTERS)
-def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float) -> bytes:
+def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float, what: str) -> bytes:
     agents = list(next(iter(cells.values())))
     differences = [[of_cell[agent] for of_cell in cells.values()] for agent in agents]  # rows of cells
     figure, axes, places, heights = _lines(agents, 1.2)
-    shown = np.array([[d.mean if side(d.interval) else 0.0 for d in row] for row in differences])
+    shown = np.array([[d.mean if _told(d) else 0.0 for d in row] for row in differences])
     scale = LinearSegmentedColormap.from_list("", (VERMILION, "white", GREEN))
     edges = np.concatenate([[0.0], np.cumsum(heights)])
     axes.pcolormesh(np.arange(len(cells) + 1), edges, shown, cmap=scale, norm=Normalize(-reach, reach), edgecolor="0.9")
     for place, row in zip(places, differences, strict=True):
         for column, each in enumerate(row):
             half = "" if each.interval is None else f"±{each.interval[1] - each.mean:.1f}"
-            ink = "black" if side(each.interval) else "0.35"
+            ink = "black" if _told(each) else "0.35"
             axes.text(column + 0.5, place, f"{each.mean:+.1f}{half}", ha="center", va="center", size=5.7, color=ink)
     width, several = 80 // (2 + len(cells)), len({task for task, _ in cells}) > 1
     names = [(_text(folded(task, width, " :,+/_=")) + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
     axes.set_xticks(np.arange(len(cells)) + 0.5, names)
     axes.tick_params(axis="x", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    figure.supxlabel("points of test accuracy over full training, ± 95 % interval;\nwhite: not told apart from it")
+    several_seeds = any(each.interval for row in differences for each in row)
+    figure.supxlabel(what + (", ± 95 % interval;\nwhite: not told apart from it" if several_seeds else ""))
     return _small_png(figure)
 
 
