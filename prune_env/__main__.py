@@ -44,7 +44,11 @@ def main() -> int:
         program = importlib.import_module("train.bench.__main__" if name == "bench" else f"train.{name}")
     except ModuleNotFoundError as error:
         return _refused(f"{name} needs {error.name}; in {CHECKOUT}: pip install -e '.[train]'")
-    return program.main()
+    try:
+        return program.main()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more
+        return 141
 
 
 def _refused(why: str) -> int:

@@ -50,7 +50,7 @@ def run(name: str, programs: Mapping[str, Any], args: Sequence[str] | None, desc
 
 @REGISTRY.struct_rule
 def _ours(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Leave out "(default: None)", as such an option says what holds without it, and "(default: False)" of flags."""
+    """Leave out "(default: None)" and of no values, whose text says what holds then, and "(default: False)" of flags."""
     if not is_dataclass(info.type) or info.type in _reading:
         return None
     _reading.add(info.type)  # so that tyro's own rule answers now
@@ -72,6 +72,8 @@ def _ours(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _shown(field: StructFieldSpec) -> StructFieldSpec:
+    if field.default == ():
+        return replace(field, type=Annotated[field.type, tyro.conf.arg(help_behavior_hint="")])
     if field.default is not None and field.default is not False:
         return field
     metavar = next((kind.__name__.upper() for kind in get_args(field.type) if isinstance(kind, type)), None)
