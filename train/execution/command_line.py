@@ -50,7 +50,7 @@ def run(name: str, programs: Mapping[str, Any], args: Sequence[str] | None, desc
 
 @REGISTRY.struct_rule
 def _ours(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Leave out "(default: None)" and of no values, whose text says what holds then, and "(default: False)" of flags."""
+    """Leave out the defaults None and (), as the text of such an option says what holds then, and False of flags."""
     if not is_dataclass(info.type) or info.type in _reading:
         return None
     _reading.add(info.type)  # so that tyro's own rule answers now
