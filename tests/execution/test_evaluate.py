@@ -491,7 +491,7 @@ def test_diagnostics_of_a_known_rule(done: Done):
         assert outcome["wrong_visits"] is None
         assert outcome["age"] == pytest.approx(0.5 * 0.0 + 0.5 * 1.5)
         assert outcome["spent"] == pytest.approx(
-            {"train": 1.5, "score": 0.0, "evaluate": 4 * validated / 300, "total": 1.5}
+            {"train": 1.5, "score": 0.0, "reference": 0.0, "evaluate": 4 * validated / 300, "total": 1.5}
         )
         assert not outcome["diverged"]
         assert 0 < outcome["seconds"]["select"] < outcome["seconds"]["total"]

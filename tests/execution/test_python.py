@@ -242,7 +242,7 @@ def test_a_frame_has_a_row_a_run(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_page_names_every_field_of_a_record():
-    page = (ROOT / "docs" / "python.md").read_text()
+    page = (ROOT / "docs" / "records.md").read_text()
     (record,) = evaluate(["full"], train_size=100, budgets=[1.0], seeds=1).records
     fields = [*record, *record["results"], *CURVE, *record["configuration"], *record["provenance"]]
     assert [name for name in fields if f"`{name}`" not in page] == []

@@ -179,7 +179,7 @@ def test_a_mixture_has_the_tasks_and_the_room_of_its_parts():
     assert BOTH.training == ONE.training + SMALL.training
     assert (BOTH.validation, BOTH.held_out) == (SMALL.validation, SMALL.held_out)
     assert BOTH.budgets == BOTH.held_out_budgets == (1.0, 2.0)
-    assert (BOTH.room, BOTH.datasets) == ((30, 10, 2.0), {"digits"})
+    assert (BOTH.room, BOTH.datasets) == ((30, 10, 2.0, 0), {"digits"})
 
 
 def test_a_mixture_survives_json_and_pickle():
