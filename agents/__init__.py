@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from agents.bandits import UCB, UCB1, EpsilonGreedy
 from agents.baselines import Balanced, Full, Random, StaticRandom
-from agents.difficulty import LossTopK, Middle, OrderDP, SelectiveBackprop
+from agents.difficulty import LossTopK, Middle, OrderDP, RhoLoss, SelectiveBackprop
 from agents.infobatch import InfoBatch
 from agents.kakurenbo import Kakurenbo
 from agents.learned import Learned
@@ -53,6 +53,7 @@ AGENTS: dict[str, type] = {
     "orderdp": OrderDP,
     "selective_backprop": SelectiveBackprop,
     "rcap": RCAP,
+    "rho_loss": RhoLoss,
     "seta": SeTa,
     "kakurenbo": Kakurenbo,
     "ies": IES,
@@ -124,6 +125,16 @@ def _build(spec: str, yours: bool) -> Agent:
         else:  # an instance may keep state, which must not pass from run to run
             agent = found(**options) if isinstance(found, type) else copy.deepcopy(found)
     return Switched(agent=agent, **parsed.switches) if parsed.switches else agent
+
+
+def needs_reference(agent: Any) -> bool:
+    """Say whether an agent, its class or its spec has `needs_reference`; raises as `make`."""
+    if not isinstance(agent, str):
+        return bool(getattr(agent, "needs_reference", False))
+    parsed = parse(agent)
+    if parsed.within:
+        return any(map(needs_reference, parsed.within))
+    return needs_reference(_find(agent, parsed.name))
 
 
 def spec_with_keep(spec: str, keep: float) -> str:

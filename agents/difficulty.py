@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,34 @@ class LossTopK:
     def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
         loss = observation["loss"]
         return select(top_k_mask(loss, n_keep(self.keep, len(loss)), rng))
+
+
+@dataclass(kw_only=True, frozen=True)
+class RhoLoss:
+    """RHO-LOSS (Mindermann et al., arXiv 2206.07137): the round(kN) largest ℓ − r, of last losses ℓ.
+
+    The reference r is the irreducible loss: the loss in a small model that was not trained on the sample. It is large
+    where the label is wrong or the image tells little. The paper chooses from each batch by fresh losses; here the
+    statistics of training serve, over all samples. Equals are drawn uniformly.
+
+    Args:
+        keep: share k kept in a step, in (0, 1].
+
+    Raises:
+        ValueError: a hyper-parameter out of range, or an observation without a reference.
+    """
+
+    needs_reference: ClassVar[bool] = True
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        check("keep", self.keep, "(0, 1]")
+
+    def __call__(self, observation: Observation, rng: np.random.Generator) -> Action:
+        if "reference" not in observation:
+            raise ValueError("rho_loss needs a reference, which prune-env reference can make: reference=FILE")
+        loss = observation["loss"]
+        return select(top_k_mask(loss - observation["reference"], n_keep(self.keep, len(loss)), rng))
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 PROGRAMS = {
+    "list": "list the agents, environments and models there are",
     "evaluate": "compare agents at equal compute",
     "sweep": "run what a sweep file lists",
     "report": "report on a sweep as one HTML file",
+    "reference": "write the irreducible losses that rho_loss needs",
     "tune": "tune the learning rate of full training",
     "rates": "tune these rates for all tasks of a distribution",
     "learn": "train a policy over pruning decisions",
@@ -43,7 +45,11 @@ def main() -> int:
         program = importlib.import_module("train.bench.__main__" if name == "bench" else f"train.{name}")
     except ModuleNotFoundError as error:
         return _refused(f"{name} needs {error.name}; in {CHECKOUT}: pip install -e '.[train]'")
-    return program.main()
+    try:
+        return program.main()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more
+        return 141
 
 
 def _refused(why: str) -> int:

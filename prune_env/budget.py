@@ -45,6 +45,8 @@ class Ledger:
     Args:
         n: number of training samples N.
         budget: full-epoch equivalents that may be spent.
+        reference: forward passes that a reference took before the run; the rest of the budget is for training, and the
+            learning rate runs on the share of that rest.
     """
 
     n: int
@@ -53,27 +55,29 @@ class Ledger:
     score: int = 0  # samples, forward only, for an agent's sake
     evaluate: int = 0  # samples, forward only, validation: free
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "score": 0.0, "evaluate": 0.0})
+    reference: int = 0
 
     @property
     def total(self) -> int:
-        """Return the budget in forward passes of one sample."""
+        """Return the budget of the steps in forward passes of one sample."""
         passes = self.budget * self.n * TRAIN_COST
-        return int(passes + 1e-6 + 1e-15 * passes)  # 4.1 * 30 * 3 is 368.99…; of 1e10 the last digit is 2e-6
+        # 4.1 * 30 * 3 is 368.99…; of 1e10 the last digit is 2e-6
+        return int(passes + 1e-6 + 1e-15 * passes) - self.reference
 
     @property
     def used(self) -> int:
-        """Return what is charged so far, in forward passes of one sample."""
+        """Return what the steps have used so far, in forward passes of one sample."""
         return TRAIN_COST * self.train + SCORE_COST * self.score
 
     @property
     def spent(self) -> float:
         """Return what is charged so far, in full-epoch equivalents."""
-        return self.used / (TRAIN_COST * self.n)
+        return (self.reference + self.used) / (TRAIN_COST * self.n)
 
     @property
     def share(self) -> float:
         """Return the share of the budget that is used, in [0, 1]."""
-        return self.used / self.total
+        return (self.reference + self.used) / (self.reference + self.total)
 
     @property
     def affordable(self) -> int:
@@ -88,9 +92,10 @@ class Ledger:
     def require_batch(self, rows: int) -> None:
         """Raises ValueError, naming the budget, unless it still allows a batch of `rows` samples."""
         if self.affordable < rows:
+            charged = f" once the reference is charged {self.spent:.3g}" if self.reference else ""
             raise ValueError(
-                f"budget is {self.budget}, {self.affordable} of {self.n} samples; it must allow a batch of {rows}: "
-                "raise the budget or lower batch_size"
+                f"budget is {self.budget}, {max(0, self.affordable)} of {self.n} samples{charged}; it must allow a "
+                f"batch of {rows}: raise the budget or lower batch_size"
             )
 
     def plan(self, selection: Selection, batch_size: int) -> Epoch:
@@ -103,7 +108,7 @@ class Ledger:
             rows=selection.head(k, s),
             cut=k < len(selection) or s < len(selection.scored),
             used=self.used,
-            ends_at=after / (TRAIN_COST * self.n),
+            ends_at=(self.reference + after) / (TRAIN_COST * self.n),
             # The rate reaches 0 with the last batch that can be afforded, even if a part of one stays unspent.
             horizon=max(trained_to, 1) if last else self.total,
             last=last,

@@ -14,12 +14,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from prune_env import data, render, selection, stats
-from prune_env.budget import Ledger
 from prune_env.checks import real, text
+from prune_env.data.columns import MAX_REFERENCE
 from prune_env.data.task import Variant
 from prune_env.students import models
 from prune_env.students.recipes import Recipe, Training, tuned
-from prune_env.trainer import EpochResult, Trainer
+from prune_env.trainer import EpochResult, Trainer, ledger_of
 
 MAX_BUDGET = 1e6  # full-epoch equivalents: a finite bound for the observation
 
@@ -124,7 +124,6 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         self._before: dict[str, NDArray] = {}  # `loss_mean` and `visits` before the next step, to render it
 
         n, channels, size, _ = train.images.shape
-        Ledger(n, self.budget).require_batch(min(self.recipe.batch_size, n))
         # what does not fit raises now, not at reset
         model = self.recipe.model
         self.traits = models.check(model, channels, size, len(train.classes))
@@ -132,8 +131,10 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
             raise ValueError(
                 f"compile is {self.recipe.compile!r}; {model!r} draws random numbers (dropout) and needs 'off'"
             )
+        ledger_of(train, self.recipe, self.budget)
         self.action_space = actions(n)
-        self.observation_space = observations(n, len(train.classes), self.budget)
+        with_reference = train.reference is not None
+        self.observation_space = observations(n, len(train.classes), self.budget, reference=with_reference)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -249,7 +250,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
         observation = self.trainer.observe()
         if self.render_mode is not None:
             self._before = {name: observation[name].copy() for name in ("loss_mean", "visits")}
-        return {**observation, "label": self._labels.copy()}
+        of_data = {"label": self._labels, "reference": self.train_data.reference}
+        return observation | {name: values.copy() for name, values in of_data.items() if values is not None}
 
     def render(self) -> NDArray[np.uint8] | str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The run so far: (H, W, 3) uint8 for `rgb_array`, text for `ansi`.
@@ -277,9 +279,14 @@ def actions(n: int) -> spaces.Dict:
     return spaces.Dict({name: spaces.Box(0.0, bound, (n,), np.float32) for name, bound in bounds})
 
 
-def observations(n: int, classes: int, budget: float, first_label: int = 0) -> spaces.Dict:
-    """Return the observation space for n samples. With `first_label=-1`, a label of -1 marks padding."""
+def observations(n: int, classes: int, budget: float, first_label: int = 0, *, reference: bool = False) -> spaces.Dict:
+    """Return the observation space for n samples, with a reference or not.
+
+    With `first_label=-1`, a label of -1 marks padding.
+    """
     per_sample = {**stats.BOUNDS, "age": (0.0, budget)}
+    if reference:
+        per_sample["reference"] = (-MAX_REFERENCE, MAX_REFERENCE)
     figures = {"spent": 1.0, "budget": budget, "val_accuracy": 1.0, "train_accuracy": 1.0}
     seen: dict[str, spaces.Space[Any]] = {"label": spaces.Box(first_label, classes - 1, (n,), np.int64)}
     seen |= {name: spaces.Box(*bounds, (n,), np.float32) for name, bounds in per_sample.items()}

@@ -63,6 +63,25 @@ def write_columns(path: str | Path, columns: Mapping[str, NDArray]) -> None:
         write_atomic(path, text.getvalue().encode())
 
 
+def read_columns(path: Path) -> dict[str, list[Any]]:
+    """Return the columns of a CSV file, as strings, or of a Parquet file, as they are.
+
+    Raises ValueError, naming the file, for a table that is not whole, or a Parquet file without pyarrow.
+    """
+    if path.suffix == ".parquet":
+        try:
+            from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{path} needs pyarrow (pip install pyarrow), or to be a CSV file") from error
+        return parquet.read_table(path).to_pydict()
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        header, *lines = list(csv.reader(file)) or [[]]
+    for number, fields in enumerate(lines, start=2):
+        if len(fields) != len(header):
+            raise ValueError(f"{path}, line {number} has {len(fields)} fields; its first line names {len(header)}")
+    return {name: [fields[i] for fields in lines] for i, name in enumerate(header)}
+
+
 def line(value: Mapping[str, Any]) -> bytes:
     """Return one JSON line. Raises ValueError for a number that JSON does not know (NaN, infinity)."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"

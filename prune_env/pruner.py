@@ -62,6 +62,8 @@ class Pruner:
         ema: weight of the newest loss in the running mean and variance.
         device: where the statistics are kept; that of the model.
         history: whether to remember each epoch's weights for `history()`: 4 N bytes an epoch.
+        reference: (N,) a number from outside for each sample, which agents see as `reference`. What it took is not
+            charged here: take it off `epochs`.
 
     Raises:
         TypeError: an agent that cannot be called, such as a class or a name.
@@ -84,6 +86,7 @@ class Pruner:
         ema: float = 0.8,
         device: torch.device | str = "cpu",
         history: bool = False,
+        reference: ArrayLike | None = None,
     ):
         if isinstance(agent, type) or not callable(agent):
             raise TypeError(f"agent is {agent!r}; it must be a function or an object to call, such as Learned()")
@@ -117,6 +120,9 @@ class Pruner:
             raise ValueError(f"classes is {classes}; there is a label {top}")
         if self.classes < 2 and initial_loss is None:
             raise ValueError("there is one class, whose cross-entropy is 0: give losses, and initial_loss here")
+        self.reference = None if reference is None else np.array(reference, np.float32)
+        if self.reference is not None and (self.reference.shape != (self.n,) or not np.isfinite(self.reference).all()):
+            raise ValueError(f"reference has shape {self.reference.shape}; it must be ({self.n},) finite numbers")
         self._targets = None if self.labels is None else torch.from_numpy(self.labels).to(self.device)  # (N,) int64
         self.ranks = ranks.here()
         rows = whole("batch_size", batch_size)
@@ -413,6 +419,8 @@ class Pruner:
         )
         if self.labels is not None:
             seen["label"] = self.labels.copy()
+        if self.reference is not None:
+            seen["reference"] = self.reference.copy()
         return seen if self.initial_loss is None else of_losses(seen)
 
     def history(self, ids: Sequence[object] | None = None) -> dict[str, NDArray]:

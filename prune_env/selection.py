@@ -29,8 +29,8 @@ def select(
     """Build a valid action from a mask, from weights, or from indices.
 
     Args:
-        weight: (N,) bool mask; or (N,) float loss weights in [0, 10], 0 drops the sample; or (k,) distinct
-            integer indices of the samples to keep, each with weight 1.
+        weight: (N,) bool mask, which may also be of the integers 0 and 1; or (N,) float loss weights in [0, 10], 0
+            drops the sample; or (k,) distinct integer indices of the samples to keep, each with weight 1.
         mixup: (N,) float in [0, 0.5] or one number for all, the share of a partner image; none by default.
         score: (N,) bool mask of the samples whose statistics are to be measured afresh after the training, by a
             forward pass alone that costs a third of a visit; none by default.
@@ -64,6 +64,9 @@ def select(
 
 
 def _mask(indices: NDArray[np.integer], n: int | None) -> NDArray[np.bool_]:
+    zeros, ones = np.count_nonzero(indices == 0), np.count_nonzero(indices == 1)
+    if zeros + ones == len(indices) and max(zeros, ones) > 1 and n in (None, len(indices)):
+        return indices == 1  # as indices they would repeat
     if n is None:
         raise ValueError("integers are read as indices: say how many samples there are, select(indices, n=N)")
     wrong = indices[(indices < 0) | (indices >= n)]

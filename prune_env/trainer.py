@@ -65,6 +65,8 @@ class Trainer:
         budget: full-epoch equivalents of compute.
         seed: of weights, order and augmentation; runs with equal seeds share all three.
 
+    What the reference of `train` took is charged before the first step.
+
     Raises:
         ValueError: a budget of less than one batch.
     """
@@ -78,8 +80,7 @@ class Trainer:
         self.seed = seed
         self.device = train.device
         self.batch_size = min(recipe.batch_size, n)
-        self.ledger = Ledger(n, budget)
-        self.ledger.require_batch(self.batch_size)
+        self.ledger = ledger_of(train, recipe, budget)
         self.stats = Stats(n, classes, recipe.ema, self.device)
         self.ranks = ranks.here()
         self.step = 0
@@ -257,7 +258,7 @@ class Trainer:
         if len(samples) == 0:  # as for most agents: nothing is sent to the device
             return count
         indices = torch.from_numpy(self.ranks.part(samples)).to(self.device)
-        for rows, logits, labels in self._predict(self.train_data, indices):
+        for rows, logits, labels in self.predict(self.train_data, indices):
             clean = torch.ones_like(rows, dtype=torch.bool)
             count += self.stats.update(rows, logits, labels, clean, epoch.ends_at, trained=False)[0].sum()
         self.ranks.exchange(self.stats.table, indices, self.ranks.totals([len(samples)]))
@@ -267,7 +268,7 @@ class Trainer:
     def _validate(self, data: Data) -> Tensor:
         """Predict a whole split; return the `total` of its batches, (2 + 2 C,) int64 on the device."""
         own = torch.arange(len(data), device=self.device)[self.ranks.rank :: self.ranks.size]
-        return total([tally(logits, labels) for _, logits, labels in self._predict(data, own)], self.ranks)
+        return total([tally(logits, labels) for _, logits, labels in self.predict(data, own)], self.ranks)
 
     def evaluate(self, data: Data) -> Evaluation:
         """Judge a whole split. Free, and counted with validation."""
@@ -276,7 +277,7 @@ class Trainer:
         self.ledger.evaluate += len(data)
         return evaluation
 
-    def _predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def predict(self, data: Data, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield samples (B,), their logits (B, C) and labels (B,), in evaluation mode and without augmentation."""
         self.model.eval()
         parts = indices.split(EVALUATION_BATCH)
@@ -398,6 +399,21 @@ class Trainer:
             self.masks.set_state(state["masks"])
         for name in FIGURES:
             setattr(self, name, state[name])
+
+
+def ledger_of(train: Data, recipe: Recipe, budget: float) -> Ledger:
+    """Return the ledger of a run before its first step.
+
+    Raises:
+        ValueError: the budget allows no batch, once the reference is charged.
+    """
+    n, channels, size, _ = train.images.shape
+    reference = 0
+    if train.reference_flops:
+        reference = round(train.reference_flops / models.flops(recipe.model, channels, size, len(train.classes)))
+    ledger = Ledger(n, budget, reference=reference)
+    ledger.require_batch(min(recipe.batch_size, n))
+    return ledger
 
 
 def copied(state: Any) -> Any:

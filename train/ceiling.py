@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -23,8 +22,8 @@ from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import Task, TaskDistribution
 from train.analysis import table
 from train.analysis.statistics import mean_of
-from train.analysis.text import spread
-from train.execution import provenance, results
+from train.analysis.text import number, spread
+from train.execution import command_line, provenance, results
 from train.learning import search
 from train.learning.rollouts import Pair
 from train.learning.workers import Workers
@@ -142,9 +141,9 @@ def render(found: Iterable[dict[str, Any]]) -> Group:
             gains = [_words(there[space]["over_full"]) if space in there else "" for space in SPACES]
             one = next(iter(there.values()))
             oracles = _words(one["oracle_over_full"]) if "oracle_over_full" in one else ""
-            rows.add_row(trouble, f"{np.mean(one['full']):.1f}", *gains, oracles)
+            rows.add_row(trouble, number(float(np.mean(one["full"])), ".1f"), *gains, oracles)
         for space, one in there.items():
-            numbers = [f"{name} {value:+.1f}" for name, value in one["rule"].items() if abs(value) >= 0.15]
+            numbers = [f"{name} {number(value, '+.1f')}" for name, value in one["rule"].items() if abs(value) >= 0.15]
             rules.append(Text(f"{trouble}, {space}: {', '.join(numbers)}"))
     return Group(rows, *rules)
 
@@ -156,7 +155,7 @@ def _words(points: list[float]) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    given = tyro.cli(Arguments, args=args)
+    given = command_line.read("ceiling", Arguments, args)
     torch.set_num_threads(1)  # the other cores have processes of their own
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "ceiling.jsonl"
@@ -177,6 +176,7 @@ def main(args: list[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130
     table.show(given.out / "ceiling.txt", render(found[key] for key in asked.values()))
+    print(f"wrote to {given.out}: ceiling.txt, ceiling.jsonl", file=sys.stderr)
     return 0
 
 

@@ -8,10 +8,10 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -19,19 +19,30 @@ from rich.console import Group
 from rich.text import Text
 
 import agents as rules
-from prune_env import io
 from prune_env.checks import real, text, whole
 from prune_env.data import sources
 from prune_env.data.source import printable
-from prune_env.students.recipes import default_model
+from prune_env.students.recipes import Training, default_model
 from train.analysis import records as reading
 from train.analysis import summary, table
+from train.analysis.folder import write
 from train.analysis.records import Results
 from train.analysis.summary import FULL
 from train.analysis.text import count, readable
-from train.execution import program, results
+from train.execution import command_line, program, results
 from train.execution.agent import Given
-from train.execution.plan import SETTINGS, TASK, Block, Options, dataset_of
+from train.execution.executors import Where
+from train.execution.plan import (
+    SETTINGS,
+    TASK,
+    Block,
+    Data,
+    TaskOptions,
+    TrainingOptions,
+    dataset_of,
+    full_id,
+    settings_of,
+)
 from train.execution.program import Running, carry_out
 from train.execution.results import Record
 
@@ -54,29 +65,47 @@ KEEP = (0.5,)
 
 
 @dataclass(kw_only=True)
-class Arguments(Options, Running):
+class Arguments:
     """Train with every agent under equal budgets and paired seeds; compare test accuracy.
 
     Results go to OUT/NAME: results.jsonl (one line a run, with its provenance), curves.csv, accuracy.png,
     table.txt, tensorboard/ (its steps are thousandths of a full-epoch equivalent), and failures.jsonl if an
     agent failed. Runs that results.jsonl has are not run again. The table that is printed is of the runs asked for.
     table.txt and curves.csv are of all runs in the folder, accuracy.png and tensorboard/ of those on the same task.
+
+    `prune-env list` shows the agents, environments and models, and the options of each agent. Examples:
+        prune-env evaluate --agents full random ucb:c=2 --budget 5 --seeds 3
+        prune-env evaluate --agents full infobatch --env imagefolder --root DIR --train-size 5000
+        prune-env evaluate --agents full --label half=my_agents:Mine fifth=my_agents:Mine:keep=0.2
     """
 
-    agents: tuple[str, ...] = DEFAULT_AGENTS
-    """Agents, e.g. `ucb`, `ucb:keep=0.3,c=2`, `my_module:MyAgent:option=1`."""
-    budget: tuple[float, ...] = (10.0,)
+    agents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AGENT ...")] = DEFAULT_AGENTS
+    """Agents with their options: `ucb`, `ucb:keep=0.3,c=2`, your own `my_module:MyAgent:option=1`."""
+    env: str = "digits"
+    """Environment, which is the data set: `digits`, `cifar10`, `imagefolder`, ..."""
+    budget: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")] = (10.0,)
     """Compute of a run in full-epoch equivalents; several give a table each."""
-    keep: tuple[float, ...] = KEEP
-    """Share of the samples kept in a step, for agents that take `keep` and do not set it; several are compared."""
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
+    keep: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")] = KEEP
+    """Share of the samples kept in a step, for agents that take `keep` and do not set it; several are compared."""
+    label: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=AGENT ...", help_behavior_hint="")] = ()
+    """More agents, with the names that tables and figures have for them."""
+    task: TaskOptions = field(default_factory=Data)
+    training: TrainingOptions = field(default_factory=Training)
+    running: Annotated[Running, tyro.conf.arg(name="images and result", help="")] = field(default_factory=Running)
 
     def blocks(self) -> tuple[str, list[Block], str]:
         """Return the default name of the folder of results, what to run, and no text of a file, see `carry_out`."""
-        settings = self.settings()
-        name, heading = names(self.env, settings, self.root)
-        return name, [Block(heading, self.env, settings, self.agents, self.keep, self.budget, self.seeds)], ""
+        env, settings = full_id(self.env), settings_of(self.task, self.training)
+        name, heading = names(env, settings, self.running.root)
+        named, labels = _named_specs(self.label), {}
+        for keep in self.keep:
+            for spec, label in _labels(named, keep).items():
+                alone = len(self.keep) == 1 or spec == named[label]  # else one name would be of several agents
+                labels[spec] = label if alone else f"{label}:keep={keep:g}"
+        agents = (*self.agents, *named.values())
+        return name, [Block(heading, env, settings, agents, self.keep, self.budget, self.seeds, labels=labels)], ""
 
 
 def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str, str]:
@@ -85,7 +114,10 @@ def names(env: str, settings: Mapping[str, Any], root: str | None) -> tuple[str,
     dataset = settings.get("dataset", dataset_of(env))
     model = settings.pop("model", None) or default_model(dataset)
     images = [printable(sources.folder(root).name)] if dataset == "imagefolder" else []
-    task = [f"{name}{value:g}" for name, value in settings.items() if name in TASK]
+    plain = {
+        name: value if isinstance(value, str) else f"{value:g}" for name, value in settings.items() if name in TASK
+    }
+    task = [f"{name}{value}" for name, value in plain.items()]
     name = re.sub(r"[^\w.-]+", "-", "-".join([dataset, *images, model, *task]))
     return name, ", ".join([env, *images, model, *(f"{name}={value}" for name, value in settings.items())])
 
@@ -102,18 +134,12 @@ def report(folder: Path, records: Sequence[Record], _: str = "") -> None:
 
 
 def write_files(folder: Path, records: Sequence[Record]) -> list[Record]:
-    """Write table and curves of all runs in the folder, and the figure of those on the task of these; return all."""
-    from train.analysis import curves, figures  # they take a second
-
+    """Write the files on all runs in the folder, those on one task about the task of these; return all."""
     asked = {record["key"] for record in records}
     found = [record for key, record in results.read(folder / "results.jsonl")[0].items() if key not in asked]
     there = reading.told_apart([*found, *records])
     task, there = there[-1]["task"], summary.latest(there)
-    of_task = [record for record in there if record["task"] == task]
-    table.write(folder / "table.txt", table.render_tasks(there))
-    curves.write_csv(folder / "curves.csv", there)
-    io.write_atomic(folder / "accuracy.png", figures.png(figures.evaluation(of_task, task)))
-    curves.write_events(folder / "tensorboard", of_task)
+    write(folder, there, [task])
     return there
 
 
@@ -139,7 +165,7 @@ def evaluate(
     Args:
         agents: by the names that they have in the results: specs, callables `agent(observation, rng) -> action`, of
             which each run has a copy that is reset, or classes of such, made anew for each run. Or a list of these.
-        env: id of the environment.
+        env: id of the environment, as in `prune_env/CIFAR10-v0`, or short, as in `cifar10`.
         budgets: compute of a run in full-epoch equivalents.
         seeds: number of paired seeds: 0, 1, ...
         folder: where results are kept, as by the program: runs that are there are not done again, but for those of
@@ -171,17 +197,18 @@ def evaluate(
         )
     if (save_models or save_selections) and folder is None:
         raise ValueError("save_models and save_selections need a folder")
-    labels, (_, heading) = _labels(agents), names(env, settings, root)
+    env = full_id(env)
+    labels, (_, heading) = _labels(agents, *KEEP), names(env, settings, root)
     amounts = tuple(real("budgets", budget) for budget in budgets)
-    block = Block(heading, env, settings, tuple(labels), KEEP, amounts, whole("seeds", seeds), given)
+    of_specs = {spec: name for spec, name in labels.items() if spec != name}
+    block = Block(heading, env, settings, tuple(labels), KEEP, amounts, whole("seeds", seeds), given, of_specs)
     found: list[Record] = []
     with TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         running = Running(
-            workers=workers,
+            where=Where(workers=workers, device=device),
             root=root,
             download=download,
             images=images,
-            device=device,
             fresh=fresh,
             save_models=save_models,
             save_selections=save_selections,
@@ -202,7 +229,7 @@ def evaluate(
         if not found:
             raise RuntimeError(wrong)
         warnings.warn(f"{wrong} (see .failures)", stacklevel=2)
-    found = [{**record, "agent": labels[record["agent"]]} for record in found]
+    found = [{**record, "agent": record["label"] or record["agent"]} for record in found]
     return Results(found, failures, len(plan.runs), "", {})
 
 
@@ -226,7 +253,20 @@ def _named(agents: Mapping[str, str | Given] | Sequence[str | Given]) -> dict[st
     return found
 
 
-def _labels(agents: Mapping[str, str | Given]) -> dict[str, str]:
+def _named_specs(labels: Sequence[str]) -> dict[str, str]:
+    """Return specs by the names of `--label NAME=AGENT`. Raises ValueError for what has another form, or misleads."""
+    found: dict[str, str] = {}
+    for label in labels:
+        name, _, spec = label.partition("=")
+        if not name or not spec or ":" in name or name in rules.AGENTS:
+            raise ValueError(f"--label is {label!r}; it must be NAME=AGENT, with a name that no agent has yet")
+        if name in found:
+            raise ValueError(f"--label {name!r} is given twice")
+        found[name] = spec
+    return found
+
+
+def _labels(agents: Mapping[str, str | Given], keep: float) -> dict[str, str]:
     """Return the names of agents by their specs, to which `keep` is added; of what has none by the name itself.
 
     Raises:
@@ -237,7 +277,7 @@ def _labels(agents: Mapping[str, str | Given]) -> dict[str, str]:
         if isinstance(agent, str):
             if FULL in (name, agent) and name != agent:
                 raise ValueError(f"agents: {name!r} is {agent!r}; differences are to {FULL!r}, which has no other name")
-            spec = rules.spec_with_keep(agent, *KEEP)
+            spec = rules.spec_with_keep(agent, keep)
         elif name.partition(":")[0] in rules.AGENTS:
             raise ValueError(f"agents: {name!r} names an agent of this project; give yours another name")
         else:
@@ -251,12 +291,12 @@ def _labels(agents: Mapping[str, str | Given]) -> dict[str, str]:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status, see `carry_out`."""
     try:
-        arguments = tyro.cli(Arguments, args=args)
+        arguments = command_line.read("evaluate", Arguments, args)
     except (TypeError, ValueError) as error:  # an option that is out of its range
         print(f"error: {error}", file=sys.stderr)
         return 2
     command = shlex.join(["prune-env", "evaluate", *(sys.argv[1:] if args is None else args)])
-    return carry_out(arguments, command, arguments.blocks, report)
+    return carry_out(arguments.running, command, arguments.blocks, report)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
 from train.analysis import card, statistics, table
 from train.analysis.figures import COLOURS, png
 from train.analysis.text import spread
+from train.execution import command_line
+from train.execution.progress import follow
 from train.learning.rollouts import Pair, distribution, play
 from train.learning.workers import Workers
 
@@ -120,7 +122,7 @@ def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDA
 
     def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
         lost = []
-        for part, names in parts.items():
+        for part, names in follow(parts.items(), f"holding {kind} at its mean", len(parts)):
             policy = partial(without, network, {name: mean_of[name] for name in names})
             points = 100.0 * (whole - workers.play(pairs, policy))
             found = statistics.mean_of([points[seeds == seed].mean() for seed in np.unique(seeds)])
@@ -165,7 +167,7 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    given = tyro.cli(Arguments, args=args)
+    given = command_line.read("explain", Arguments, args)
     torch.set_num_threads(1)  # the other cores have processes of their own
     folder = given.out or given.policy.parent
     try:
@@ -184,7 +186,8 @@ def main(args: list[str] | None = None) -> int:
         return 2
     pairs = [(task, 20_000 + seed) for task in tasks.validation for seed in range(given.seeds)]
     recorders: dict[str, Recorder] = {}
-    for noise in sorted({task.label_noise for task, _ in pairs}):
+    noises = sorted({task.label_noise for task, _ in pairs})
+    for noise in follow(noises, "playing the policy, by share of wrong labels", len(noises)):
         recorder = recorders[f"{noise:.0%} wrong labels"] = Recorder(network)
         play([pair for pair in pairs if pair[0].label_noise == noise], recorder, tasks)
     io.write_atomic(folder / "choices.png", choices(recorders))
@@ -192,6 +195,8 @@ def main(args: list[str] | None = None) -> int:
     with closing(Workers(tasks, given.processes)) as workers:
         tables = inputs(network, pairs, workers, means)
     table.show(folder / "inputs.txt", Group(*tables))
+    print(f"wrote to {folder}: choices.png, inputs.txt", file=sys.stderr)
+    print(f"next: prune-env evaluate --agents full learned:{given.policy}", file=sys.stderr)
     return 0
 
 

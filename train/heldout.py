@@ -1,6 +1,6 @@
 """Judge a policy on tasks that no policy is trained on.
 
-    prune-env heldout tasks digits                                  # the three parts of a distribution, listed
+    prune-env heldout tasks digits                                  # the three parts of a distribution
     prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
     prune-env heldout compare learned runs/x                        # paired differences to every other agent
 
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -32,17 +31,17 @@ from prune_env.policy.tasks import Task
 from train.analysis import statistics, summary
 from train.analysis import table as tables
 from train.analysis.records import Record
-from train.analysis.text import spread
-from train.execution import results
-from train.execution.plan import TASK
+from train.analysis.text import count, number, spread
+from train.execution import command_line, results
+from train.execution.plan import PLAIN, TASK
 from train.learning.rollouts import distribution
 
-PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which agents choose samples
+LISTED = 8  # values of an option; of more numbers the ends are told
 Cells = Mapping[tuple[str, float], Mapping[int, float]]  # test accuracy in % by (task, budget) and seed
 
 
 def tasks(name: Positional[str], *, root: tuple[str, ...] = ()) -> None:
-    """List the tasks of a distribution: budgets apart, those held out, for validation and for training.
+    """Say how many tasks a distribution holds out, validates on and trains on, and what they are drawn from.
 
     Args:
         name: Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments.
@@ -52,9 +51,10 @@ def tasks(name: Positional[str], *, root: tuple[str, ...] = ()) -> None:
     for one, part in itertools.product(tasks_of.parts, ("held_out", "validation", "training")):
         budgets = one.held_out_budgets if part == "held_out" else one.budgets
         found = without_budgets(getattr(one, part))
-        print(f"{part}: {len(found)}, each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}")
-        for task in found:
-            print(f"  {title(task)}" + (f", root {task.root}" if task.root else ""))
+        each = f"each at the budgets {', '.join(f'{budget:g}' for budget in budgets)}"
+        print(f"{part}: {count(len(found), 'task')}, {each}")
+        for option, values in ranges(found).items():
+            print(f"  {option}: {values}")
 
 
 def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) -> None:
@@ -121,9 +121,10 @@ def compare(
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
     for run in records:
-        accuracy = f"{100.0 * run['results']['test_accuracy']:.2f}"
+        accuracy = number(100.0 * run["results"]["test_accuracy"], ".2f")
         lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
     io.write_atomic(out / "accuracy.csv", text.getvalue().encode())
+    print(f"wrote to {out}: comparison.txt, accuracy.csv", file=sys.stderr)
 
 
 def latest_runs(folders: Sequence[Path]) -> list[Record]:
@@ -147,6 +148,18 @@ def title(task: Task) -> str:
     silent = ("dataset", "root", "val_rest", "budget")
     changed = {name: value for name, value in asdict(task).items() if name not in silent and value != plain[name]}
     return ", ".join([task.dataset, *(f"{name} {value}" for name, value in changed.items())])
+
+
+def ranges(tasks: Sequence[Task]) -> dict[str, str]:
+    """Return the values that options have in tasks: few are listed, and of many numbers the ends are told."""
+    found = {}
+    for option in asdict(Task()):
+        values = sorted({getattr(task, option) for task in tasks}, key=lambda value: (value is not None, value))
+        if option == "budget" or values == [getattr(Task(), option)]:
+            continue
+        many = len(values) > LISTED and all(isinstance(value, int | float) for value in values)
+        found[option] = f"{values[0]} to {values[-1]}, {len(values)} values" if many else ", ".join(map(str, values))
+    return found
 
 
 def without_budgets(tasks: Sequence[Task]) -> list[Task]:
@@ -175,7 +188,7 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         mean = float(np.mean([np.mean(list(seeds.values())) for seeds in common.values()]))
         rows.append((mean, other, _differences(own, common) if other != agent else ()))
     for mean, other, differences in sorted(rows, reverse=True):
-        table.add_row(Text(other), f"{mean:.2f}", *differences)  # square brackets in a spec are not rich's markup
+        table.add_row(tables.Name(other), number(mean, ".2f"), *differences)
     below = [f"left out, since some of these runs are missing: {', '.join(incomplete)}"] if incomplete else []
     if agent != summary.FULL and summary.FULL in accuracy:
         below += _saved(own, _restricted(accuracy[summary.FULL], own), agent)
@@ -253,7 +266,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     programs = {"tasks": tasks, "sweep": sweep, "compare": compare}
     try:
-        tyro.extras.subcommand_cli_from_dict(programs, args=args, description=__doc__)
+        command_line.run("heldout", programs, args, __doc__)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

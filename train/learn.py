@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from stable_baselines3 import PPO
@@ -36,7 +35,7 @@ from prune_env.machine import cores
 from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import Tasks
 from train.analysis.text import plus_minus
-from train.execution import provenance
+from train.execution import command_line, provenance
 from train.execution.process import Taken, locked
 from train.learning import ppo, search
 from train.learning.phases import Phases
@@ -420,7 +419,7 @@ def _over_full(accuracy: NDArray, full: Sequence[float] | NDArray) -> str:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    given = tyro.cli(Arguments, args=args)
+    given = command_line.read("learn", Arguments, args)
     torch.set_num_threads(1)  # the other cores have processes of their own
     if given.minutes is None and given.steps is None:
         given = replace(given, minutes=10.0)

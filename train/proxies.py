@@ -1,4 +1,4 @@
-"""Say which cheap tasks order rules as the real ones do: `python -m train.proxies --help`."""
+"""Say which cheap tasks order rules as the real ones do: `prune-env proxies --help`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from train.analysis import records, table
+from prune_env import io
+from train.analysis import figures, records, table
+from train.analysis.statistics import Mean
+from train.execution import command_line
 
 
 @dataclass
 class Arguments:
     """Correlate the gains of rules over full training, on cheap tasks and on a target.
 
+    proxies.txt has the table, and gains.png the gains on the target, by trouble and rule.
+
     The folder is of a sweep whose tasks are called `KIND: TROUBLE`, such as `mlp, 8 pixels: duplicates`. The gain of
     an agent is the mean over seeds of its validation accuracy minus the one of `full`, in points.
     """
 
     folder: tyro.conf.Positional[Path]
-    """A folder of results, as `train.sweep` writes it."""
+    """A folder of results, as `prune-env sweep` writes it."""
     target: str = "target"
     """The kind that the others are compared with."""
 
@@ -79,11 +84,24 @@ def render(folder: Path, target: str) -> Table:
     return rows
 
 
+def picture(folder: Path, target: str) -> bytes:
+    """Draw rules × troubles on the target, the rule that gains most in the mean on top. Raises as `render`."""
+    cells = defaultdict(dict)
+    for (trouble, agent), gain in gains(folder)[0][target].items():
+        cells[agent][trouble] = gain
+    agents = sorted(cells, key=lambda agent: -np.mean(list(cells[agent].values())))
+    troubles = list(dict.fromkeys(trouble for of in cells.values() for trouble in of))
+    budget = records.read(folder).records[0]["budget"]
+    shown = {(t, budget): {agent: Mean(cells[agent][t], None, 1) for agent in agents} for t in troubles}
+    return figures.glance(shown, "points of validation accuracy over full training")[0]
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    given = tyro.cli(Arguments, args=args)
+    given = command_line.read("proxies", Arguments, args)
     try:
         table.show(given.folder / "proxies.txt", render(given.folder, given.target))
+        io.write_atomic(given.folder / "gains.png", picture(given.folder, given.target))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,6 +21,7 @@ from prune_env import PruneEnv
 from prune_env.machine import cores
 from prune_env.policy.rules import FULL
 from prune_env.policy.tasks import Task, Tasks
+from train.execution import command_line
 from train.learning.rollouts import distribution
 from train.learning.workers import Workers
 from train.tune import RECIPES, best_rates, store, table_of
@@ -75,7 +76,7 @@ def accuracies(
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     command = shlex.join(["prune-env", "rates", *(sys.argv[1:] if args is None else args)])
-    given = tyro.cli(Arguments, args=args)
+    given = command_line.read("rates", Arguments, args)
     torch.set_num_threads(1)  # the other cores have processes of their own
     try:
         if min(given.seeds, given.processes, len(given.lr)) < 1 or min(given.lr) <= 0:

@@ -12,15 +12,16 @@ import tyro
 from prune_env import io
 from train.analysis import page, records, sheets, summary, table
 from train.analysis.text import readable
+from train.execution import command_line
 
 
 @dataclass
 class Arguments:
     """Write report.html, which needs no network and no JavaScript, its figures, its numbers as CSV, and table.txt.
 
-    FOLDER is what `train.sweep` or `train.evaluate` wrote; its results.jsonl may be compressed, as those in results/
-    are. It may still be running: nothing else is touched. Runs of a sweep that its file does not have any more are left
-    out.
+    FOLDER is what `evaluate` or `sweep` wrote; its results.jsonl may be compressed, as those in
+    results/ are. It may still be running: nothing else is touched. Runs of a sweep that its file does not have any
+    more are left out.
     """
 
     folder: tyro.conf.Positional[Path]
@@ -33,7 +34,7 @@ class Arguments:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status: 2 without results."""
-    arguments = tyro.cli(Arguments, args=args)
+    arguments = command_line.read("report", Arguments, args)
     out = arguments.out or arguments.folder
     try:
         results = records.read(arguments.folder)

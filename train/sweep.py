@@ -6,34 +6,39 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from prune_env import io
-from train.analysis import table
-from train.execution import toml
-from train.execution.plan import SETTINGS, Block
+from train.analysis import summary, table
+from train.analysis.folder import write
+from train.analysis.records import told_apart
+from train.execution import command_line, toml
+from train.execution.plan import SETTINGS, Block, full_id
 from train.execution.program import Running, carry_out
 from train.execution.results import Record
 
 
 @dataclass(kw_only=True)
-class Arguments(Running):
+class Arguments:
     """Run the cells of a sweep file: tasks x agents x budgets x seeds.
 
     Results go to OUT/NAME, by default named after the file: results.jsonl (one line a cell, written once, with its
-    provenance), table.txt, a copy of the file, and failures.jsonl if an agent failed. Cells that results.jsonl has
-    are not run again, so a sweep that was stopped goes on where it was. `prune-env report OUT/NAME` makes
-    the report.
+    provenance), table.txt, curves.csv, accuracy.png (one a task), tensorboard/, a copy of the file, and
+    failures.jsonl if an agent failed. Cells that results.jsonl has are not run again, so a sweep that was stopped
+    goes on where it was. `prune-env report OUT/NAME` makes the report. Examples:
+        prune-env sweep sweeps/digits.toml
+        prune-env sweep sweeps/digits.toml --agents my_agents:Mine --workers 8
     """
 
     file: tyro.conf.Positional[Path]
     """The sweep file, see docs/benchmark.md."""
-    agents: tuple[str, ...] = ()
+    agents: Annotated[tuple[str, ...], tyro.conf.arg(metavar="AGENT ...", help_behavior_hint="")] = ()
     """More agents, entered beside the file's in every block."""
+    running: Annotated[Running, tyro.conf.arg(name="images and result", help="")] = field(default_factory=Running)
 
 
 DEFAULTS = {"keep": [0.5], "seeds": 5}
@@ -82,7 +87,7 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> tuple[list[Block], st
         for name in values["tasks"]:
             if name not in tasks:
                 raise ValueError(f"{where}: task {name!r} is not known; there are {', '.join(tasks)}")
-            env = tasks[name]["env"]
+            env = full_id(tasks[name]["env"])
             found.append(Block(name, env, settings[name], specs, values["keep"], values["budgets"], seeds))
     return found, text
 
@@ -119,19 +124,21 @@ def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[A
 def report(folder: Path, records: Sequence[Record], source: str) -> None:
     """Print the tables, task by task; write them and the sweep file's text into the folder of results."""
     io.write_atomic(folder / "sweep.toml", source.encode())
-    table.show(folder / "table.txt", table.render_tasks(records))
+    shown = summary.latest(told_apart(records))
+    write(folder, shown, {record["task"] for record in shown})
+    table.display(table.render_tasks(shown))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status, see `carry_out`."""
-    arguments = tyro.cli(Arguments, args=args)
+    arguments = command_line.read("sweep", Arguments, args)
     command = shlex.join(["prune-env", "sweep", *(sys.argv[1:] if args is None else args)])
 
     def blocks() -> tuple[str, list[Block], str]:
         found, text = read(arguments.file, arguments.agents)
         return arguments.file.stem, found, text
 
-    return carry_out(arguments, command, blocks, report)
+    return carry_out(arguments.running, command, blocks, report)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import prune_env
@@ -33,8 +32,9 @@ from prune_env.data import sources
 from prune_env.machine import cores
 from prune_env.students.recipes import Recipe, Training, entry_name, tuned
 from train.analysis.text import plus_minus
-from train.execution import process
-from train.execution.plan import Options, dataset_of
+from train.execution import command_line, process
+from train.execution.plan import Data, TaskOptions, dataset_of, full_id, settings_of, short_id
+from train.execution.progress import follow
 
 RECIPES = Path(str(resources.files("prune_env.students").joinpath("recipes.json")))
 
@@ -47,13 +47,14 @@ class Untuned(Training):
 
 
 @dataclass(kw_only=True)
-class Arguments(Options):
+class Arguments:
     """Train on all data at every budget and rate, and show which rate validates best."""
 
-    training: Annotated[Training, tyro.conf.arg(name="", constructor=Untuned)] = field(default_factory=Untuned)
-    budget: tuple[float, ...] = (3.0, 10.0, 30.0)
+    env: str = "digits"
+    """Environment, which is the data set: `digits`, `cifar10`, `imagefolder`, ..."""
+    budget: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...")] = (3.0, 10.0, 30.0)
     """Budgets, in full-epoch equivalents; each gets a rate of its own."""
-    lr: tuple[float, ...] = ()
+    lr: Annotated[tuple[float, ...], tyro.conf.arg(metavar="FLOAT ...", help_behavior_hint="")] = ()
     """Rates to try; by default 0.0125, doubled up to 0.8, and for `--optimizer adamw` a fortieth of each."""
     seeds: int = 5
     """Number of paired seeds: 0, 1, ..."""
@@ -64,8 +65,13 @@ class Arguments(Options):
     save: str | None = None
     """Data set, or `*` for any other, whose entry in students/recipes.json the best rates replace. DATASET:SIZE is the
     entry for images of --image-size SIZE alone."""
+    task: TaskOptions = field(default_factory=Data)
+    training: Annotated[Training, tyro.conf.arg(name="training", help="", constructor=Untuned)] = field(
+        default_factory=Untuned
+    )
 
     def __post_init__(self) -> None:
+        self.env = full_id(self.env)
         if not self.lr:
             least = 0.0125 / 40 if self.training.optimizer == "adamw" else 0.0125
             self.lr = tuple(least * 2**doubled for doubled in range(7))
@@ -125,6 +131,8 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
         raise ValueError("--budget and --lr must not repeat a value")
     if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
         raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
+    if args.save and (args.task.labels or args.task.label_noise_kind != "uniform"):
+        raise ValueError("--save keeps rates for uniform label noise alone: give others as lr in a sweep file")
     dataset_of(args.env)
     run = None
     for budget in args.budget:
@@ -132,7 +140,7 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
     assert isinstance(run, prune_env.PruneEnv)
     for lr in args.lr:
         replace(run.recipe, lr=lr)  # checks the rate, without reading the images again
-    sized = [f"{name}:{args.image_size}" for name in sources.SOURCES]
+    sized = [f"{name}:{args.task.image_size}" for name in sources.SOURCES]
     if args.save not in (None, "*", *sources.SOURCES, *sized):
         names = ", ".join(sources.SOURCES)
         raise ValueError(f"--save is {args.save!r}; it must be '*', or one of {names}, bare or with :--image-size")
@@ -146,7 +154,7 @@ def tune(args: Arguments, fixed: dict[str, Any]) -> dict[tuple[float, float], li
     with ProcessPoolExecutor(args.workers, mp_context=process.CONTEXT, initializer=process.start) as pool:
         settings = [{**fixed, "budget": budget, "lr": lr} for budget, lr, _ in cells]
         results = pool.map(full_training, repeat(args.env), settings, [seed for *_, seed in cells])
-        for (budget, lr, _), result in zip(cells, track(results, "tuning", len(cells)), strict=True):
+        for (budget, lr, _), result in zip(cells, follow(results, "runs", len(cells)), strict=True):
             accuracy.setdefault((budget, lr), []).append(100.0 * result)
     return accuracy
 
@@ -175,8 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program with `arguments` (else the command line's); return its exit status, 2 for wrong arguments."""
     command = shlex.join(["prune-env", "tune", *(sys.argv[1:] if arguments is None else arguments)])
     try:
-        args = tyro.cli(Arguments, args=arguments, description=__doc__)
-        fixed = args.settings() | ({} if args.root is None else {"root": args.root})
+        args = command_line.read("tune", Arguments, arguments, __doc__)
+        fixed = settings_of(args.task, args.training) | ({} if args.root is None else {"root": args.root})
         recipe = check(args, fixed)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -186,8 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = table_of(f"{args.env}, {recipe.model}, full training", accuracy)
     over = f"{args.seeds} paired seeds" if args.seeds > 1 else "1 seed"
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {over}")
-    if args.save is not None:
-        store(RECIPES, args.save, recipe, best, command, args.variant.label_noise)
+    if args.save is None:
+        print("next: the same command with --save keeps these rates for all programs", file=sys.stderr)
+    else:
+        store(RECIPES, args.save, recipe, best, command, args.task.label_noise)
+        print(f"wrote {RECIPES}\nnext: prune-env evaluate --env {short_id(args.env)}", file=sys.stderr)
     return 0
 
 

@@ -1,8 +1,9 @@
 """A task: uint8 images of a training part and a validation part, for one device."""
 
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prune_env.data import sources
+from prune_env.data import columns, sources
 from prune_env.data.arrays import Arrays
+from prune_env.data.confusion import confusion
+from prune_env.data.corruption import Corruption
 from prune_env.data.storage import Mapped, channel_sums, check_kind, chosen, digest_of, keep
 from prune_env.data.task import VARIANT, Variant, validation_rows
 
@@ -27,8 +30,11 @@ class Data:
     labels: Tensor  # (n,) int64, what training sees
     classes: tuple[str, ...]
     source: Tensor  # (n,) int64, row of the official split that this sample is (a copy of)
-    wrong: Tensor  # (n,) bool, label replaced by label_noise
+    wrong: Tensor  # (n,) bool, label of another class than the true one
     augment: bool  # whether random crop and flip suit these images
+    corrupted: Tensor | None = None  # (n,) bool, image spoiled; None: no image is
+    reference: np.ndarray | None = None  # (n,) float32, a number from outside for each sample
+    reference_flops: float = 0.0  # floating-point operations that the reference took
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +64,13 @@ class Data:
     def digest(self) -> str:
         """sha256 over images and labels; computed when it is asked for."""
         return self._facts[0] if isinstance(self.images, Mapped) else digest_of(self.images, self.labels)
+
+    @functools.cached_property
+    def reference_digest(self) -> str:
+        """sha256 of the reference and of what it took; empty without one."""
+        if self.reference is None:
+            return ""
+        return hashlib.sha256(self.reference.tobytes() + repr(self.reference_flops).encode()).hexdigest()
 
     @functools.cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -111,9 +124,28 @@ def load(
     parts = varied.parts(samples.labels, samples.classes, rows)
     device = torch.device(device)
     kind = chosen(images, samples, len(parts.train) + len(parts.validation), device)
-    train = _data(samples, parts.train, parts.labels, parts.wrong, source.augment, kind, device)
-    clean = np.zeros(len(parts.validation), bool)
-    return train, _data(samples, parts.validation, samples.labels[parts.validation], clean, False, kind, device)
+    apart = 0 if samples.validation is None else len(samples.validation)  # validation of the caller's own, at the end
+
+    def values_of(name: str, file: str) -> tuple[list[Any], float]:
+        listed = functools.partial(sources.paths, dataset, root, image_size)
+        return columns.values_of(name, file, parts.train, len(samples.labels) - apart, listed)
+
+    def confused() -> np.ndarray:
+        every = np.setdiff1d(np.arange(len(samples.labels)), rows)  # all but validation: the same for each task
+        return confusion(samples.images, samples.labels, every, len(samples.classes))
+
+    labels = samples.labels[parts.train]
+    if varied.labels is not None:
+        labels = columns.as_classes(varied.labels, values_of("labels", varied.labels)[0], samples.classes)
+    labels, corruption = varied.noisy(labels, len(samples.classes), confused), varied.corruption(len(labels))
+    train = _data(samples, parts.train, labels, corruption, source.augment, kind, device)
+    if varied.reference is not None:
+        values, flops = values_of("reference", varied.reference)
+        reference = columns.as_numbers(varied.reference, values)
+        train = replace(train, reference=reference, reference_flops=flops)
+    validation = parts.validation
+    untouched = Variant().corruption(len(validation))
+    return train, _data(samples, validation, samples.labels[validation], untouched, False, kind, device)
 
 
 def load_test(
@@ -133,7 +165,7 @@ def load_test(
     samples = sources.read(dataset, "test", root, download, image_size)
     n, device = len(samples.labels), torch.device(device)
     kind = chosen(images, samples, n, device)
-    return _data(samples, np.arange(n), samples.labels, np.zeros(n, bool), False, kind, device)
+    return _data(samples, np.arange(n), samples.labels, Variant().corruption(n), False, kind, device)
 
 
 # (m,) validation rows that were drawn from a split, since an environment asks for them with every new task
@@ -144,17 +176,18 @@ def _data(
     samples: sources.Samples,
     rows: np.ndarray,
     labels: np.ndarray,
-    wrong: np.ndarray,
+    corruption: Corruption,
     augment: bool,
     kind: str,
     device: torch.device,
 ) -> Data:
     """Return the samples `rows`; nothing else of the split can be reached through their images."""
     return Data(
-        images=keep(kind, samples, rows, device),
+        images=keep(kind, samples, rows, corruption, device),
         labels=torch.tensor(labels, device=device),
         classes=samples.classes,
         source=torch.tensor(rows, device=device),
-        wrong=torch.tensor(wrong, device=device),
+        wrong=torch.tensor(labels != samples.labels[rows], device=device),
         augment=augment,
+        corrupted=torch.tensor(corruption.kinds > 0, device=device),
     )

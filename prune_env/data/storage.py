@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prune_env.checks import text
+from prune_env.data.corruption import Corruption
 from prune_env.data.source import Samples
 from prune_env.machine import free_memory
 
@@ -28,12 +29,14 @@ class Mapped:
     Args:
         samples: the split.
         rows: (n,) int64.
+        corruption: what is done to the images of these rows.
     """
 
-    def __init__(self, samples: Samples, rows: np.ndarray):
+    def __init__(self, samples: Samples, rows: np.ndarray, corruption: Corruption):
         self.shape = (len(rows), *samples.images.shape[1:])
         self._samples = samples
         self._rows = rows
+        self._corruption = corruption
 
     def batches(self, parts: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """Yield the images (k, C, H, W) uint8 of each of `parts` (k,) int64, on `device`; the next are read meanwhile.
@@ -45,7 +48,7 @@ class Mapped:
         if at.size and not 0 <= at.min() <= at.max() < len(self._rows):
             raise IndexError(f"indices from {at.min()} to {at.max()} into {len(self._rows)} images")
         ends = np.cumsum([len(part) for part in parts])
-        return self._read(np.split(self._rows[at], ends[:-1]), device)
+        return self._read(np.split(at, ends[:-1]), device)
 
     def _read(self, parts: Sequence[np.ndarray], device: torch.device) -> Iterator[Tensor]:
         pending: deque[tuple[Tensor, Future[None]]] = deque()
@@ -57,9 +60,9 @@ class Mapped:
 
         with ThreadPoolExecutor(1) as reader:
             try:
-                for rows in parts:
-                    images, view = buffer((len(rows), *self.shape[1:]), device)
-                    pending.append((images, reader.submit(self._gather, rows, view)))
+                for places in parts:
+                    images, view = buffer((len(places), *self.shape[1:]), device)
+                    pending.append((images, reader.submit(self._gather, places, view)))
                     if len(pending) > AHEAD:
                         yield next_batch()
                 while pending:
@@ -67,16 +70,19 @@ class Mapped:
             finally:
                 reader.shutdown(cancel_futures=True)
 
-    def _gather(self, rows: np.ndarray, into: np.ndarray) -> None:
-        """Copy the images of rows (k,) of the split into (k, C, H, W) uint8, going forwards through the file."""
+    def _gather(self, places: np.ndarray, into: np.ndarray) -> None:
+        """Copy the images of places (k,) among the rows into (k, C, H, W) uint8, going forwards through the file."""
+        rows = self._rows[places]
         for at in np.argsort(rows).tolist():
             into[at] = self._samples.images[rows[at]]
+        self._corruption.apply(into, places)
 
     def facts(self, labels: Tensor) -> tuple[str, Tensor]:
         """Return `digest_of` and `channel_sums` of these images. They take a pass, which the cache remembers."""
         from prune_env.data import cache
 
         of = hashlib.sha256(self._samples.state.encode() + self._rows.tobytes() + labels.cpu().numpy().tobytes())
+        of.update(self._corruption.digest)
         known = cache.folder() / f"facts-{of.hexdigest()[:32]}.json"
 
         def compute() -> dict:
@@ -99,14 +105,18 @@ def chosen(kind: str, samples: Samples, n: int, device: torch.device) -> str:
     return kind
 
 
-def keep(kind: str, samples: Samples, rows: np.ndarray, device: torch.device) -> Tensor | Mapped:
+def keep(
+    kind: str, samples: Samples, rows: np.ndarray, corruption: Corruption, device: torch.device
+) -> Tensor | Mapped:
     """Return the images of `rows` (n,) of a split, kept as `kind` says. Parts with the same images share memory."""
     if kind == "mapped":
-        return Mapped(samples, rows)
-    key = hashlib.sha256(rows.tobytes()).hexdigest(), str(device)
+        return Mapped(samples, rows, corruption)
+    key = hashlib.sha256(rows.tobytes() + corruption.digest).hexdigest(), str(device)
     images = samples.gathered.get(key)
     if images is None:
-        images = samples.gathered[key] = torch.from_numpy(np.take(samples.images, rows, axis=0)).to(device)
+        taken = np.take(samples.images, rows, axis=0)
+        corruption.apply(taken, np.arange(len(rows)))
+        images = samples.gathered[key] = torch.from_numpy(taken).to(device)
     return images
 
 

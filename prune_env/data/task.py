@@ -1,14 +1,17 @@
 """Vary a data set's task: how its official training split becomes a training and a validation part."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 
-from prune_env.checks import real, whole
+from prune_env.checks import real, text, whole
+from prune_env.data.corruption import Corruption
 
 VALIDATION_SEED = 0  # fixed: every task of a data set is judged on the same images
+NOISE_KINDS = ("uniform", "pair", "confused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +19,24 @@ class Variant:
     """What makes one task of a data set differ from another; all at their defaults leave the data as they are.
 
     Validation is carved first and is the same for every task. The training part then goes through `imbalance`,
-    `train_size`, `duplicates` and `label_noise`, in this order, each drawing from its own generator seeded by
-    `task_seed`. Samples stay in the official order; a duplicate stands in the place of the sample that it replaces.
+    `train_size`, `duplicates`, `labels`, `label_noise` and `corrupted`, in this order, each drawing from its own
+    generator seeded by `task_seed`. Samples stay in the official order; a duplicate stands in the place of the sample
+    that it replaces. Validation and test keep their labels and images.
 
     Raises TypeError or ValueError for a value of another type or out of range.
     """
 
     train_size: int | None = None
-    """Number of training samples, classes keeping their shares: from one a class to all; None: all."""
+    """Number of training samples, classes keeping their shares: from one a class to all; by default all."""
     label_noise: float = 0.0
     """Share of the labels replaced by another class: 0 to 1."""
+    label_noise_kind: str = "uniform"
+    """What replaces them: `uniform` (any other class), `pair` (the next one) or `confused` (those that a small model
+    takes it for)."""
+    labels: str | None = None
+    """Training labels of your own, beside the true ones: a .csv, .parquet or .npy file, or FILE:COLUMN."""
+    corrupted: float = 0.0
+    """Share of the training images that are blurred, made noisy or partly hidden: 0 to 1."""
     imbalance: float = 1.0
     """Ratio of the largest to the smallest class, falling exponentially with the class: 1 or more."""
     duplicates: float = 0.0
@@ -35,12 +46,20 @@ class Variant:
     val_rest: bool = False
     """Whether validation also has, with clean labels, the samples that `imbalance` and `train_size` leave out."""
     val_size: int | None = None
-    """Number of validation samples, classes keeping their shares; None: all. Fewer make an epoch cheaper to judge."""
+    """Number of validation samples, classes keeping their shares; by default all. Fewer make an epoch cheaper."""
+    reference: str | None = None
+    """A number for each training image, which agents see: a file, as for `labels`. Its column `flops` is charged."""
 
     def __post_init__(self) -> None:
         # Comparisons are written so that NaN fails them.
-        if not 0 <= real("label_noise", self.label_noise) <= 1:
-            raise ValueError(f"label_noise={self.label_noise} must be a share between 0 and 1")
+        for name in ("label_noise", "corrupted"):
+            if not 0 <= real(name, getattr(self, name)) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be a share between 0 and 1")
+        if self.label_noise_kind not in NOISE_KINDS:
+            raise ValueError(f"label_noise_kind={self.label_noise_kind!r} must be one of {', '.join(NOISE_KINDS)}")
+        for name in ("labels", "reference"):
+            if getattr(self, name) is not None:
+                text(name, getattr(self, name))
         if not 1 <= real("imbalance", self.imbalance) < math.inf:
             raise ValueError(f"imbalance={self.imbalance} must be a finite ratio of 1 or more")
         if not 0 <= real("duplicates", self.duplicates) < 1:
@@ -57,7 +76,7 @@ class Variant:
         Raises ValueError for what leaves a class empty.
         """
         every = np.delete(np.arange(len(labels)), validation)
-        rngs = [np.random.default_rng((self.task_seed, knob)) for knob in (1, 2, 3, 4)]
+        rngs = [np.random.default_rng((self.task_seed, knob)) for knob in (1, 2, 3)]
         rows = every[imbalanced_rows(labels[every], len(classes), self.imbalance, rngs[0])]
         if self.train_size is not None:
             rows = rows[stratified_rows("train_size", labels[rows], len(classes), self.train_size, rngs[1])]
@@ -66,9 +85,18 @@ class Variant:
         if self.val_size is not None:  # the same ones for every task that has the same to choose from
             rng = np.random.default_rng(VALIDATION_SEED)
             validation = validation[stratified_rows("val_size", labels[validation], len(classes), self.val_size, rng)]
-        rows = with_duplicates(rows, self.duplicates, rngs[2])
-        noisy, wrong = with_label_noise(labels[rows], len(classes), self.label_noise, rngs[3])
-        return Parts(rows, noisy, wrong, validation)
+        return Parts(with_duplicates(rows, self.duplicates, rngs[2]), validation)
+
+    def noisy(self, labels: np.ndarray, classes: int, confusion: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return labels (n,) of which `label_noise` has replaced a share; `confusion` gives (C, C), see there."""
+        rng = np.random.default_rng((self.task_seed, 4))
+        probabilities = confusion() if self.label_noise and self.label_noise_kind == "confused" else None
+        return with_label_noise(labels, classes, self.label_noise, rng, self.label_noise_kind, probabilities)
+
+    def corruption(self, n: int) -> Corruption:
+        """Return what is done to n training images."""
+        rng = np.random.default_rng((self.task_seed, 5))
+        return Corruption.drawn(n, self.corrupted, self.task_seed, rng)
 
 
 VARIANT = tuple(field.name for field in fields(Variant))  # the names of what varies a task
@@ -78,8 +106,6 @@ class Parts(NamedTuple):
     """Rows of a split for training and validation."""
 
     train: np.ndarray  # (n,) int64
-    labels: np.ndarray  # (n,) int64, what training sees
-    wrong: np.ndarray  # (n,) bool, label replaced by label_noise
     validation: np.ndarray  # (m,) int64
 
 
@@ -142,14 +168,29 @@ def with_duplicates(rows: np.ndarray, share: float, rng: np.random.Generator) ->
 
 
 def with_label_noise(
-    labels: np.ndarray, classes: int, share: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """`labels` (n,) with round(share · n) replaced by a uniformly drawn other class, and which (n,) bool."""
+    labels: np.ndarray,
+    classes: int,
+    share: float,
+    rng: np.random.Generator,
+    kind: str = "uniform",
+    confusion: np.ndarray | None = None,
+) -> np.ndarray:
+    """`labels` (n,) with round(share · n) replaced by another class.
+
+    By default all others are equally likely. `pair` is the next one, the first after the last. `confused` draws from
+    the label's row of `confusion` (C, C), whose rows add up to 1 and whose diagonal is 0.
+    """
     chosen = rng.permutation(len(labels))[: round(share * len(labels))]
-    wrong = np.zeros(len(labels), bool)
-    wrong[chosen] = True
-    shift = rng.integers(1, classes, len(labels))
-    return np.where(wrong, (labels + shift) % classes, labels), wrong
+    result = labels.copy()
+    if kind == "confused" and confusion is not None:
+        ends = np.cumsum(confusion, axis=1)
+        ends = (ends / ends[:, -1:] + np.arange(classes)[:, None]).ravel()  # class c has the numbers from c to c + 1
+        drawn = np.searchsorted(ends, labels[chosen] + rng.random(len(chosen)), side="right")
+        result[chosen] = drawn - classes * labels[chosen]
+    else:
+        shift = 1 if kind == "pair" else rng.integers(1, classes, len(labels))[chosen]
+        result[chosen] = (labels[chosen] + shift) % classes
+    return result
 
 
 def apportion(total: int, counts: np.ndarray) -> np.ndarray:

@@ -173,8 +173,8 @@ class TaskDistribution:
         return {*self._values_of("dataset"), *self.held_out_values.get("dataset", ())}
 
     @cached_property
-    def room(self) -> tuple[int, int, float]:
-        """The largest number of training samples, number of classes and budget of any task."""
+    def room(self) -> tuple[int, int, float, int]:
+        """The largest number of samples, of classes and budget of any task, and 1 if one has a reference, else 0."""
         tasks = list(itertools.chain(*self._cut))
         largest: dict[tuple, Task] = {}  # of each training split, the one that leaves out the fewest samples
         for task in sorted(tasks, key=lambda task: (task.train_size or math.inf, -task.imbalance)):
@@ -182,7 +182,8 @@ class TaskDistribution:
         sizing = ("dataset", "root", "image_size", "train_size", "imbalance")
         loaded = [data.load(**{name: getattr(task, name) for name in sizing})[0] for task in largest.values()]
         samples = max(*map(len, loaded), *(task.train_size or 0 for task in tasks))
-        return samples, max(len(train.classes) for train in loaded), max(*self.budgets, *self.held_out_budgets)
+        classes, references = max(len(train.classes) for train in loaded), any(task.reference for task in tasks)
+        return samples, classes, max(*self.budgets, *self.held_out_budgets), int(references)
 
     def __reduce__(self):
         """Pickle the arguments alone: the lists of tasks are long, and made from them anew."""
@@ -226,10 +227,10 @@ class TaskMixture:
         return set().union(*(part.datasets for part in self.parts))
 
     @cached_property
-    def room(self) -> tuple[int, int, float]:
-        """The largest number of training samples, number of classes and budget of any task."""
-        samples, classes, budget = map(max, zip(*(part.room for part in self.parts), strict=True))
-        return samples, classes, budget
+    def room(self) -> tuple[int, int, float, int]:
+        """The largest number of samples, of classes and budget of any task, and 1 if one has a reference, else 0."""
+        samples, classes, budget, references = map(max, zip(*(part.room for part in self.parts), strict=True))
+        return samples, classes, budget, references
 
     def __reduce__(self):
         """Pickle the arguments alone, as `TaskDistribution` does."""

@@ -20,6 +20,8 @@ from prune_env.selection import Action
 from prune_env.students.batched_mlp import train_epochs
 
 Arrays = dict[str, NDArray]
+ROOM = ("samples", "classes", "budget", "references")  # what the spaces have room for, the last 0 or 1
+NONE = np.empty(0, np.float32)  # what a member observes of a reference that it does not have
 
 
 class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
@@ -33,7 +35,8 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
     Members may differ in everything: a list or tuple of K values gives each its own, as in
     `budget=[3, 6], label_noise=[0.0, 0.2]`. Where they differ in the number of samples, N is the largest: a member
     with fewer has the label -1 and zeros for the rest, and what an action says there is ignored. The space always
-    has room for that label, since a task of fewer samples can be pinned.
+    has room for that label, since a task of fewer samples can be pinned. If a member has a reference, all observe one:
+    it is 0 where there is none.
 
     Args:
         num_envs: K.
@@ -80,9 +83,11 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
             for k in range(num_envs)
         ]
         rooms = [_needed(env) for env in self.envs] + ([] if self.tasks is None else [self.tasks.room])
-        self._room = samples, classes, budget = tuple(map(max, zip(*rooms, strict=True)))
+        self._room = samples, classes, budget, references = tuple(map(max, zip(*rooms, strict=True)))
         self.single_action_space = actions(samples)
-        self.single_observation_space = seen = observations(samples, classes, budget, first_label=-1)
+        self.single_observation_space = seen = observations(
+            samples, classes, budget, first_label=-1, reference=references > 0
+        )
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._lengths = {name: math.prod(space.shape or ()) for name, space in seen.items()}
@@ -129,7 +134,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
         members = np.flatnonzero(mask).tolist()
         for k in members:  # all environments are made before any is reset
             needed = self._room if pins[k] is None else _needed(self._members[k].environment(pins[k]))
-            for name, least, room in zip(("samples", "classes", "budget"), needed, self._room, strict=True):
+            for name, least, room in zip(ROOM, needed, self._room, strict=True):
                 if least > room:
                     raise ValueError(f"the task of member {k} has {name} {least}; the spaces have room for {room}")
         infos = {}
@@ -190,7 +195,7 @@ class PruneVectorEnv(gym.vector.VectorEnv[Arrays, Arrays, NDArray]):
     def _observe(self) -> Arrays:
         """Return all members' observations (K, …), as fresh arrays."""
         return {
-            name: np.array([_padded(seen[name], length, -1 if name == "label" else 0) for seen in self._seen])
+            name: np.array([_padded(seen.get(name, NONE), length, -1 if name == "label" else 0) for seen in self._seen])
             for name, length in self._lengths.items()
         }
 
@@ -235,9 +240,10 @@ def _seeds(seed: int | Sequence[int | None] | None, count: int) -> list[int | No
     return [None if one is None else int(one) + step for one, step in zip(seeds, steps, strict=True)]
 
 
-def _needed(env: PruneEnv) -> tuple[int, int, float]:
-    """Return what the spaces must have room for: samples, classes and budget."""
-    return len(env.train_data), len(env.train_data.classes), env.budget
+def _needed(env: PruneEnv) -> tuple[int, int, float, int]:
+    """Return what the spaces must have room for, see ROOM."""
+    train = env.train_data
+    return len(train), len(train.classes), env.budget, int(train.reference is not None)
 
 
 def _check_row(actions: Arrays, k: int, n: int) -> Action:

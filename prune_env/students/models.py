@@ -137,6 +137,16 @@ def check(model: str | Factory, channels: int, size: int, classes: int) -> Trait
     return seen(model, make, channels, size, classes)
 
 
+def flops(model: str | Factory, channels: int, size: int, classes: int) -> int:
+    """Return the floating-point operations of one image's forward pass: products of matrices and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode  # it takes a moment, and few runs have a reference
+
+    network, counter = build(model, channels, size, classes, seed=0).eval(), FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        network(torch.zeros(1, channels, size, size))
+    return max(1, counter.get_total_flops())
+
+
 @functools.lru_cache(maxsize=256)  # the environment asks for each task of a distribution, and again for each run
 def _tried(model: Any, make: Any, channels: int, size: int, classes: int) -> Traits:
     """As `check`; `make` is the caller's own function, which a name can stand for anew in a notebook."""

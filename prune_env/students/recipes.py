@@ -29,7 +29,7 @@ class Training:
     """
 
     model: str | None = None  # from Python also a function, see `models.build`
-    """Network, see `models.build`, or `module:function` of your own; by default one that suits the data set."""
+    """Network, see `prune-env list models`; by default one that suits the data set."""
     batch_size: int | None = None
     """Rows of a batch B; a batch's loss is sum(w_i l_i) / B, also when the batch is short. By default as tuned."""
     lr: float | None = None

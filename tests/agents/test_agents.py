@@ -81,6 +81,7 @@ def observe(n: int, state: str = "trained", seed: int = 0, spent: float = 0.3) -
         "forgets": rng.poisson(1, n),
         "visits": np.where(seen, visits, 0),
         "age": np.where(seen, age, 3),
+        "reference": rng.lognormal(-1, 1, n),
         "spent": [0.0 if state == "unseen" else spent],
         "budget": [10],
         "val_accuracy": [0.7],

@@ -112,6 +112,20 @@ def test_a_subset_is_held_for_the_period(name):
     assert np.any(first != second)
 
 
+# Losses
+
+
+@few
+@given(SIZES, KEEPS, SEEDS)
+def test_rho_loss_keeps_the_largest_losses_over_the_irreducible_ones(n, keep, seed):
+    """Mindermann et al., arXiv 2206.07137, equation 3: the training loss minus the irreducible holdout loss."""
+    o = observe(n, seed=seed)
+    reducible = [loss - own for loss, own in zip(o["loss"].tolist(), o["reference"].tolist(), strict=True)]
+    mask = kept(f"rho_loss:keep={keep}", o, rng_of())
+    assert set(np.flatnonzero(mask)) == slow_top(reducible, max(1, round(keep * n)))
+    assert chosen(make("rho_loss"), show(loss=[5.0, 1.0, 3.0, 0.1], reference=[4.9, 0.1, 1.0, 0.0])) == [1, 2]
+
+
 # InfoBatch
 
 

@@ -66,12 +66,14 @@ def test_a_glance_says_each_difference_where_it_belongs(columns: int, drawn: lis
     shades = mesh.get_array().reshape(3, columns)
     for text, (column, row) in zip(axes.texts, [(c, r) for r in range(3) for c in range(columns)], strict=True):
         each = means[cells[column]][agents[row]]
-        apart = each.interval is not None and abs(each.mean) > 1.2
+        apart = each.interval is None or abs(each.mean) > 1.2
         assert text.get_text() == f"{each.mean:+.1f}" + ("" if each.interval is None else "±1.2")
         assert shades[row, column] == (each.mean if apart else 0.0)
         box = text.get_window_extent().transformed(axes.transData.inverted())
         assert column < box.x0 < box.x1 < column + 1  # no number reaches into the next cell
-    told = [abs(each.mean) for of in means.values() for each in of.values() if each.interval and abs(each.mean) > 1.2]
+    told = [
+        abs(each.mean) for of in means.values() for each in of.values() if not each.interval or abs(each.mean) > 1.2
+    ]
     assert mesh.norm.vmax == -mesh.norm.vmin == np.median(told)
     heads = [label.get_window_extent() for label in axes.get_xticklabels()]
     assert len(heads) == columns

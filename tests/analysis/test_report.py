@@ -294,6 +294,8 @@ def test_thumbnails_are_the_samples(records: list[Record], tmp_path: Path):
         wrong = ", wrong" if train.wrong[index] else ""
         assert f"{train.classes[train.labels[index]]}{wrong}: {share:.0%}" in page.text
     assert ("figure", {"class": "wrong"}) in page.tags
+    assert page.text.count("Visits of wrong labels, relative to those of all samples") == 1
+    assert "full 1.00" in " ".join(page.text.split())
 
     others = copy.deepcopy(some)
     for record in others:

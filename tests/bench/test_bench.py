@@ -188,7 +188,7 @@ def test_the_tables_of_a_pruner_have_a_step_and_every_part(capsys, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     bench.main(bench.Args(("pruner",), rounds=1, samples=(300, 600), steps=1, rows=64))
     out = capsys.readouterr().out
-    assert re.search(r"│ step │( +[\d.]+ │){3}$", out, re.M)
+    assert re.search(r"│ step │( +[\d.,]+ │){3}$", out, re.M)
     assert all(re.search(rf"│ {part} +│( +[\d.]+ │){{3}}$", out, re.M) for part in pruner.PARTS)
 
 

@@ -65,14 +65,14 @@ def test_a_ledger_agrees_with_fractions_and_lets_no_more_be_spent_than_there_is(
 # ---------------------------------------------------------------- what goes through the student
 
 
-def play_and_count(agent, budget: float) -> tuple[PruneEnv, Counter]:
+def play_and_count(agent, budget: float, **settings) -> tuple[PruneEnv, Counter]:
     """An episode of 150 samples, and rows through the student by its mode: True in training, False in evaluation."""
     passes: list[tuple[object, bool, int]] = []
     hook = register_module_forward_hook(
         lambda module, args, out: passes.append((module, module.training, len(args[0])))
     )
     try:
-        env = digits(train_size=150, budget=budget)
+        env = digits(train_size=150, budget=budget, **settings)
         observation, _ = env.reset(seed=0)
         rng, done = np.random.default_rng(0), False
         getattr(agent, "reset", lambda: None)()
@@ -97,8 +97,10 @@ SCORE = {"scoring", "grand", "kakurenbo", "pdd", "selective_backprop"}  # the ot
 
 
 @pytest.mark.parametrize("name", ["scoring", *AGENTS, "kakurenbo+mixup=0.5", "same_amounts:kakurenbo"])
-def test_every_row_that_an_agent_causes_is_charged(name):
-    env, rows = play_and_count(scoring if name == "scoring" else make(name), budget=3.3)
+def test_every_row_that_an_agent_causes_is_charged(name, tmp_path):
+    np.save(tmp_path / "reference.npy", np.arange(1300))  # free; only `rho_loss` reads it
+    settings = {"budget": 3.3, "reference": str(tmp_path / "reference.npy")}
+    env, rows = play_and_count(scoring if name == "scoring" else make(name), **settings)
     assert env.trainer is not None
     ledger = env.trainer.ledger
     scored = rows[False] - ledger.evaluate  # in evaluation mode, but not of validation

@@ -192,6 +192,10 @@ WRONG_ARGUMENTS: dict[str, list] = {
     "image_size": [0],
     "train_size": [5, 10_000, 20.5],
     "label_noise": [1.5, "0.1"],
+    "label_noise_kind": ["odd", 1],
+    "labels": ["labels.txt", 3],
+    "corrupted": [1.5, "0.1"],
+    "reference": ["reference.txt", 3],
     "imbalance": [0.5],
     "duplicates": [1.0],
     "task_seed": [-1],
@@ -306,7 +310,7 @@ def test_every_argument_reaches_the_run():
     changes = {"price": 0.1, "label_noise": 0.3, "imbalance": 3.0, "duplicates": 0.3, "task_seed": 1, "model": "mlp:30"}
     changes |= {"batch_size": 20, "lr": 0.05, "momentum": 0.5, "weight_decay": 0.05, "warmup": 0.5, "ema": 0.3}
     changes |= {"label_smoothing": 0.2, "precision": "bfloat16", "budget": 2.0, "train_size": 99, "val_rest": True}
-    changes |= {"optimizer": "adamw"}
+    changes |= {"optimizer": "adamw", "corrupted": 0.3}
     found = [play(digits(**{"budget": 1.5, name: value}), seed=0) for name, value in changes.items()]
     for number, trace in enumerate([play(digits(budget=1.5), seed=0), *found]):
         for other in found[number:]:

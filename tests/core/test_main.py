@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import agents
 from prune_env import __main__ as command
+from prune_env.students import models
+from train.execution import plan
 
 ROOT = Path(__file__).parents[2]
 # The script that pip writes for an editable installation, of this checkout.
@@ -63,6 +67,39 @@ def test_the_usage_names_the_program(name, call, capsys):
     assert out.startswith(f"usage: prune-env {name} ")
     examples = [line for line in out.splitlines()[1:] if "prune-env " in line.split("#")[0]]
     assert all(line.count("prune-env ") == 1 for line in examples)  # each on a line of its own
+
+
+def test_what_is_listed_can_be_pasted(call, capsys):
+    def listed(kind: str) -> list[str]:
+        assert call("list", kind) == 0
+        return re.findall(r"^  (\S+)\n", capsys.readouterr().out.replace(",\n  ", ","), flags=re.MULTILINE)
+
+    for spec in listed("agents"):
+        if not re.search("PATH|AGENT|my_module", spec):
+            agents.make(spec)
+    assert listed("envs") == ["digits", "cifar10", "cifar100", "tinyimagenet", "imagenet", "imagefolder"]
+    assert [plan.short_id(plan.full_id(name)) for name in listed("envs")] == listed("envs")
+    names = listed("models")
+    assert {name.partition(":")[0] for name in names} == {*models.FAMILIES, "my_module"}
+    for name in names[:4]:
+        models.build(name, 3, 8, 10, seed=0)
+    for kind in ("prune_env/CIFAR10-v0", "cifar10", "CIFAR10", "cifar10-v0", "prune_env/cifar10"):
+        assert plan.full_id(kind) == "prune_env/CIFAR10-v0"
+    assert plan.full_id("tiny_imagenet") == "prune_env/TinyImageNet-v0"
+
+
+def test_the_help_begins_with_what_is_compared_and_shows_no_none(call, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        call("evaluate", "--help")
+    out = capsys.readouterr().out
+    flags = re.findall(r"^. (--[a-z-]+)", out, flags=re.MULTILINE)
+    assert flags[:7] == ["--agents", "--env", "--budget", "--seeds", "--keep", "--label", "--train-size"]
+    assert flags.index("--save-models") > flags.index("--lr")
+    assert flags.index("--engine") > flags.index("--name")
+    assert "None" not in out
+    assert "--no-" not in out
+    assert max(len(line) for line in out.splitlines() if " --" in line and "prune-env" not in line) == 100
 
 
 def test_in_a_wheel_it_says_where_the_programs_are(call, capsys, monkeypatch, tmp_path):

@@ -64,6 +64,15 @@ def test_the_order_of_draws_is_that_of_a_stable_sort(draws):
     assert order(place).tolist() == sorted(range(len(place)), key=lambda i: place[i])
 
 
+def test_zeros_and_ones_are_a_mask_where_they_cannot_be_indices():
+    for mask in ([0, 1, 1, 0], [1, 1], [0, 0, 0]):
+        for n in (None, len(mask)):
+            assert select(mask, n=n)["weight"].tolist() == mask
+            assert select(np.array(mask, np.uint8), n=n)["weight"].tolist() == mask
+    assert select([1, 0], n=2)["weight"].tolist() == [1, 1]  # both samples by index
+    assert select([1, 0], n=4)["weight"].tolist() == [1, 1, 0, 0]
+
+
 # ---------------------------------------------------------------- what is refused
 
 

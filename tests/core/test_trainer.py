@@ -50,7 +50,8 @@ def test_epochs_agree_with_loops_over_samples(model, keep, sizes):
         rates = [schedule((done + sum(sizes[:i]) + size / 2) / 72, 0.1, 0.1) for i, size in enumerate(sizes)]
         plain_epoch(network, sgd, images, labels, rows(selection), sizes, 5, rates, smoothing=0.3)
         done += keep
-    assert_weights(student, network, 1e-5)
+    # processors round products of convolutions unlike, and a maximum that flips moves a weight by some 1e-4
+    assert_weights(student, network, 1e-3 if model.startswith("convnet") else 1e-5)
 
 
 def test_how_much_is_held_in_memory_changes_nothing(monkeypatch):

@@ -17,6 +17,7 @@ from prune_env.data.storage import AHEAD, KINDS, Mapped
 from tests.helpers import processes, trees
 
 KNOBS: dict[str, Any] = {"train_size": 60, "label_noise": 0.2, "imbalance": 2.0, "duplicates": 0.2, "task_seed": 3}
+KNOBS |= {"corrupted": 0.4}
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def half_way(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The checkpoint of a run after its fourth step."""
     home = tmp_path_factory.mktemp("run")
     killed(run_of(), home, "decision", 5)
-    (path,) = home.iterdir()
+    path = home / "checkpoint.pt"
     return path.read_bytes()
 
 

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-import tyro
 from matplotlib.image import imread
 from rich.console import Group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,8 +29,8 @@ from tests.helpers import trees
 from tests.helpers.processes import alive, until
 from tests.helpers.runs import own_digits
 from train import evaluate, report, tune
-from train.analysis import curves, table
-from train.execution import checkpoints, executors, plan, process, program, provenance, results, saved
+from train.analysis import curves, records, table
+from train.execution import checkpoints, command_line, executors, plan, process, program, provenance, results, saved
 from train.execution.plan import Block, Place, make_plan
 from train.execution.run import DIED, Failure, Run, play
 
@@ -192,10 +191,11 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
     for _, rate in plan.with_rates(block).values():
         command = shlex.split(rate.partition("tune it: ")[2])
         assert command[:2] == ["prune-env", "tune"]
-        asked = tyro.cli(tune.Arguments, args=command[2:])
+        asked = command_line.read("tune", tune.Arguments, command[2:])
         dataset = plan.dataset_of(env)
         without_rate = {name: value for name, value in settings.items() if name != "lr"}
-        assert asked.settings() == {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
+        given = {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
+        assert plan.settings_of(asked.task, asked.training) == given
         assert (asked.env, asked.budget) == (env, (8.0, 30.0))
         assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
 
@@ -206,7 +206,7 @@ def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
     root = str(tmp_path / ("long name " * 12))
     ((_, rate),) = plan.with_rates(block, root).values()
     shown = table.plain(Group(*table.rate_lines([{"budget": 8.0, "rate": rate}])))
-    asked = tyro.cli(tune.Arguments, args=shlex.split(shown.splitlines()[-1])[2:])
+    asked = command_line.read("tune", tune.Arguments, shlex.split(shown.splitlines()[-1])[2:])
     assert asked.root == root
     assert asked.save == "cifar10"
 
@@ -252,10 +252,13 @@ def test_rows_pair_by_seed():
 # Options
 
 
-def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
+def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files(tmp_path: Path):
     """There is one declaration of each: a field of `Variant` or of `Training`."""
-    values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "imbalance": 2.0, "duplicates": 0.2}
-    values |= {"task_seed": 3, "val_rest": True, "val_size": 30, "model": "mlp:3", "batch_size": 9, "lr": 0.3}
+    values = {"image_size": 5, "train_size": 50, "label_noise": 0.1, "label_noise_kind": "pair"}
+    values |= {"labels": str(tmp_path / "own.npy"), "corrupted": 0.1, "imbalance": 2.0, "duplicates": 0.2}
+    values |= {"task_seed": 3, "val_rest": True, "val_size": 30, "reference": str(tmp_path / "own.npy")}
+    np.save(tmp_path / "own.npy", np.arange(1300) % 10)
+    values |= {"model": "mlp:3", "batch_size": 9, "lr": 0.3}
     values["weight_decay"] = 0.01
     values["optimizer"] = "adamw"
     values |= {"momentum": 0.5, "warmup": 0.2, "label_smoothing": 0.1, "ema": 0.5, "precision": "float32"}
@@ -265,8 +268,9 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
     flags = []
     for name, value in values.items():
         flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    assert tyro.cli(evaluate.Arguments, args=flags).settings() == values
-    assert tyro.cli(evaluate.Arguments, args=[]).settings() == {}
+    for words, expected in ((flags, values), ([], {})):
+        asked = command_line.read("evaluate", evaluate.Arguments, words)
+        assert plan.settings_of(asked.task, asked.training) == expected
     env = prune_env.PruneEnv(**{**values, "compile": "off"})
     assert env.recipe == Recipe(
         **{field.name: values[field.name] for field in dataclasses.fields(Training) if field.name != "compile"}
@@ -279,7 +283,7 @@ def test_every_option_is_a_flag_an_argument_and_an_entry_of_sweep_files():
 WRONG = {  # and what the line says
     "--env prune_env/Nothing-v0": "Nothing",
     "--env CartPole-v1": "'CartPole-v1' is not one of prune_env's",
-    "--env Digits-v0": "'Digits-v0' is not one of prune_env's: prune_env/Digits-v0, ",
+    "--env digit": "'digit' is not one of prune_env's: digits, cifar10, ",
     "--optimizer adam": "optimizer is 'adam'; it must be one of sgd, adamw",
     "--env prune_env/DigitsSummary-v0": "use 'prune_env/Digits-v0'",
     "--env prune_env/ImageFolder-v0 --root nowhere": "nowhere",
@@ -487,7 +491,7 @@ def test_diagnostics_of_a_known_rule(done: Done):
         assert outcome["wrong_visits"] is None
         assert outcome["age"] == pytest.approx(0.5 * 0.0 + 0.5 * 1.5)
         assert outcome["spent"] == pytest.approx(
-            {"train": 1.5, "score": 0.0, "evaluate": 4 * validated / 300, "total": 1.5}
+            {"train": 1.5, "score": 0.0, "reference": 0.0, "evaluate": 4 * validated / 300, "total": 1.5}
         )
         assert not outcome["diverged"]
         assert 0 < outcome["seconds"]["select"] < outcome["seconds"]["total"]
@@ -556,6 +560,25 @@ def test_other_budgets_and_agents_hide_nothing(done: Done, tmp_path: Path, capsy
     assert len(list((tmp_path / "small" / "tensorboard").iterdir())) == 2 * len(cells)
 
 
+def test_labels_name_agents_in_tables_and_in_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    it = ["--env", "DIGITS", "--train-size", "60", "--budget", "1", "--seeds", "1", "--workers", "0"]
+    it += ["--out", str(tmp_path), "--name", "it", "--agents", "full"]
+    always = {"": "full", "fifth": "ucb:keep=0.2"}
+    one = {"half": "ucb:keep=0.5"}
+    several = {"half:keep=0.5": "ucb:keep=0.5", "half:keep=0.4": "ucb:keep=0.4"}
+    for keep, more in ((["0.5"], one), (["0.5", "0.4"], several)):
+        assert evaluate.main([*it, "--keep", *keep, "--label", "half=ucb", "fifth=ucb:keep=0.2"]) == 0
+        assert {record["label"]: record["agent"] for record in _records(tmp_path / "it")} == {**always, **more}
+        names = {"full", "fifth", *more}
+        assert {run["agent"] for run in records.read(tmp_path / "it").records} == names
+        rows = {line.split()[0] for line in (tmp_path / "it" / "table.txt").read_text().splitlines() if "[–]" in line}
+        assert rows == names
+    capsys.readouterr()
+    for label, words in (("half", "NAME=AGENT"), ("ucb=random", "no agent has yet"), ("mine=full", "no other name")):
+        assert evaluate.main([*it, "--label", label]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_two_image_folders_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     small = ["--env", "prune_env/ImageFolder-v0", "--model", "mlp:8", "--budget", "1", "--seeds", "1", "--workers", "0"]
     small += ["--agents", "full", "--out", str(tmp_path / "runs")]
@@ -613,7 +636,7 @@ def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
     assert evaluate.main(arguments) == 1
     printed = capsys.readouterr()
     assert "4 run(s) failed, of broken:agent, moody:raises" in printed.err
-    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' (moody.py, line 2, step 1)" in printed.err
+    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' at moody.py:2 in step 1\n" in printed.err
     failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
     assert "cannot be imported: RuntimeError: at import" in failures[0]["error"]
     assert "raise RuntimeError" in failures[0]["traceback"]

@@ -9,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,20 +282,24 @@ def test_the_folder_of_results(done: Done):
 
 
 def test_progress_tells_the_time_left_where_there_is_no_terminal(done: Done):
-    where, first, *lines = done.stderr.splitlines()
+    where, first, *lines, written, after = done.stderr.splitlines()
     total = len(CELLS)
     assert where == f"results in {done.home}/runs/mine"
     assert first == f"{total} runs, 0 of them done before"
     pattern = re.compile(
-        r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+), seed (\d): [\d.]+%; (\d+):(\d\d):(\d\d) left"
+        r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+): [\d.]+ % in (\d) runs; (\d+):(\d\d):(\d\d) left"
     )
     found = [pattern.fullmatch(line) for line in lines]
     assert all(found)
     groups: list[Any] = [match.groups() for match in found if match]
-    assert [(int(done), int(of)) for done, of, *_ in groups] == [(i, total) for i in range(1, total + 1)]
-    told = sorted((task, agent, float(budget), int(seed)) for _, _, task, agent, budget, seed, *_ in groups)
-    assert told == sorted(CELLS)
+    ended = [int(done) for done, *_ in groups]
+    assert ended == sorted(ended)
+    assert (ended[-1], {int(of) for _, of, *_ in groups}) == (total, {total})
+    told = {(task, agent, float(budget)): int(runs) for _, _, task, agent, budget, runs, *_ in groups}
+    assert told == Counter((task, agent, budget) for task, agent, budget, _ in CELLS)  # a line an agent
     assert groups[-1][-3:] == ("0", "00", "00")
+    assert re.match(rf"wrote to {done.home}/runs/mine: accuracy-clean.png, accuracy-noisy.png, .*tensorboard/", written)
+    assert after == f"next: prune-env report {done.home}/runs/mine"
 
 
 # Kills

@@ -32,8 +32,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "learning.md"
 def test_a_script_of_the_docs_trains_a_policy_that_plays(zipped, changes, tmp_path, monkeypatch, capsys):
     if "Mlp" in changes:
         pytest.importorskip("sb3_contrib")
-    (script,) = (code for code in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if zipped in code)
-    (command,) = (line for line in re.findall(r"train\.evaluate (.*)", DOCS.read_text()) if f"learned:{zipped}" in line)
+    page = DOCS.read_text()
+    (script,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if zipped in code)
+    (command,) = (line for line in re.findall(r"prune-env evaluate (.*)", page) if f"learned:{zipped}" in line)
     for old, new in changes.items():
         assert old in script
         script = script.replace(old, new)

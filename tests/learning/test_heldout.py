@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,16 @@ def without_budgets(tasks) -> list[Task]:
 # Tasks
 
 
-def test_every_task_is_listed_once_in_its_part(tiny, capsys):
+def test_parts_are_counted_and_their_ranges_told(tiny, capsys):
     assert heldout.main(["tasks", "tiny"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    parts = re.split(r"^(?=\w)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
     each = "each at the budgets 1, 2.5, 6"
-    at = [lines.index(f"{head}, {each}") for head in ("held_out: 3", "validation: 2", "training: 11")]
-    listed = [lines[at[0] + 1 : at[1]], lines[at[1] + 1 : at[2]], lines[at[2] + 1 :]]
-    parts = (tiny.held_out, tiny.validation, tiny.training)
-    assert listed == [[f"  {heldout.title(task)}" for task in without_budgets(part)] for part in parts]
-    assert len({line for part in listed for line in part}) == 16
+    heads = [f"{head}, {each}" for head in ("held_out: 3 tasks", "validation: 2 tasks", "training: 11 tasks")]
+    assert [part.splitlines()[0] for part in parts] == heads
+    ranges = "  train_size: 60, 80\n  label_noise: 0.0, 0.2\n  imbalance: 1.0, 2.0\n  val_rest: True\n"
+    assert parts[2] == f"{heads[2]}\n{ranges}  model: mlp:4\n  lr_factor: 0.5, 1.4\n"
+    many = [Task(task_seed=seed, train_size=None if seed else 9) for seed in range(20)]
+    assert heldout.ranges(many) == {"train_size": "None, 9", "task_seed": "0 to 19, 20 values"}
 
 
 def test_titles_say_what_differs_from_a_plain_task():
@@ -147,7 +149,7 @@ def runs(agent: str, task: str, accuracies: dict[float, list[float]]) -> list[di
 
 def cells(table: Table) -> dict[str, list[str]]:
     """Rows by agent."""
-    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    columns = [[str(getattr(cell, "spec", cell)) for cell in column.cells] for column in table.columns]
     return {row[0]: list(row[1:]) for row in zip(*columns, strict=True)}
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import rankdata
 
 from train import proxies
+from train.analysis import figures
 
 RULES = ("a", "b", "c")
 GAINS = {  # by kind and trouble, of the three rules
@@ -61,3 +62,18 @@ def test_the_committed_table_is_that_of_the_committed_records(tmp_path):
         (tmp_path / name).write_bytes((committed / name).read_bytes())
     assert proxies.main([str(tmp_path)]) == 0
     assert (tmp_path / "proxies.txt").read_text() == (committed / "proxies.txt").read_text()
+
+
+def test_the_figure_has_a_line_for_each_rule_the_best_on_top(tmp_path, monkeypatch):
+    write(tmp_path)
+    drawn: list = []
+    monkeypatch.setattr(figures, "_small_png", lambda figure: drawn.append(figure) or b"a picture")
+    assert proxies.main([str(tmp_path)]) == 0
+    assert (tmp_path / "gains.png").read_bytes() == b"a picture"
+    (axes,) = drawn[0].axes
+    of_target = GAINS["target"]
+    order = sorted(range(len(RULES)), key=lambda rule: -sum(gains[rule] for gains in of_target.values()))
+    assert [text.get_text() for text in axes.get_yticklabels()] == [RULES[rule] for rule in order]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"{trouble}\nbudget 8" for trouble in of_target]
+    cells = [f"{of_target[trouble][rule]:+.1f}" for rule in order for trouble in of_target]
+    assert [text.get_text() for text in axes.texts] == cells

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tyro
 from gymnasium.utils import seeding
 
 import prune_env
@@ -17,6 +16,7 @@ from prune_env.students import recipes
 from prune_env.students.recipes import Recipe, tuned
 from prune_env.trainer import Trainer
 from train import tune
+from train.execution import command_line
 from train.tune import full_training, store
 
 RECIPES = Path(prune_env.__file__).parent / "students" / "recipes.json"
@@ -138,7 +138,7 @@ def test_rates_of_adamw_stand_beside_the_rates_of_sgd(path, monkeypatch):
     found = tuned("digits", "mlp", 10.0, optimizer="adamw")
     assert found.values == {**customary.values, "lr": 0.003}
     assert (found.fits, tuned("digits", "mlp", 10.0)) == (True, sgd)
-    rates = [tyro.cli(tune.Arguments, args=args).lr for args in ([], ["--optimizer", "adamw"])]
+    rates = [command_line.read("tune", tune.Arguments, args).lr for args in ([], ["--optimizer", "adamw"])]
     assert [rates[0], [rate * 40 for rate in rates[1]]] == [(0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8), [*rates[0]]]
 
 

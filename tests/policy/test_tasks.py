@@ -77,7 +77,7 @@ def test_draws_are_training_tasks_each_equally_likely():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"values": {"depth": (1, 2)}}, "tasks have no 'depth'; there are budget, dataset"),
+        ({"values": {"depth": (1, 2)}}, "tasks have no 'depth'; there are budget, corrupted, dataset"),
         ({"values": {**VALUES, "model": ()}}, r"'model' are \(\)"),
         ({"values": {**VALUES, "model": "mlp"}}, "'model' are mlp; they must be a tuple"),
         ({"values": {**VALUES, "label_noise": (1, 1.0)}}, "'label_noise' are .*distinct"),
@@ -144,7 +144,9 @@ def test_a_pickle_has_the_arguments_alone():
 def test_there_is_room_for_the_most_samples_of_any_task(values, samples):
     if samples == 400:
         samples = len(data.load("digits", imbalance=4.0)[0])
-    assert TaskDistribution(values, validations=0, held_outs=0).room == (samples, 10, 10.0)
+    assert TaskDistribution(values, validations=0, held_outs=0).room == (samples, 10, 10.0, 0)
+    given = {**values, "reference": ("of_all.csv", None)}
+    assert TaskDistribution(given, validations=0, held_outs=0).room == (samples, 10, 10.0, 1)
 
 
 def test_there_is_room_for_every_data_set(tmp_path):
@@ -154,7 +156,7 @@ def test_there_is_room_for_every_data_set(tmp_path):
     tasks = TaskDistribution({"dataset": ("imagefolder",), "root": roots}, validations=0, held_outs=0)
     lengths = [len(data.load("imagefolder", root=root)[0]) for root in roots]
     assert lengths[0] != lengths[1]
-    assert tasks.room == (max(lengths), 12, 10.0)
+    assert tasks.room == (max(lengths), 12, 10.0, 0)
 
 
 # ---------------------------------------------------------------- several distributions as one
@@ -177,7 +179,7 @@ def test_a_mixture_has_the_tasks_and_the_room_of_its_parts():
     assert BOTH.training == ONE.training + SMALL.training
     assert (BOTH.validation, BOTH.held_out) == (SMALL.validation, SMALL.held_out)
     assert BOTH.budgets == BOTH.held_out_budgets == (1.0, 2.0)
-    assert (BOTH.room, BOTH.datasets) == ((30, 10, 2.0), {"digits"})
+    assert (BOTH.room, BOTH.datasets) == ((30, 10, 2.0, 0), {"digits"})
 
 
 def test_a_mixture_survives_json_and_pickle():

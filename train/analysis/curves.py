@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 import time
 from collections.abc import Sequence
 from io import StringIO
@@ -36,12 +35,11 @@ def write_csv(path: Path, records: Sequence[Record]) -> None:
 
 
 def write_events(folder: Path, records: Sequence[Record]) -> None:
-    """Write TensorBoard events of each run to `folder`/<agent>-b<budget>-s<seed>; what was in `folder` goes.
+    """Write TensorBoard events of each run to `folder`/<agent>-b<budget>-s<seed>.
 
     The step is the compute spent, in thousandths of a full-epoch equivalent, so that agents compare at equal
     compute. The last step has the test accuracy.
     """
-    shutil.rmtree(folder, ignore_errors=True)
     for record in records:
         curve, results = record["curve"], record["results"]
         writer = EventFileWriter(str(folder / run_name(record["agent"], record["budget"], record["seed"])))

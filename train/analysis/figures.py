@@ -7,7 +7,6 @@ up however many they are. All colours can be told apart by the colour-blind.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import cycle, product
@@ -26,7 +25,7 @@ from PIL import Image
 from train.analysis.records import Record
 from train.analysis.statistics import Interval, Mean, side
 from train.analysis.summary import FULL, Row, grouped, rows
-from train.analysis.text import readable, spread
+from train.analysis.text import folded, number, readable, spread
 
 # Okabe and Ito's colours
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
@@ -70,7 +69,7 @@ def evaluation(records: Sequence[Record], title: str) -> Figure:
     """
     groups = grouped(records)
     looks = _looks(list(dict.fromkeys(agent for agents in groups.values() for agent in agents)))
-    names = {budget: {agent: _folded(agent, 24) for agent in agents} for budget, agents in groups.items()}
+    names = {budget: {agent: _text(folded(agent, 24)) for agent in agents} for budget, agents in groups.items()}
     heights = [max(4.2, 1.0 + float(_heights(of.values(), 0.17).sum())) for of in names.values()]
     figure = Shown(figsize=(11, 0.8 + sum(heights)), dpi=120, layout="constrained")
     figure.suptitle(_text(title))
@@ -176,7 +175,7 @@ def accuracy(cells: Mapping[float, Sequence[Row]], agents: Sequence[str]) -> byt
         if agent != FULL and FULL in curves:
             _draw_means(axes, curves[FULL], "black", "--")
         _draw_means(axes, curves[agent], "black" if agent == FULL else BLUE, "-")
-        below = [f"{mean.mean:.1f}" for mean in curves[agent].values() if mean.mean < low]
+        below = [number(mean.mean, ".1f") for mean in curves[agent].values() if mean.mean < low]
         if below:
             axes.text(0.97, 0.03, "▼ " + ", ".join(below), transform=axes.transAxes, ha="right", size=5.8, color=BLUE)
         axes.grid(alpha=0.3)
@@ -234,37 +233,44 @@ def divided(shares: Mapping[str, Sequence[float]]) -> bytes:
     return _small_png(figure)
 
 
-def glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]]) -> list[bytes]:
+def glance(
+    cells: Mapping[tuple[str, float], Mapping[str, Mean]], what: str = "points of test accuracy over full training"
+) -> list[bytes]:
     """Draw agents × troubles: points over `full`, with their interval, in colour where the interval leaves out 0.
 
-    `cells` maps a task and budget, a column, to the differences of the agents, which are the same in each. An image has
-    up to CELLS columns. All have the same colours.
+    `cells` maps a task and budget, a column, to the differences of the agents, which are the same in each; those of one
+    seed, without an interval, have colours too. An image has up to CELLS columns. All have the same colours.
     """
-    told = [abs(d.mean) for of_cell in cells.values() for d in of_cell.values() if side(d.interval)]
+    told = [abs(d.mean) for of_cell in cells.values() for d in of_cell.values() if _told(d)]
     reach = max(float(np.median(told or [0.0])), 0.5)  # points from which on a colour is full
-    return [_glance({cell: cells[cell] for cell in some}, reach) for some in chunks(list(cells), CELLS)]
+    return [_glance({cell: cells[cell] for cell in some}, reach, what) for some in chunks(list(cells), CELLS)]
+
+
+def _told(difference: Mean) -> bool:
+    return difference.interval is None or bool(side(difference.interval))
 
 
 @rc_context(LETTERS)
-def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float) -> bytes:
+def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float, what: str) -> bytes:
     agents = list(next(iter(cells.values())))
     differences = [[of_cell[agent] for of_cell in cells.values()] for agent in agents]  # rows of cells
     figure, axes, places, heights = _lines(agents, 1.2)
-    shown = np.array([[d.mean if side(d.interval) else 0.0 for d in row] for row in differences])
+    shown = np.array([[d.mean if _told(d) else 0.0 for d in row] for row in differences])
     scale = LinearSegmentedColormap.from_list("", (VERMILION, "white", GREEN))
     edges = np.concatenate([[0.0], np.cumsum(heights)])
     axes.pcolormesh(np.arange(len(cells) + 1), edges, shown, cmap=scale, norm=Normalize(-reach, reach), edgecolor="0.9")
     for place, row in zip(places, differences, strict=True):
         for column, each in enumerate(row):
             half = "" if each.interval is None else f"±{each.interval[1] - each.mean:.1f}"
-            ink = "black" if side(each.interval) else "0.35"
+            ink = "black" if _told(each) else "0.35"
             axes.text(column + 0.5, place, f"{each.mean:+.1f}{half}", ha="center", va="center", size=5.7, color=ink)
     width, several = 80 // (2 + len(cells)), len({task for task, _ in cells}) > 1
-    names = [(_folded(task, width, " :,+/_=") + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
+    names = [(_text(folded(task, width, " :,+/_=")) + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
     axes.set_xticks(np.arange(len(cells)) + 0.5, names)
     axes.tick_params(axis="x", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
-    figure.supxlabel("points of test accuracy over full training, ± 95 % interval;\nwhite: not told apart from it")
+    several_seeds = any(each.interval for row in differences for each in row)
+    figure.supxlabel(what + (", ± 95 % interval;\nwhite: not told apart from it" if several_seeds else ""))
     return _small_png(figure)
 
 
@@ -277,7 +283,7 @@ def chunks(items: Sequence[Item], many: int = PANELS) -> list[Sequence[Item]]:
 
 def _lines(agents: Sequence[str], around: float) -> tuple[Figure, Axes, NDArray, NDArray]:
     """A figure with a line for each agent, the first on top: its axes, and the lines' places and heights in inches."""
-    names = [_folded(agent, 24) for agent in agents]
+    names = [_text(folded(agent, 24)) for agent in agents]
     heights = _heights(names, 0.11)
     places = np.cumsum(heights) - heights / 2
     figure = Figure(figsize=(WIDTH, around + float(heights.sum())), dpi=DPI, layout="constrained")
@@ -296,7 +302,7 @@ def _heights(names: Iterable[str], line: float) -> NDArray[np.float64]:
 def _panels(agents: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each agent, all with the same axes."""
     lines = math.ceil(len(agents) / COLUMNS)
-    names = [_folded(agent, 21) for agent in agents]
+    names = [_text(folded(agent, 21)) for agent in agents]
     folds = max(name.count("\n") for name in names)
     figure = Figure(figsize=(WIDTH, 0.55 + (height + 0.1 * folds) * lines), dpi=DPI, layout="constrained")
     grid = figure.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
@@ -323,16 +329,6 @@ def _limits(means: Iterable[Mean], zero: bool = False) -> tuple[float, float]:
         low, high = min(low, 0.0), max(high, 0.0)
     space = 0.05 * (high - low) or 0.5
     return low - space, high + space
-
-
-def _folded(name: str, width: int, behind: str = ":,+") -> str:
-    """A name in lines of about `width` characters, folded behind the characters `behind` where there are some."""
-    lines = [""]
-    for part in re.findall(rf"[^{behind}]{{1,{width}}}[{behind}]?|[{behind}]", name):
-        if lines[-1] and len(lines[-1] + part) > width:
-            lines.append("")
-        lines[-1] += part
-    return _text("\n".join(lines))
 
 
 def _text(text: str) -> str:

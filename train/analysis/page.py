@@ -18,7 +18,8 @@ from train.analysis.records import Record, Results
 from train.analysis.statistics import Mean, side
 from train.analysis.summary import FULL, Row, Saving
 from train.analysis.table import MOSTLY
-from train.analysis.text import count, listed, readable, spread
+from train.analysis.text import count, listed, number, readable, spread
+from train.execution.diagnostics import RANKS
 
 HERE = Path(__file__).parent
 SHOWN = 30  # rows of a table up to which it is unfolded
@@ -81,7 +82,7 @@ def embed(png: bytes) -> str:
 
 def breakable(name: str) -> Markup:
     """Return a long name that may go on in the next line behind its punctuation."""
-    return Markup(re.sub(r"(?<=[:,+])", "<wbr>", str(escape(name))))
+    return Markup(re.sub(r"(?<=[:,+/])", "<wbr>", str(escape(name))))
 
 
 def bound(saving: Saving) -> str:
@@ -156,6 +157,7 @@ def _task(number: int, name: str, records: list[Record], root: str | None) -> di
         "savings": gained,
         "absent": [what for what, has in needed.items() if not has],
         "figures": drawn,
+        "spoiled": [(what, visits) for name, what in sheets.SPOILED.items() if (visits := _spoiled(agents, name))],
         "missing": missing,
         "pictures": [_examples(agent, agents[agent], train) for agent in pictures.pictured(list(shares)) if train],
         "recipe": _recipe(records),
@@ -174,7 +176,8 @@ def _longer(curve: dict[float, float]) -> str:
     last = max(curve, default=0.0)
     if at == last:
         return ""
-    return f"Full training is best at budget {at:g}: {curve[at]:.2f} %, and {curve[last]:.2f} % at {last:g}."
+    best, end = number(curve[at], ".2f"), number(curve[last], ".2f")
+    return f"Full training is best at budget {at:g}: {best} %, and {end} % at {last:g}."
 
 
 def _figures(
@@ -199,9 +202,15 @@ def _figures(
         yield "sometimes", "Shares of samples always, sometimes and never kept, by agent", figures.divided(shares)
 
 
+def _spoiled(agents: dict[str, list[Record]], name: str) -> dict[str, float]:
+    """Visits of samples that are spoiled in one way, relative to all, by agent."""
+    found = {agent: sheets.spoiled_visits([run["results"] for run in runs], name) for agent, runs in agents.items()}
+    return {agent: visits for agent, visits in found.items() if visits is not None}
+
+
 def _filled(shares: Sequence[Sequence[float | None] | None]) -> list[Sequence[float | None]]:
     """Shares kept, in each part of the budget those of the last step that had begun."""
-    lines: list[Sequence[float | None]] = [[None] * max(len(row) for row in shares if row is not None)]
+    lines: list[Sequence[float | None]] = [[None] * RANKS]
     for row in shares:
         lines.append(lines[-1] if row is None else row)
     return lines[1:]

@@ -30,9 +30,12 @@ def training_data(record: Record, root: str | None) -> tuple[Data | None, str]:
         dataset = settings["dataset"]
         if root is None and dataset != "digits":  # they come with the package
             return None, "--root, the folder with the images, was not given."
-        train, _ = data.load(dataset, root=root, **{name: settings[name] for name in TASK if name in settings})
+        names = [name for name in TASK if name in settings and name != "reference"]
+        train, _ = data.load(dataset, root=root, **{name: settings[name] for name in names})
     except FileNotFoundError:
-        return None, "the images were not found; --root says where they are."
+        labels = configuration["settings"].get("labels")
+        beside = f", and {labels} is looked for in the current folder" if labels else ""
+        return None, f"the images were not found; --root says where they are{beside}."
     except (ValueError, OSError, gym.error.Error) as error:  # damaged images, or an id of another version
         return None, f"the images could not be read ({' '.join(str(error).split())}); --root says where they are."
     if train.digest != configuration["data"]["train"]:

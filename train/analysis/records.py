@@ -75,11 +75,11 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def told_apart(records: Collection[Record]) -> list[Record]:
-    """Return records in which tasks of one name have different names, if their data or their networks differ.
+    """Return records in which agents have their labels, and tasks different names if data or networks differ.
 
     Two folders of images can have one name, and a network of the caller's own may have been edited.
     """
-    found = list(records)
+    found = [{**record, "agent": record["label"]} if record.get("label") else record for record in records]
     for what, part in (("data", "provenance"), ("network", "configuration")):
         values = [json.dumps(record.get(part, {}).get(what), sort_keys=True) for record in found]
         kinds: dict[str, set[str]] = defaultdict(set)

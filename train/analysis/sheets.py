@@ -19,6 +19,7 @@ from train.analysis.summary import Row
 from train.analysis.text import readable
 
 Line = dict[str, Any]
+SPOILED = {"wrong_visits": "wrong labels", "corrupted_visits": "corrupted images"}  # entries of results, in words
 
 
 def make(records: Sequence[Record]) -> dict[str, str]:
@@ -50,9 +51,14 @@ def mean(values: Sequence[Sequence[Any]]) -> NDArray[np.float64]:
     return np.ma.masked_invalid(np.array(values, dtype=np.float64)).mean(axis=0).filled(np.nan)
 
 
+def spoiled_visits(results: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return the mean over runs of an entry of SPOILED; None if no sample was spoiled so."""
+    values = [result[name] for result in results if result.get(name) is not None]  # older records lack an entry
+    return float(np.mean(values)) if values else None
+
+
 def _of_agent(row: Row, results: Sequence[Mapping[str, Any]]) -> Line:
     """A row of the table, and means over the seeds of what the table has no room for."""
-    wrong = [r["wrong_visits"] for r in results if r["wrong_visits"] is not None]
     return {
         "seeds": row.accuracy.seeds,
         "accuracy": row.accuracy.mean,
@@ -63,7 +69,7 @@ def _of_agent(row: Row, results: Sequence[Mapping[str, Any]]) -> Line:
         "worst_class": 100 * np.mean([r["test_worst_class_accuracy"] for r in results]),
         "gini": np.mean([r["visits_gini"] for r in results]),
         "age": np.mean([r["age"] for r in results]),
-        "wrong_visits": np.mean(wrong) if wrong else None,
+        **{name: spoiled_visits(results, name) for name in SPOILED},
         "scoring": np.mean([r["spent"]["score"] for r in results]),
         "diverged": sum(r["diverged"] for r in results),
     }

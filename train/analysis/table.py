@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +19,7 @@ from train.analysis import summary
 from train.analysis.records import Record
 from train.analysis.statistics import FEW_SEEDS
 from train.analysis.summary import Row, grouped, rows
-from train.analysis.text import readable, spread
+from train.analysis.text import folded, number, readable, spread
 
 WIDTH = 100  # characters: what fits a README and a narrow terminal
 MOSTLY = 0.98  # share of the budget below which compute is not equal any more
@@ -30,7 +32,7 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
     incomplete, unspent = [], []
     for budget, agents in groups.items():
         ordered = rows(agents)
-        parts += [_table(budget, ordered), ""]
+        parts += [_Budget(budget, ordered), ""]
         unspent += [f"{row.agent} at {budget:g}" for row in ordered if row.spent < MOSTLY * budget]
         incomplete += [
             f"{row.agent} at {budget:g} has {row.accuracy.seeds}" for row in ordered if row.accuracy.seeds < seeds
@@ -99,23 +101,48 @@ def plain(tables: RenderableType) -> str:
     return "".join(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-def _table(budget: float, ordered: list[Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=0, title_justify="left", title_style="bold")
-    table.title = f"Budget {budget:g} full-epoch equivalents"
-    table.add_column("agent", overflow="fold")
-    headers = ("test accuracy %", "difference to full", "kept\n%", "cover\n%", "spent", "time\ns", "agent\ns")
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
-    for row in ordered:
-        difference = row.difference
-        table.add_row(
-            Text(readable(row.agent)),  # square brackets in a spec are not rich's markup
-            spread(row.accuracy.mean, row.accuracy.interval, ".2f", " [–]"),
-            "" if difference is None else spread(difference.mean, difference.interval, "+.2f", " [–]"),
-            f"{row.kept:.1f}",
-            f"{row.coverage:.1f}",
-            f"{row.spent:.2f}",
-            f"{row.seconds:.2f}",
-            f"{row.select_seconds:.3f}",
-        )
-    return table
+class Name:
+    """An agent's spec in a cell, folded behind punctuation; square brackets in it are not rich's markup."""
+
+    def __init__(self, spec: str):
+        self.spec = readable(spec)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(folded(self.spec, options.max_width))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(max(map(len, re.split("(?<=[:,+/])", self.spec))), len(self.spec))
+
+
+class _Budget:
+    """The table of one budget; a narrow terminal has no room for all of its columns."""
+
+    def __init__(self, budget: float, ordered: list[Row]):
+        self._budget, self._rows = budget, ordered
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=box.SIMPLE_HEAD, padding=0, title_justify="left", title_style="bold")
+        table.title = f"Budget {self._budget:g} full-epoch equivalents"
+        table.add_column("agent")
+        for header, needs, _ in COLUMNS:
+            if options.max_width >= needs:
+                table.add_column(header, justify="right", no_wrap=True)
+        for row in self._rows:
+            cells = (cell(row) for _, needs, cell in COLUMNS if options.max_width >= needs)
+            table.add_row(Name(row.agent), *cells)
+        yield table
+
+
+def _difference(row: Row) -> str:
+    return "" if row.difference is None else spread(row.difference.mean, row.difference.interval, "+.2f", " [–]")
+
+
+COLUMNS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (  # header, characters of a terminal that it needs, cell
+    ("test accuracy %", 0, lambda row: spread(row.accuracy.mean, row.accuracy.interval, ".2f", " [–]")),
+    ("difference to full", 0, _difference),
+    ("kept\n%", 0, lambda row: number(row.kept, ".1f")),
+    ("cover\n%", WIDTH, lambda row: number(row.coverage, ".1f")),
+    ("spent", 0, lambda row: number(row.spent, ".2f")),
+    ("time\ns", 0, lambda row: number(row.seconds, ".2f")),
+    ("agent\ns", WIDTH, lambda row: number(row.select_seconds, ".3f")),
+)

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +29,7 @@ from train.bench.peers import time_many, time_peers, time_step
 from train.bench.pruner import BATCH, PARTS, time_epoch, time_loops
 from train.bench.scale import EVERY_EPOCH, time_decision, time_parts, time_selecting, turns
 from train.bench.timing import in_turn, ratio
+from train.execution import command_line
 
 Section = Literal["steps", "peers", "students", "scale", "decisions", "pruner"]
 
@@ -68,7 +68,7 @@ class Args:
 
 def main(args: Args | None = None) -> int:
     """Print the tables that `args` (else the command line's arguments) ask for."""
-    args = args or tyro.cli(Args, description=__doc__)
+    args = args or command_line.read("bench", Args, None, __doc__)
     torch.set_num_threads(args.threads)
     console = Console(width=100)
     for section in args.only:

@@ -46,6 +46,8 @@ def time_decision(spec: str, n: int, rounds: int) -> float:
     """Median seconds of a decision that is not the episode's first, for bandits one that selects anew."""
     rng = np.random.default_rng(0)
     seen, agent = observation(n, rng), agents.make(spec)
+    if agents.needs_reference(spec):
+        seen["reference"] = rng.random(n, np.float32)
     spent = iter([0.01 + 0.8 * turn / (rounds + 1) for turn in range(rounds + 1)])
 
     def decide() -> None:

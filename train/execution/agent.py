@@ -95,6 +95,16 @@ def late(note: Path) -> AgentError | None:
     return AgentError(line, where) if where else None
 
 
+class _Shown(dict[str, np.ndarray]):
+    """An observation that remembers for which entry it was asked in vain."""
+
+    missed: tuple[str, ...] = ("",)
+
+    def __missing__(self, name: str) -> np.ndarray:
+        self.missed = (name,)
+        raise KeyError(name)
+
+
 class Seat:
     """An agent with the generator of its run.
 
@@ -110,23 +120,25 @@ class Seat:
     def __init__(self, agent: str | Given, seed: int, limit: TimeLimit | None = None):
         self._limit = limit or TimeLimit()
         self._step = 0
+        self._shown = _Shown()
         self._agent = self._do("to be made", lambda: _made(agent))
         self._rng = np.random.default_rng([seed, streams.AGENT])
 
     def act(self, observation: Observation) -> Action:
-        """Return a valid action. The agent sees read-only arrays, and must leave global generators be."""
+        """Return a valid action. The arrays are the agent's own from now on; it must leave global generators be."""
         self._step += 1
-        shown = {name: _read_only(values) for name, values in observation.items()}
+        self._shown = _Shown(observation)
+        n = len(observation["loss"])
 
         def decide() -> Action:
             before = {name: get() for name, get in GENERATORS.items()}
-            action = self._agent(shown, self._rng)
+            action = self._agent(self._shown, self._rng)
             for name, get in GENERATORS.items():
                 if get() != before[name]:
                     raise RuntimeError(
                         f"the agent drew from {name}'s global generator, or seeded it; it is given its own"
                     )
-            return selection.check(action, len(observation["loss"]))
+            return selection.check(action, n)
 
         threads = torch.get_num_threads()
         action = self._do("for one decision", decide)
@@ -153,9 +165,12 @@ class Seat:
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if not frame.filename.startswith(NOT_AGENTS)]
-            place = f"{Path(own[-1].filename).name}, line {own[-1].lineno}, " if own else ""
-            step = f"step {self._step}" if self._step else "before the first step"
-            raise AgentError(f"{line_of(error)} ({place}{step})", traceback.format_exc()) from error
+            place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+            step = f"in step {self._step}" if self._step else "before the first step"
+            line = f"{line_of(error)}{place} {step}"
+            if isinstance(error, KeyError) and error.args == self._shown.missed:
+                line += f"; entries are {', '.join(self._shown)}"
+            raise AgentError(line, traceback.format_exc()) from error
 
 
 def _made(agent: str | Given) -> agents.Agent:
@@ -167,16 +182,8 @@ def _made(agent: str | Given) -> agents.Agent:
     return made
 
 
-def _read_only(values: np.ndarray) -> np.ndarray:
-    shown = values.view()
-    shown.flags.writeable = False
-    return shown
-
-
 def line_of(error: BaseException) -> str:
     """Return type and message in one line; unlike str(error), this never raises."""
     line = " ".join("".join(traceback.format_exception_only(type(error), error)).split())
-    if isinstance(error, ValueError) and "read-only" in line:
-        line += "; an agent must not change its observation: copy what it works on"
     line = line.encode("utf-8", "backslashreplace").decode()  # an odd file name in it could not be written
     return line if len(line) <= LINE else f"{line[:LINE]}... ({len(line):,} characters)"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 TIMES = 20  # equal parts of the budget
 RANKS = 10  # equal parts of the samples, by difficulty
@@ -106,6 +107,12 @@ def gini(visits: NDArray) -> float:
     if total == 0.0:
         return 0.0
     return float((2 * np.arange(1, n + 1) - n - 1) @ ordered / (n * total))
+
+
+def relative_visits(visits: NDArray, mask: Tensor | None) -> float | None:
+    """Return the mean visits of the samples of a mask (N,), relative to those of all; None without such or visits."""
+    some = np.zeros(len(visits), np.bool_) if mask is None else mask.cpu().numpy()
+    return float(visits[some].mean() / visits.mean()) if some.any() and visits.any() else None
 
 
 def class_visits(visits: NDArray, labels: NDArray, classes: int) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import traceback
 from collections.abc import Iterable, Mapping
@@ -20,8 +21,10 @@ from prune_env.data.task import VARIANT, Variant
 from prune_env.students.recipes import Training, default_model, nearest, tuned
 from train.execution import provenance, results
 from train.execution.agent import Given, line_of
+from train.execution.results import FILES
 from train.execution.run import Failure, Run
 
+PLAIN = "prune_env.env:PruneEnv"  # entry point of the environments in which agents choose samples
 TASK = ("image_size", *VARIANT)
 SETTINGS = (*TASK, *(option.name for option in fields(Training)))
 
@@ -38,26 +41,41 @@ class Block:
     budgets: tuple[float, ...]  # full-epoch equivalents
     seeds: int
     given: Mapping[str, Given] = field(default_factory=dict)  # agents of the calling program, by name
+    labels: Mapping[str, str] = field(default_factory=dict)  # what tables call agents, by their specs with `keep`
 
 
-@dataclass
-class Options:
-    """What to train on, and how: the flags of every program that trains."""
+@dataclass(frozen=True, kw_only=True)
+class Data(Variant):
+    """What is trained on, beside the data set."""
 
-    env: str = "prune_env/Digits-v0"
-    """Environment id: the data set."""
     image_size: int | None = None
     """Side in pixels that images are resized to, where the data set allows it."""
-    variant: Annotated[Variant, tyro.conf.arg(name="")] = field(default_factory=Variant)
-    training: Annotated[Training, tyro.conf.arg(name="")] = field(default_factory=Training)
 
-    def settings(self) -> dict[str, Any]:
-        """Return the options that differ from their defaults: keyword arguments of the environment."""
-        settings = {} if self.image_size is None else {"image_size": self.image_size}
-        for of in (self.variant, self.training):
-            values = {option.name: (getattr(of, option.name), option.default) for option in fields(of)}
-            settings |= {name: value for name, (value, default) in values.items() if value != default}
-        return settings
+
+TaskOptions = Annotated[Data, tyro.conf.arg(name="task", help="")]
+TrainingOptions = Annotated[Training, tyro.conf.arg(name="training", help="")]
+
+
+def settings_of(task: Variant, training: Training) -> dict[str, Any]:
+    """Return the options that differ from their defaults: keyword arguments of the environment."""
+    values = {
+        option.name: (getattr(of, option.name), option.default) for of in (task, training) for option in fields(of)
+    }
+    return {name: values[name][0] for name in SETTINGS if values[name][0] != values[name][1]}
+
+
+def short_id(env_id: str) -> str:
+    """Return an environment's id in short: "prune_env/CIFAR10-v0" -> "cifar10"."""
+    return env_id.lower().removeprefix("prune_env/").removesuffix("-v0").replace("_", "")
+
+
+def full_id(name: str) -> str:
+    """Return the id of the environment that `name`, an id or a part such as "digits" or "CIFAR10-v0", means.
+
+    A name that means none is returned as it is.
+    """
+    ours = (known for known, spec in gym.registry.items() if "dataset" in spec.kwargs)
+    return next((known for known in ours if short_id(known) == short_id(name)), name)
 
 
 def dataset_of(env_id: str) -> str:
@@ -66,11 +84,11 @@ def dataset_of(env_id: str) -> str:
     Raises:
         ValueError: there is no such environment here, or it shows summaries, which agents cannot act on.
     """
-    spec, entry_point = gym.registry.get(env_id), "prune_env.env:PruneEnv"
+    spec = gym.registry.get(env_id)
     if spec is None or "dataset" not in spec.kwargs:
-        known = ", ".join(name for name, other in gym.registry.items() if other.entry_point == entry_point)
+        known = ", ".join(short_id(name) for name, other in gym.registry.items() if other.entry_point == PLAIN)
         raise ValueError(f"environment {env_id!r} is not one of prune_env's: {known}")
-    if spec.entry_point != entry_point:
+    if spec.entry_point != PLAIN:
         plain = env_id.replace("Summary-v", "-v")
         raise ValueError(f"environment {env_id!r} takes rules, and agents choose samples: use {plain!r}")
     return spec.kwargs["dataset"]
@@ -87,14 +105,15 @@ def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[
         root: folder with the images, for the command that tunes the rate.
 
     Raises:
-        TypeError, ValueError: an option that `recipes.tuned` refuses.
+        TypeError, ValueError: an option that `recipes.tuned` refuses, or labels that do not fit the images.
+        OSError: labels of one's own that cannot be read.
     """
     dataset, size = _data_of(block), block.settings.get("image_size")
     model, optimizer = block.settings.get("model"), block.settings.get("optimizer", "sgd")
     from_python = isinstance(dataset, data.Arrays) or callable(model)
-    found = {}
+    found, noise = {}, _wrong_share(block, root)
     for budget in sorted(set(block.budgets)):
-        settings, noise = dict(block.settings), block.settings.get("label_noise", 0.0)
+        settings = dict(block.settings)
         best = tuned(data.sources.name_of(dataset), model, budget, noise, size, optimizer)
         rate = settings.get("lr", best.values["lr"])
         if isinstance(rate, dict):
@@ -110,6 +129,15 @@ def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[
     return found
 
 
+def _wrong_share(block: Block, root: str | None) -> float:
+    """Return the share of wrong labels among those that a block trains on."""
+    if not block.settings.get("labels"):
+        return block.settings.get("label_noise", 0.0)
+    names = [name for name in TASK if name in block.settings and name != "reference"]
+    train, _ = data.load(_data_of(block), root=root, **{name: block.settings[name] for name in names})
+    return round(float(train.wrong.float().mean()), 4)
+
+
 def _data_of(block: Block) -> str | data.Arrays:
     """Return the data set of a block's settings, else of its environment. Raises as `dataset_of`."""
     of_env = dataset_of(block.env)
@@ -120,8 +148,10 @@ def _tune_command(block: Block, root: str | None) -> str:
     """Return the command line that tunes the rates of a block."""
     dataset, size = dataset_of(block.env), block.settings.get("image_size")
     flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": sorted(set(block.budgets))}
-    flags["save"] = f"{dataset}:{size}" if size else dataset
-    flags.pop("lr", None)
+    if not flags.get("labels") and flags.get("label_noise_kind", "uniform") == "uniform":  # else tune saves nothing
+        flags["save"] = f"{dataset}:{size}" if size else dataset
+    for name in ("lr", "reference"):
+        flags.pop(name, None)
     if root is not None and dataset != "digits":
         flags["root"] = printable(root)
     words = ["prune-env", "tune"]
@@ -154,7 +184,8 @@ class Plan:
 def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
     """Check everything that can be wrong before a run: every agent, and each environment at each budget.
 
-    An agent's own module that raises when it is imported costs its runs, and no other.
+    An agent's own module that raises when it is imported costs its runs, and no other. Agents that do not ask for a
+    reference run without it, and do not pay for it.
 
     Args:
         blocks: what to run.
@@ -176,6 +207,12 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
         where = {"root": place.root, "download": place.download, "images": place.images}
         return data.load_test(dataset, image_size=size, **where).digest
 
+    def configuration_of(env_id: str, settings: dict[str, Any]) -> dict[str, Any]:
+        env = gym.make(env_id, disable_env_checker=True, download=place.download, **settings)
+        configuration = Run(env_id, settings, "", 0).configuration(env)
+        env.close()
+        return configuration
+
     for block in blocks:
         for name in ("agents", "budgets", "keep"):
             if not getattr(block, name):
@@ -184,27 +221,34 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             raise ValueError(f"seeds is {block.seeds}; it must be at least 1")
         dataset = _data_of(block)
         specs: dict[str, Exception | None] = {}  # with each keep, in order; why one cannot be imported
+        asks: dict[str, bool] = {}  # whether the agent needs a reference
         for spec, keep in product(block.agents, block.keep):  # before anything is fetched
             if spec in block.given:
                 specs[spec], own_files[spec] = None, ""
+                asks[spec] = agents.needs_reference(block.given[spec])
                 continue
             try:
                 full_spec = agents.spec_with_keep(spec, keep)
                 agents.check(full_spec)
                 own_files[full_spec] = provenance.files_digest(agents.own_files(full_spec))
-                specs[full_spec] = None
+                specs[full_spec], asks[full_spec] = None, agents.needs_reference(full_spec)
             except agents.Unimportable as error:
-                specs[spec] = error
+                specs[spec], asks[spec] = error, False
+            if any(asks.values()) and not block.settings.get("reference"):
+                raise ValueError(f"agent {spec!r} needs reference=FILE, which prune-env reference can make")
         test = test_digest(dataset, block.settings.get("image_size"))
         for budget, (of_task, rate) in with_rates(block, place.root).items():
-            settings = {**of_task, **of_machine, "budget": budget, "device": place.device}
-            env = gym.make(block.env, disable_env_checker=True, download=place.download, **settings)
-            configuration = Run(block.env, settings, "", 0).configuration(env)
+            of_task |= {name: os.path.abspath(os.path.expanduser(of_task[name])) for name in FILES if of_task.get(name)}
+            whole = {**of_task, **of_machine, "budget": budget, "device": place.device}
+            without = {name: value for name, value in whole.items() if name != "reference"}
+            settings = {asking: whole if asking else without for asking in set(asks.values())}
+            configurations = {asking: configuration_of(block.env, own) for asking, own in settings.items()}
             for (spec, error), seed in product(specs.items(), range(block.seeds)):
-                key, given = results.key_of(configuration, spec, seed, test), block.given.get(spec)
-                run = runs.setdefault(key, Run(block.env, settings, spec, seed, block.task, key, rate, given))
+                own, configuration, given = settings[asks[spec]], configurations[asks[spec]], block.given.get(spec)
+                label = block.labels.get(spec, "")
+                key = results.key_of(configuration, spec, seed, test)
+                run = runs.setdefault(key, Run(block.env, own, spec, seed, block.task, key, rate, given, label))
                 if error is not None:
                     failures.append(Failure(run, line_of(error), "".join(traceback.format_exception(error))))
-            device = configuration["device"]
-            env.close()
+                device = configuration["device"]
     return Plan(runs, device, failures, own_files)

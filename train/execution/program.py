@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Annotated
 
 import gymnasium as gym
+import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from prune_env import io, ranks
+from train.analysis.text import count
 from train.execution import checkpoints, executors, provenance, results, torchrun
 from train.execution.executors import Unavailable, Where
 from train.execution.plan import Block, Place, Plan, make_plan
 from train.execution.process import Taken, locked
+from train.execution.progress import RunProgress
 from train.execution.results import Record
 from train.execution.run import Failure, Outcome, Run, Terms, here
 
@@ -31,31 +33,26 @@ Report = Callable[[Path, list[Record], str], None]
 
 
 @dataclass
-class Running(Where):
+class Running:
     """Arguments that every program with runs has."""
 
-    root: str | None = None
-    """Folder with the images; by default $PRUNE_ENV_DATA."""
-    download: bool = False
-    """Fetch images that are not there."""
-    images: str = "auto"
-    """Where images are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
-    device: str = "auto"
-    """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
-    agent_timeout: float = 600.0
-    """Seconds that an agent may take for one decision, or to be imported; one that takes longer loses its run."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints of a run, taken at the end of a step: what a kill can cost it, beside one step."""
+    name: str | None = None
+    """Folder of the results; by default named after what is run."""
+    out: Path = Path("runs")
+    """Folder in which the folder of results is."""
     fresh: bool = False
     """Run everything anew, also what has results."""
     save_models: bool = False
     """Save the weights of each run's student in models/, see docs/python.md."""
     save_selections: bool = False
     """Save what each step of a run trained on in selections/, see docs/python.md."""
-    name: str | None = None
-    """Folder of the results; by default named after what is run."""
-    out: Path = Path("runs")
-    """Folder in which the folder of results is."""
+    root: str | None = None
+    """Folder with the images; by default $PRUNE_ENV_DATA."""
+    download: bool = False
+    """Fetch images that are not there."""
+    images: str = "auto"
+    """Where images are kept: `device`, `mapped`, or `auto`, the first of these that fits; no number changes."""
+    where: Annotated[Where, tyro.conf.arg(name="machine", prefix_name=False, help="")] = field(default_factory=Where)
 
 
 def carry_out(running: Running, command: str, source: Source, report: Report) -> int:
@@ -72,7 +69,7 @@ def carry_out(running: Running, command: str, source: Source, report: Report) ->
         report: called with the folder, the records there are, and that text.
     """
     program = partial(_carry_out, running, command, source, report)
-    return torchrun.together(running.device, program) if torchrun.active() else program()
+    return torchrun.together(running.where.device, program) if torchrun.active() else program()
 
 
 def _carry_out(running: Running, command: str, source: Source, report: Report) -> int:
@@ -99,12 +96,16 @@ def _carry_out(running: Running, command: str, source: Source, report: Report) -
     except Unavailable as error:
         return _refused(str(error), 2)
     except OSError as error:
-        if running.workers == 0:  # it may be an agent's
+        if running.where.workers == 0:  # it may be an agent's
             raise
         return _refused(f"cannot go on in {folder}: {error}; what is there stays, the same command goes on", 3)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130
+    written = sorted(f"{path.name}{'/' * path.is_dir()}" for path in folder.iterdir() if path.name[0] != ".")
+    print(f"wrote to {folder}: {', '.join(written)}", file=sys.stderr)
+    root = ["--root", running.root] if running.root else []
+    print(f"next: {shlex.join(['prune-env', 'report', str(folder), *root])}", file=sys.stderr)
     if failed:
         agents, path = ", ".join(dict.fromkeys(run.agent for run in failed)), folder / "failures.jsonl"
         return _refused(f"{len(failed)} run(s) failed, of {agents}; tracebacks are in {path}", 1)
@@ -122,14 +123,14 @@ def planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
     Raises:
         ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
     """
-    executors.check(running)
-    if not running.agent_timeout > 0:
-        raise ValueError(f"--agent-timeout is {running.agent_timeout}; it must be a number of seconds above 0")
-    if not running.checkpoint_seconds >= 0:
-        raise ValueError(f"--checkpoint-seconds is {running.checkpoint_seconds}; it must be 0 or more")
+    executors.check(running.where)
+    if not running.where.agent_timeout > 0:
+        raise ValueError(f"--agent-timeout is {running.where.agent_timeout}; it must be a number of seconds above 0")
+    if not running.where.checkpoint_seconds >= 0:
+        raise ValueError(f"--checkpoint-seconds is {running.where.checkpoint_seconds}; it must be 0 or more")
     name, blocks, text = source()
     root = running.root and os.path.abspath(os.path.expanduser(running.root))  # for processes elsewhere
-    plan = partial(make_plan, blocks, Place(root, running.download, running.device, running.images))
+    plan = partial(make_plan, blocks, Place(root, running.download, running.where.device, running.images))
     if torchrun.active():
         if any(block.settings.get("compile", "off") != "off" for block in blocks):
             raise ValueError("--compile is for one device; under torchrun it must be off")
@@ -139,7 +140,7 @@ def planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
 
 def _terms(running: Running, folder: Path, plan: Plan) -> Terms:
     """Return how the runs of a plan are done."""
-    times = (running.agent_timeout, running.checkpoint_seconds)
+    times = (running.where.agent_timeout, running.where.checkpoint_seconds)
     return Terms(folder.absolute(), *times, plan.device, running.save_models, running.save_selections)
 
 
@@ -169,7 +170,7 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
     records, torn = results.read(path)
     # a sweep file says all that its folder is about; without one, whatever is there counts
     results.write_plan(folder, plan.runs if text else {**records, **plan.runs}, text)
-    progress = _Progress(Console(stderr=True, force_jupyter=False))
+    progress = RunProgress(folder)
     if torn:
         progress.say(f"warning: {torn} line(s) of {path} are torn, and dropped")
     fresh = {key for key, run in plan.runs.items() if running.fresh or run.own}
@@ -182,21 +183,23 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
             missing.append(run)
     others = len(records.keys() - plan.runs.keys())
     for key in done:
-        records[key] |= {"task": plan.runs[key].task}  # tasks may have other names by now
+        records[key] |= {"task": plan.runs[key].task, "label": plan.runs[key].label}  # which may be others by now
     if path.exists():
         results.write(path, records.values())
     for key in [*fresh, *done]:  # of the latter if a kill came between its record and this
         checkpoints.forget(folder, key)
     replaced = f", {again} done again in place of earlier results" if again else ""
     more = f"; {folder} has {others} more, not asked for now" if others else ""
-    progress.say(f"{len(plan.runs)} runs, {len(done)} of them done before{replaced}{more}")
+    progress.say(f"{count(len(plan.runs), 'run')}, {len(done)} of them done before{replaced}{more}")
     stale = Counter(records[key]["agent"] for key in done if _changed(records[key], plan.own_files))
-    for agent, count in stale.items():
-        progress.say(f"warning: {agent} has changed since {count} of its runs; --fresh runs all of them anew")
+    for agent, runs in stale.items():
+        progress.say(f"warning: {agent} has changed since {runs} of its runs; --fresh runs all of them anew")
     failures.unlink(missing_ok=True)
     failed: list[Run] = []
     code = {**provenance.of_code(), "command": command}
-    given_up = [] if running.workers == 0 else plan.failures  # there the agent raises once more, with its traceback
+    given_up = (
+        [] if running.where.workers == 0 else plan.failures
+    )  # there the agent raises once more, with its traceback
     keys = {failure.run.key for failure in given_up}
     outcomes = _outcomes([run for run in missing if run.key not in keys], terms, running)
     with progress.of(missing), closing(outcomes):
@@ -209,14 +212,14 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
                 failed.append(outcome.run)
                 if outcome.final:
                     checkpoints.forget(folder, outcome.run.key)
-                progress.advance(outcome.run, f"failed: {outcome.error}")
+                progress.advance(outcome, outcome.run)
             else:
                 key = outcome["key"]
                 outcome["provenance"] |= code
                 io.append_line(path, outcome)
                 records[key] = outcome
                 checkpoints.forget(folder, key)
-                progress.advance(plan.runs[key], f"{outcome['results']['test_accuracy']:.2%}")
+                progress.advance(outcome, plan.runs[key])
     if not failed:
         checkpoints.forget_others(folder, plan.runs)
     return [records[key] for key in plan.runs if key in records], failed
@@ -226,49 +229,13 @@ def _outcomes(missing: list[Run], terms: Terms, running: Running) -> Generator[O
     """Yield what the missing runs come to, wherever they are done."""
     if torchrun.active():
         yield from torchrun.outcomes(lambda: missing, terms)
-    elif running.workers == 0:
+    elif running.where.workers == 0:
         yield from here(missing, terms)
     elif missing:
-        yield from executors.outcomes(executors.start(running, terms, len(missing)), missing)
+        yield from executors.outcomes(executors.start(running.where, terms, len(missing)), missing)
 
 
 def _changed(record: Record, own_files: dict[str, str]) -> bool:
     """Say whether the agent of a record is a user's own, and had other files than now."""
     then = record["provenance"].get("own_files")
     return bool(then) and then != own_files.get(record["agent"])
-
-
-class _Progress:
-    """Runs done and the time left, by compute done: a bar on a terminal, else a line a run."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-
-    def say(self, line: str) -> None:
-        """Print a line as it is."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def of(self, runs: Sequence[Run]) -> Progress:
-        """Return the bar of these runs, to be shown in a `with` block."""
-        self._left, self._done = sum(run.settings["budget"] for run in runs), 0.0
-        self._start, self._failed = time.monotonic(), set[str]()
-        self._task = self._bar.add_task("", total=len(runs))
-        return self._bar
-
-    def advance(self, run: Run, outcome: str) -> None:
-        """Count a run that has ended."""
-        budget = run.settings["budget"]
-        self._done += budget
-        self._left -= budget
-        seconds = (time.monotonic() - self._start) * self._left / self._done
-        left = f"{timedelta(seconds=round(seconds))} left"
-        self._bar.update(self._task, advance=1, description=left)
-        task = self._bar.tasks[0]
-        line = f"{run.task}, {run.agent}, budget {budget:g}, seed {run.seed}: {outcome}"
-        if not self._console.is_terminal:
-            self.say(f"{task.completed:g}/{task.total:g} {line}; {left}")
-        elif outcome.startswith("failed") and run.agent not in self._failed:
-            self._failed.add(run.agent)
-            self.say(line)

@@ -17,6 +17,7 @@ from prune_env.students.recipes import Recipe
 
 Record = dict[str, Any]
 OF_MACHINE = ("root", "images", "device")  # settings of an environment on which no result depends
+FILES = ("labels", "reference")  # settings that name a file, for which the digests of what it holds stand
 OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open}
 
 
@@ -39,7 +40,7 @@ def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -
     settings = {
         name: float(value) if name == "budget" else value
         for name, value in configuration["settings"].items()
-        if name not in recipe and name not in OF_MACHINE
+        if name not in recipe and name not in (*OF_MACHINE, *FILES)
     }
     chosen = {
         name: value
@@ -47,14 +48,16 @@ def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -
         if recipe.get(name, MISSING) is MISSING or value != recipe[name]
     }
     parts = [configuration["env"], settings, chosen, configuration["device"], configuration["data"], test, agent, seed]
-    if "network" in configuration:
-        parts.append(configuration["network"])
+    for name in ("network", "reference"):
+        if name in configuration:
+            parts.append(configuration[name])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of an environment as JSON has them: with names for data and networks of the caller's own."""
+    """Return settings of an environment as JSON has them: with names for data, networks and files of the caller's."""
     named = {n: checks.named(n, value) if callable(value) else value for n, value in settings.items()}
+    named |= {n: Path(named[n]).name for n in FILES if named.get(n)}
     return {n: sources.name_of(value) if n == "dataset" else value for n, value in named.items()}
 
 

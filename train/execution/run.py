@@ -23,7 +23,7 @@ from prune_env.threads import one_thread
 from prune_env.trainer import Trainer
 from train.execution import checkpoints, diagnostics, provenance, results, saved
 from train.execution.agent import AgentError, Given, Seat, TimeLimit, late, line_of
-from train.execution.checkpoints import Checkpoint
+from train.execution.checkpoints import Checkpoint, Note
 from train.execution.diagnostics import Diary
 from train.execution.process import locked
 from train.execution.results import OF_MACHINE, Record
@@ -46,6 +46,7 @@ class Run:
     key: str = ""  # see `results.key_of`; known once it is planned
     rate: str = ""  # what the learning rate was tuned for, in words
     given: Given | None = None  # an agent of the calling program, which no other process can make
+    label: str = ""  # what tables and figures call the agent; "" for its spec
 
     @property
     def own(self) -> bool:
@@ -67,6 +68,7 @@ class Run:
             "device": plain.train_data.device.type,
             "data": {"train": plain.train_data.digest, "val": plain.val_data.digest},
             **({"network": plain.traits.outline} if plain.traits.outline else {}),
+            **({"reference": plain.train_data.reference_digest} if plain.train_data.reference is not None else {}),
         }
 
 
@@ -237,6 +239,7 @@ def play(
             return play(run, env, limit, checkpoint, files)
     log["machines"] = list(dict.fromkeys([*log["machines"], provenance.of_machine()]))
     start = time.perf_counter() - log["total"]
+    restart = len(log["curve"]["spent"])  # the step from which a killed run goes on
     terminated = False
     while not terminated:
         difficulty, visits = observation["loss_mean"].copy(), observation["visits"].copy()
@@ -256,6 +259,16 @@ def play(
         if checkpoint and not terminated and checkpoint.due() and (of_agent := seat.state()) is not None:
             log["total"] = time.perf_counter() - start
             checkpoint.save({"env": plain.state_dict(), "agent": of_agent, "diary": vars(diary), "log": log})
+            restart = len(log["curve"]["spent"])
+        if checkpoint:
+            note: Note = {
+                "step": len(log["curve"]["spent"]),
+                "spent": float(info["total_spent"]),
+                "val_accuracy": float(info["val_accuracy"]),
+                "seconds": time.perf_counter() - start,
+                "saved": restart,
+            }
+            checkpoint.tell(note)
     log["total"] = time.perf_counter() - start
 
     trainer = cast(Trainer, plain.trainer)
@@ -286,6 +299,7 @@ def play(
         "task": run.task,
         "rate": run.rate,
         "agent": run.agent,
+        "label": run.label,
         "budget": plain.budget,
         "seed": run.seed,
         "configuration": configuration,
@@ -310,7 +324,7 @@ def _outcome(
 ) -> dict[str, Any]:
     """Return what a run came to before its test: how it trained, on what, and what it spent."""
     trainer = cast(Trainer, plain.trainer)
-    ledger, visits, wrong = trainer.ledger, observation["visits"], plain.train_data.wrong.cpu().numpy()
+    ledger, visits, train = trainer.ledger, observation["visits"], plain.train_data
     class_visits = diagnostics.class_visits(visits, observation["label"], len(plain.train_data.classes))
     units = ledger.n * TRAIN_COST  # of a full epoch
     return {
@@ -321,8 +335,8 @@ def _outcome(
         "visits": diagnostics.quantiles(visits),
         "visits_gini": diagnostics.gini(visits),
         "class_visits": diagnostics.plain(class_visits),
-        # mean visits of wrongly labelled samples, relative to the mean of all
-        "wrong_visits": float(visits[wrong].mean() / visits.mean()) if wrong.any() and visits.any() else None,
+        "wrong_visits": diagnostics.relative_visits(visits, train.wrong),
+        "corrupted_visits": diagnostics.relative_visits(visits, train.corrupted),
         "age": float(np.mean(observation["age"], dtype=np.float64)),
         "kept_by_difficulty": diary.kept_by_difficulty(),
         "sometimes": diary.sometimes(observation["label"]),
@@ -333,6 +347,7 @@ def _outcome(
             "train": ledger.train / ledger.n,
             "score": ledger.score * SCORE_COST / units,
             "evaluate": ledger.evaluate * SCORE_COST / units,
+            "reference": ledger.reference / units,
             "total": ledger.spent,
         },
         "seconds": {**ledger.seconds, "select": log["select"], "total": log["total"]},

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from train.execution import checkpoints
 from train.execution.agent import late
-from train.execution.checkpoints import Checkpoint
+from train.execution.checkpoints import Checkpoint, Note
 from train.execution.run import NOTE, Outcome, Run, Terms, perform
 
 PATIENCE = timedelta(seconds=300)  # that ranks wait for each other in training
@@ -122,6 +122,11 @@ class _Shared(Checkpoint):
     def load(self) -> Any:
         """As `Checkpoint`."""
         return from_first(super().load)
+
+    def tell(self, note: Note) -> None:
+        """As `Checkpoint`, on rank 0."""
+        if dist.get_rank() == 0:
+            super().tell(note)
 
     def due(self) -> bool:
         """As `Checkpoint`; never on other ranks."""

@@ -25,11 +25,12 @@ from train.execution.run import DIED, Failure, Outcome, Run, Terms
 class Where:
     """Arguments that say what does the runs."""
 
+    device: str = "auto"
+    """Where to train: `auto` (CUDA where there is one), or a name torch knows."""
     engine: Literal["local", "ray", "slurm"] = "local"
     """What does the runs: processes of this machine, a Ray cluster, or Slurm; see docs/scale.md."""
     workers: int | None = None
-    """Runs at a time; by default one a core on the CPU, and one on CUDA; on a cluster as many as it takes, with slurm
-    100 jobs. 0 is --debug."""
+    """Runs at a time; by default one a core, one on CUDA, 100 jobs of Slurm, all that Ray takes. 0 is --debug."""
     debug: bool = False
     """Do the runs in this process, one after the other; the first error ends it, with its traceback."""
     address: str | None = None
@@ -40,6 +41,10 @@ class Where:
     """With slurm: where jobs are queued; by default Slurm's choice."""
     minutes: int | None = None
     """With slurm: time limit of a job, 60 by default; a run that takes longer goes on in the next."""
+    agent_timeout: float = 600.0
+    """Seconds that an agent may take for one decision, or to be imported; one that takes longer loses its run."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints of a run, taken at the end of a step: what a kill can cost it, beside one step."""
 
     def __post_init__(self) -> None:
         if self.debug:

@@ -1,0 +1,111 @@
+"""Read what somebody keeps beside the images: labels of their own, or a number for each image."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from prune_env.io import read_columns
+
+FLOPS = "flops"  # column with what each number cost
+MAX_REFERENCE = 1e6
+FORM = re.compile(r"(.+\.(?:csv|parquet|npy))(?::(.+))?")  # FILE or FILE:COLUMN
+
+
+def values_of(
+    name: str, file: str, rows: np.ndarray, n: int, paths: Callable[[], Sequence[Path]]
+) -> tuple[list[Any], float]:
+    """Return the value of each of some images, and the sum of the file's column `flops`, 0 without one.
+
+    The first column of a CSV or Parquet file is the key: the image's number in the official training split, or its file
+    name, with as many of its folders as tell it from others. The values are the column that `file` names, or the only
+    other one. A .npy file has a value for each image of the split, in the official order.
+
+    Args:
+        name: of the option, for errors.
+        file: `FILE` or `FILE:COLUMN`.
+        rows: (k,) of the official training split; each must have a value. Others may have one.
+        n: images of that split.
+        paths: gives their files.
+
+    Raises ValueError for another form, a key that is there twice or stands for several images, or an image without a
+    value, OSError for a file that cannot be read.
+    """
+    form = FORM.fullmatch(file)
+    if form is None:
+        raise ValueError(f"{name}={file!r} must be a file that ends in .csv, .parquet or .npy, or such a FILE:COLUMN")
+    path = Path(form[1]).expanduser()
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"{path} is no array of plain values: {error}") from error
+        if array.shape != (n,):
+            raise ValueError(f"{path} has shape {array.shape}; it must be ({n},), the whole official training split")
+        return array[rows].tolist(), 0.0
+    columns = read_columns(path)
+    keys, values = _key_and_values(path, columns, form[2])
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{path} has the key {Counter(keys).most_common(1)[0][0]!r} twice")
+    numbered = all(str(key).isdecimal() for key in keys)
+    line_of = {int(key): line for line, key in enumerate(keys)} if numbered else _by_name(path, keys, paths())
+    needed = np.unique(rows).tolist()
+    if missing := [row for row in needed if row not in line_of]:
+        example = f"number {missing[0]}" if numbered else str(paths()[missing[0]])
+        raise ValueError(f"{path} has no line for {len(missing)} of {len(needed)} training images, such as {example}")
+    return [values[line_of[row]] for row in rows.tolist()], sum(map(float, columns.get(FLOPS, ())))
+
+
+def _key_and_values(path: Path, columns: dict[str, list[Any]], name: str | None) -> tuple[list[Any], list[Any]]:
+    if len(columns) < 2 or not next(iter(columns.values())):
+        raise ValueError(f"{path} must have a line for each image: a number or a file name, then a value")
+    key, *others = columns
+    others = [other for other in others if other != FLOPS]
+    if name is None and len(others) == 1:
+        name = others[0]
+    if name not in others:
+        raise ValueError(f"{path} has the columns {', '.join(others)}; name one of them, as in {path}:{others[0]}")
+    return columns[key], columns[name]
+
+
+def _by_name(path: Path, keys: Sequence[Any], images: Sequence[Path]) -> dict[int, int]:
+    """Return the line of each row of the split that has one. Raises ValueError for a key of several images."""
+    line_of = {PurePath(str(key)).parts: line for line, key in enumerate(keys)}
+    depths = {len(parts) for parts in line_of}
+    row_of: dict[int, int] = {}
+    for row, image in enumerate(images):
+        for depth in depths:
+            line = line_of.get(image.parts[-depth:])
+            if line is not None and row_of.setdefault(line, row) != row:
+                folders = "/".join(image.parts[-depth - 1 :])
+                raise ValueError(f"{path}: {keys[line]!r} are several images; write folders too, as in {folders}")
+    return {row: line for line, row in row_of.items()}
+
+
+def as_classes(file: str, values: Sequence[Any], classes: tuple[str, ...]) -> np.ndarray:
+    """Return labels (k,) int64 of names of classes, or else of their numbers. Raises ValueError, naming the value."""
+    number_of = {name: number for number, name in enumerate(classes)}
+    if not all(str(value) in number_of for value in values):
+        number_of = {str(number): number for number in range(len(classes))}
+    names = [str(value) for value in values]
+    if unknown := next((name for name in names if name not in number_of), None):
+        known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise ValueError(f"{file}: {unknown!r} is no class; there are {known}, or the numbers 0 to {len(classes) - 1}")
+    return np.array([number_of[name] for name in names], np.int64)
+
+
+def as_numbers(file: str, values: Sequence[Any]) -> np.ndarray:
+    """Return (k,) float32. Raises ValueError, naming the value, for what is no number within ±MAX_REFERENCE."""
+    for value in values:
+        try:
+            fits = abs(float(value)) <= MAX_REFERENCE
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{file}: {value!r} must be a number between -{MAX_REFERENCE:g} and {MAX_REFERENCE:g}")
+    return np.array([float(value) for value in values], np.float32)
