@@ -30,7 +30,7 @@ from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import Task
 from train.analysis import records
 from train.analysis.text import plus_minus
-from train.execution import provenance
+from train.execution import command_line, provenance
 from train.learning import ppo
 from train.learning.rollouts import distribution, draw_pairs
 from train.learning.workers import Workers
@@ -240,14 +240,15 @@ def distil(given: Arguments, console: Console) -> Network:
 
 def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
-    given = tyro.cli(Arguments, args=args)
+    given = command_line.read("distil", Arguments, args)
     torch.set_num_threads(1)  # the other cores have processes of their own
     try:
         distil(given, Console())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"policy in {given.out}; prune-env evaluate --agents full balanced learned:{given.out / 'policy.npz'}")
+    path = given.out / "policy.npz"
+    print(f"wrote {path}\nnext: prune-env evaluate --agents full balanced learned:{path}")
     return 0
 
 
