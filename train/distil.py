@@ -88,14 +88,14 @@ def teachers_of(folders: Sequence[Path]) -> tuple[dict[Trouble, Rule], list[dict
     Raises:
         ValueError: no results, or none of rules beside `full`.
     """
-    accuracy: dict[Trouble, dict[str, dict[tuple[int, int], float]]] = defaultdict(lambda: defaultdict(dict))
+    accuracy: dict[Trouble, dict[str, dict[tuple, float]]] = defaultdict(lambda: defaultdict(dict))
     for place, folder in enumerate(folders):
         for record in records.read(folder).records:
             settings = record["configuration"]["settings"]
             dataset = "digits" if "Digits" in record["configuration"]["env"] else "images"
             its = {name: settings.get(name, free) for name, free in NO_TROUBLE.items()}
             trouble = trouble_of(dataset, **its)
-            run = place, record["seed"]
+            run = place, record["task"], record["budget"], record["seed"]
             accuracy[trouble][record["agent"]][run] = 100.0 * record["results"]["val_accuracy"]
     gains = {
         (trouble, spec): np.array([value - of["full"][run] for run, value in its.items() if run in of["full"]])
