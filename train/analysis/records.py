@@ -29,7 +29,7 @@ class Text(str):
 class Results:
     """What `train.evaluate.evaluate` returns, or what a folder of results holds; it is shown as its table.
 
-    docs/python.md lists the fields of a record.
+    docs/records.md lists the fields of a record.
     """
 
     records: list[Record]
@@ -55,7 +55,7 @@ class Results:
         return figures.evaluation(records, task)
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a row a run: the numbers of its results, without curves. docs/python.md lists the columns.
+        """Return a row a run: the numbers of its results, without curves. docs/records.md lists the columns.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
