@@ -55,7 +55,7 @@ class Results:
         return figures.evaluation(records, task)
 
     def to_frame(self) -> pandas.DataFrame:
-        """Return a row a run: the numbers of its results, without curves. docs/records.md lists the columns.
+        """Return a row a run: the numbers of its results, without curves. docs/python.md lists the columns.
 
         Raises:
             ModuleNotFoundError: pandas is not installed.
