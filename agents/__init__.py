@@ -218,6 +218,8 @@ def _find(spec: str, name: str) -> Any:
     except (Exception, SystemExit) as error:  # a module of yours can raise anything
         missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         wrong = f"agent {spec!r}: module {module!r} cannot be imported: {type(error).__name__}: {error}"
+        if module.endswith(".py"):
+            wrong += f"; name the module without .py: {module[:-3]}:{attribute}"
         raise (ValueError if missing else Unimportable)(wrong) from error
     if not hasattr(imported, attribute):
         file = getattr(imported, "__file__", None)  # a module of ours or of Python's may hide yours

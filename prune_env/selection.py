@@ -53,7 +53,9 @@ def select(
     if np.issubdtype(weights.dtype, np.integer):
         weights = _mask(weights, n)
     if n is not None and len(weights) != n:
-        raise ValueError(f"weight has {len(weights)} entries; n says {n} samples")
+        raise ValueError(
+            f"weight has {len(weights)} entries of {weights.dtype}; n says {n} samples. Indices must be integers"
+        )
     given: dict[str, ArrayLike] = {"weight": weights}
     if mixup is not None:
         shares = _array("mixup", mixup)

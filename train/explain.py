@@ -170,12 +170,13 @@ def main(args: list[str] | None = None) -> int:
     given = command_line.read("explain", Arguments, args)
     torch.set_num_threads(1)  # the other cores have processes of their own
     folder = given.out or given.policy.parent
+    spec = "learned" if given.policy == SHIPPED else f"learned:{given.policy}"
     try:
         network = Network.load(given.policy)
         if given.card:
             if not network.card:
                 raise ValueError(f"{given.policy} has no card; policies of prune-env learn have one")
-            table.display(card.make(network, str(given.policy)))
+            table.display(card.make(network, str(given.policy), spec))
             return 0
         tasks = distribution(given.tasks, given.root)
         if not tasks.validation:
@@ -196,7 +197,7 @@ def main(args: list[str] | None = None) -> int:
         tables = inputs(network, pairs, workers, means)
     table.show(folder / "inputs.txt", Group(*tables))
     print(f"wrote to {folder}: choices.png, inputs.txt", file=sys.stderr)
-    print(f"next: prune-env evaluate --agents full learned:{given.policy}", file=sys.stderr)
+    print(f"next: prune-env evaluate --agents full {spec}", file=sys.stderr)
     return 0
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prune_env import PruneEnv, io, select
+from prune_env.budget import TRAIN_COST
 from prune_env.data import Data
 from prune_env.students import models
 from prune_env.students.recipes import Training
@@ -40,7 +41,7 @@ class Arguments:
     env: str = "digits"
     """Environment, which is the data set: `digits`, `cifar10`, `imagefolder`, ..."""
     budget: float = 10.0
-    """Epochs that each model trains for."""
+    """Epochs that each model trains for on its half, so that both cost as many epochs of all images."""
     seed: int = 0
     """Of the halves and of training."""
     root: str | None = None
@@ -115,6 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = {"index": train.source.cpu().numpy(), "reference": losses}
     io.write_columns(args.file, {**columns, "flops": np.full(len(train), flops / len(train))})
     print(f"{args.file}: {len(train)} losses, mean {losses.mean():.3f}; {flops:.3g} floating-point operations; {rate}")
+    model, epochs = env.recipe.model, passes / (TRAIN_COST * len(train))
+    print(
+        f"a run of rho_loss is charged {epochs:.3g} of its --budget for this with {model}, less with a larger network"
+    )
+    print(f"next: prune-env evaluate --reference {args.file} --agents full random rho_loss, with the task's options")
     return 0
 
 

@@ -129,6 +129,7 @@ WRONG = {
     "ucb:keep=abc": ["keep=abc", "literal"],
     "ucb:keep=3": ["keep", "(0, 1]", "3"],
     "nowhere:Agent": ["'nowhere'", "cannot be imported"],
+    "nowhere.py:Agent:keep=0.3": ["'nowhere.py'", "without .py: nowhere:Agent"],
     "broken:Agent": ["'broken'", "there_is_no_such_module"],
     "mine:Nobody": ["'mine'", "'Nobody'", "mine.py"],
     "mine:number": ["mine:number", "3", "cannot be called"],

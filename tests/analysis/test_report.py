@@ -261,7 +261,7 @@ def test_a_sweep_in_mid_way(records: list[Record], tmp_path: Path):
     assert ["random:keep=0.5", "1"] in [[row[0], row[-1]] for row in page.rows]  # seeds
     assert {row["3"] for row in sheet(tmp_path, "classes.csv")} == {""}
     told = " ".join((tmp_path / "table.txt").read_text().split())
-    assert "full at 2 spent less than 98% of the budget" in told
+    assert "full at budget 2 spent less than 98% of the budget" in told
     assert "Of 2 seeds, random:keep=0.5 at 2 has 1." in told
 
 

@@ -24,9 +24,10 @@ def made(folder: Path, *options: str) -> dict[str, np.ndarray]:
     return {name: np.array([float(line[name]) for line in lines]) for name in lines[0]}
 
 
-def test_losses_are_of_models_that_did_not_see_the_sample_and_all_their_compute_is_there(tmp_path: Path):
+def test_losses_are_of_models_that_did_not_see_the_sample_and_all_their_compute_is_there(tmp_path: Path, capsys):
     train, _ = load("digits", train_size=100, label_noise=0.3)
     columns = made(tmp_path, "--budget", "40")
+    assert "is charged 40.3 of its --budget" in capsys.readouterr().out  # 40 epochs and a forward pass of all
     assert columns["index"].tolist() == train.source.tolist()
     # two halves of 50 for 40 epochs, forward and backward, and a forward pass of all
     assert columns["flops"].sum() == pytest.approx(FLOPS * (3 * 40 * 100 + 100))
@@ -57,7 +58,10 @@ def test_who_asks_pays_and_the_others_run_as_without(tmp_path: Path):
 
 def test_a_reference_that_is_missing_or_wrong_is_named_before_anything_runs(tmp_path: Path, capsys):
     assert evaluate.main(["--agents", "rho_loss", "--out", str(tmp_path)]) == 2
-    assert "agent 'rho_loss' needs reference=FILE, which prune-env reference can make" in capsys.readouterr().err
+    assert (
+        "agent 'rho_loss' needs --reference FILE (reference=FILE), which prune-env reference can make"
+        in capsys.readouterr().err
+    )
     assert evaluate.main(["--agents", "rho_loss", "--reference", "nowhere.csv", "--out", str(tmp_path)]) == 2
     assert "No such file or directory" in capsys.readouterr().err
     assert reference.main([str(tmp_path / "il.csv"), "--duplicates", "0.2"]) == 2

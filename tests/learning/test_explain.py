@@ -284,6 +284,7 @@ def test_the_card_of_a_mixture_has_all_its_tasks(tmp_path, capsys):
 def test_cards_of_a_policy_that_learn_made_of_the_shipped_one_and_of_none(policy, tmp_path, capsys):
     assert "made for a test" in card_of(policy, capsys)
     shipped = card_of(SHIPPED, capsys)
+    assert "--agents learned, or" in shipped  # no path, which other machines lack
     points: Any = Network.load(SHIPPED).card["validation"]
     assert f"{points['points_over_full']:+.2f} points over full training" in shipped
     for question in ("trained by", "on tasks", "how long", "validation", "use it for", "limits"):

@@ -14,8 +14,11 @@ from train.analysis.text import count, listed, readable
 DRAWS = ("task_seed", "val_rest")  # fields of tasks that draw other samples from the same images
 
 
-def make(network: Network, name: str) -> Table:
-    """Return the card of a policy called `name`, a line a question. What its file does not tell is left out."""
+def make(network: Network, name: str, spec: str) -> Table:
+    """Return the card of a policy called `name`, a line a question; `spec` is what plays it as an agent.
+
+    What its file does not tell is left out.
+    """
     card = dict(network.card)
     told = {part: card.pop(part, {}) for part in ("arguments", "training", "tasks", "validation", "code")}
     parts = told["tasks"].get("parts", [told["tasks"]])  # a mixture has several distributions
@@ -29,7 +32,7 @@ def make(network: Network, name: str) -> Table:
         "how long": _how_long(told["training"]),
         "validation": _validation(told["validation"], sum(part.get("validations", 0) for part in parts)),
         "use it for": "training classifiers on tasks like these. It takes any number of samples and classes, and any "
-        f"budget: --agents learned:{name}, or prune_env.Pruner in a training loop of your own",
+        f"budget: --agents {spec}, or prune_env.Pruner in a training loop of your own",
         "limits": "It was trained on the tasks above and no others. On other images, larger networks, more wrong "
         "labels or longer budgets it may lose: compare it with full and random there first. It was chosen as the best "
         "on the validation tasks, so its points are biased upwards. Another training seed gives another policy.",

@@ -29,7 +29,7 @@ class Text(str):
 class Results:
     """What `train.evaluate.evaluate` returns, or what a folder of results holds; it is shown as its table.
 
-    docs/python.md lists the fields of a record.
+    docs/records.md lists the fields of a record.
     """
 
     records: list[Record]

@@ -33,7 +33,7 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
     for budget, agents in groups.items():
         ordered = rows(agents)
         parts += [_Budget(budget, ordered), ""]
-        unspent += [f"{row.agent} at {budget:g}" for row in ordered if row.spent < MOSTLY * budget]
+        unspent += [f"{row.agent} at budget {budget:g}" for row in ordered if row.spent < MOSTLY * budget]
         incomplete += [
             f"{row.agent} at {budget:g} has {row.accuracy.seeds}" for row in ordered if row.accuracy.seeds < seeds
         ]
@@ -49,9 +49,12 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
     if seeds < FEW_SEEDS:
         notes.append(f"Few seeds: {seeds}. Five or more are needed to tell agents apart.")
     if unspent:
+        sizes = sorted({record["configuration"]["recipe"]["batch_size"] for record in records})
+        rows_of_a_batch = " or ".join(map(str, sizes))
         notes.append(
             f"Not compared at equal compute: {', '.join(unspent)} spent less than {MOSTLY:.0%} of the budget. A run "
-            "ends when less than one batch is left (a smaller --batch-size leaves less), or when its agent stops."
+            f"ends when less than one batch is left, here of {rows_of_a_batch} samples (a smaller --batch-size leaves "
+            "less), or when its agent stops."
         )
     if incomplete:
         notes.append(f"Of {seeds} seeds, {'; '.join(incomplete)}.")

@@ -235,7 +235,9 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             except agents.Unimportable as error:
                 specs[spec], asks[spec] = error, False
             if any(asks.values()) and not block.settings.get("reference"):
-                raise ValueError(f"agent {spec!r} needs reference=FILE, which prune-env reference can make")
+                raise ValueError(
+                    f"agent {spec!r} needs --reference FILE (reference=FILE), which prune-env reference can make"
+                )
         test = test_digest(dataset, block.settings.get("image_size"))
         for budget, (of_task, rate) in with_rates(block, place.root).items():
             of_task |= {name: os.path.abspath(os.path.expanduser(of_task[name])) for name in FILES if of_task.get(name)}

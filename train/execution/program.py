@@ -43,9 +43,9 @@ class Running:
     fresh: bool = False
     """Run everything anew, also what has results."""
     save_models: bool = False
-    """Save the weights of each run's student in models/, see docs/python.md."""
+    """Save the weights of each run's student in models/, see docs/records.md."""
     save_selections: bool = False
-    """Save what each step of a run trained on in selections/, see docs/python.md."""
+    """Save what each step of a run trained on in selections/, see docs/records.md."""
     root: str | None = None
     """Folder with the images; by default $PRUNE_ENV_DATA."""
     download: bool = False
