@@ -12,6 +12,7 @@ PROGRAMS = {
     "evaluate": "compare agents at equal compute",
     "sweep": "run what a sweep file lists",
     "report": "report on a sweep as one HTML file",
+    "leaderboard": "write the page that ranks agents by the committed records",
     "reference": "write the irreducible losses that rho_loss needs",
     "tune": "tune the learning rate of full training",
     "rates": "tune these rates for all tasks of a distribution",
@@ -31,7 +32,7 @@ def main() -> int:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: prune-env PROGRAM [OPTIONS]; prune-env PROGRAM --help lists the options\n")
-        print("\n".join(f"  {program:10}{what}" for program, what in PROGRAMS.items()))
+        print("\n".join(f"  {program:12}{what}" for program, what in PROGRAMS.items()))
         return 0
     if name not in PROGRAMS:
         return _refused(f"there is no program {name!r}; there are {', '.join(PROGRAMS)}")

@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
             (out / "figures" / name).unlink()  # of a report that had other tasks
         for name, content in files.items():
             io.write_atomic(out / name, content)
-        table.write(out / "table.txt", table.render_tasks(runs))
+        table.write(out / "table.txt", table.render_tasks(runs, records.targets(results.source)))
     except (ValueError, OSError) as error:
         print(readable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2

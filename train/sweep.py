@@ -15,7 +15,7 @@ import tyro
 from prune_env import io
 from train.analysis import summary, table
 from train.analysis.folder import write
-from train.analysis.records import told_apart
+from train.analysis.records import targets, told_apart
 from train.execution import command_line, toml
 from train.execution.plan import SETTINGS, Block, full_id
 from train.execution.program import Running, carry_out
@@ -50,9 +50,10 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> tuple[list[Block], st
 
     Args:
         path: a TOML file with `[tasks.NAME]` tables, each with an `env` and what it sets of that (`lr` may be a
-            table of rates by budget, of which the nearest in ratio is taken); and `agents`,
-            `budgets`, `keep` and `seeds` at the top or in `[[blocks]]`, where the top holds for what a block does not
-            set; a block may also name its `tasks`, all by default.
+            table of rates by budget, of which the nearest in ratio is taken) and, for the tables, the `target` that
+            an agent is to reach, in points over `full`; and `agents`, `budgets`, `keep` and `seeds` at the top or in
+            `[[blocks]]`, where the top holds for what a block does not set; a block may also name its `tasks`, all by
+            default.
         more_agents: specs that are entered in every block too.
 
     Raises:
@@ -67,7 +68,10 @@ def read(path: Path, more_agents: tuple[str, ...] = ()) -> tuple[list[Block], st
         raise ValueError(f"{path}: blocks must be tables, [[blocks]]")
     for name, task in tasks.items():
         where = f"{path}: task {name!r}"
-        _check_known(where, task, ("env", *SETTINGS))
+        _check_known(where, task, ("env", "target", *SETTINGS))
+        target = task.pop("target", 1)  # `records.targets` reads it
+        if type(target) not in (int, float) or not 0 < target < 100:
+            raise ValueError(f"{where}: target is {target!r}; it must be points over full, between 0 and 100")
         if not isinstance(task.get("env"), str):
             raise ValueError(f"{where} needs an env, the id of an environment")
         same = [other for other in tasks if tasks[other] == task]
@@ -125,8 +129,8 @@ def report(folder: Path, records: Sequence[Record], source: str) -> None:
     """Print the tables, task by task; write them and the sweep file's text into the folder of results."""
     io.write_atomic(folder / "sweep.toml", source.encode())
     shown = summary.latest(told_apart(records))
-    write(folder, shown, {record["task"] for record in shown})
-    table.display(table.render_tasks(shown))
+    write(folder, shown, {record["task"] for record in shown}, source)
+    table.display(table.render_tasks(shown, targets(source)))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -422,7 +422,9 @@ def test_configurations_and_commits_that_differ_are_shown(records: list[Record],
 OTHERS = ("digits", "cifar10-cpu", "transfer-former", "learned-transfer")
 
 
-@pytest.mark.parametrize("name", ["tiny20-cpu", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.parametrize(
+    "name", ["tiny20-cpu", "easy", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_the_committed_table_is_that_of_the_committed_records(name: str, tmp_path: Path):
     results = RESULTS / name  # compressed
     before = set(results.iterdir())

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from train.analysis import summary
+from train.analysis import summary, table
+from train.analysis.records import targets
 from train.analysis.statistics import mean_interval
 
 HALF, OTHER = "ucb:keep=0.5", "random:keep=0.5"
@@ -50,6 +51,25 @@ def test_the_last_record_of_a_cell_and_seed_wins_and_the_order_is_told():
     assert order == [("digits", 3.0, "a", 0), ("digits", 6.0, "b", 0), ("digits", 6.0, "b", 1), ("cifar", 3.0, "a", 0)]
     assert found[2] is records[-1]
     assert summary.by_task(found) == {"digits": found[:3], "cifar": found[3:]}
+
+
+def test_a_target_is_reached_by_the_mean_difference_to_full():
+    records = runs("full", 3.0, [80, 82]) + runs(HALF, 3.0, [81, 84]) + runs(OTHER, 3.0, [82, 81])
+    records = [{**record, "provenance": {}} for record in [*records, *runs("a", 6.0, [99])]]
+    source = '[tasks.digits]\nenv = "x"\ntarget = 1.5\n[tasks.cifar]\nenv = "y"\n'
+    assert targets(source) == {"digits": 1.5}
+    assert targets("") == {}
+    told = {  # the first differs from full by 1 and 2 points, the other by 2 and -1
+        1.6: "no agent here reaches it.",
+        1.5: "reached by ucb:keep=0.5 (+1.50).",
+        0.5: "reached by ucb:keep=0.5 (+1.50) and random:keep=0.5 (+0.50).",
+    }
+    for target, ending in told.items():
+        line = f"Target at budget {{}}: +{target:.2f} points over full; {{}}"
+        expected = ["digits", line.format(3, ending), line.format(6, "no agent here reaches it.")]
+        shown = table.plain(table.render_tasks(records, {"digits": target}))
+        assert " ".join(shown.split()).startswith(" ".join(expected))
+    assert "Target" not in table.plain(table.render_tasks(records, {"cifar": 1.0}))
 
 
 def everything(records):

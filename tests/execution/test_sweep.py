@@ -134,6 +134,8 @@ WRONG = {  # of the file
     f"{TOP}{TASK}[[blocks]]\n[[blocks]]\nkeep = []": ["block 2", "keep is []"],
     f"{TOP}seeds = 2.5\n{TASK}": ["block 1", "seeds is 2.5"],
     f"{TOP}{TASK}lr = {{}}": ["task 'digits'", "lr is {}"],
+    f"{TOP}{TASK}target = 0": ["task 'digits'", "target is 0", "points over full"],
+    f"{TOP}{TASK}target = true": ["task 'digits'", "target is True"],
     f"{TOP}{TASK}lr = {{3 = 0}}": ["task 'digits'", "positive"],
     f'{TOP}{TASK}[[blocks]]\ntasks = ["digit"]': ["block 1", "task 'digit'", "digits"],
     f"{TOP}{TASK}[tasks.again]\n{DIGITS}": ["'digits' and 'again' are the same task"],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.execution import results
 from train.execution.results import Record
+from train.execution.toml import tomllib
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports]
@@ -45,7 +46,7 @@ class Results:
         """Return the table that the program prints."""
         from train.analysis import table  # here: it needs this module
 
-        return Text(table.plain(table.render_tasks(self.records)))
+        return Text(table.plain(table.render_tasks(self.records, targets(self.source))))
 
     def plot(self) -> Figure:
         """Return the program's figure of accuracy against compute, of the first task."""
@@ -72,6 +73,12 @@ def _row(record: Record) -> dict[str, Any]:
     row = {name: record[name] for name in ("task", "agent", "budget", "seed")}
     row |= {name: value for name, value in outcome.items() if not isinstance(value, dict | list)}
     return row | {f"{of}_{name}": value for of in ("spent", "seconds") for name, value in outcome[of].items()}
+
+
+def targets(source: str) -> dict[str, float]:
+    """Return the points over `full` that agents are to reach, by task, of those tasks of a sweep file that say so."""
+    tasks = tomllib.loads(source).get("tasks", {})
+    return {name: task["target"] for name, task in tasks.items() if "target" in task}
 
 
 def told_apart(records: Collection[Record]) -> list[Record]:

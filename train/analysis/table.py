@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -19,7 +20,7 @@ from train.analysis import summary
 from train.analysis.records import Record
 from train.analysis.statistics import FEW_SEEDS
 from train.analysis.summary import Row, grouped, rows
-from train.analysis.text import folded, number, readable, spread
+from train.analysis.text import folded, listed, number, readable, spread
 
 WIDTH = 100  # characters: what fits a README and a narrow terminal
 MOSTLY = 0.98  # share of the budget below which compute is not equal any more
@@ -69,13 +70,26 @@ def rate_lines(records: Sequence[Record]) -> list[Text]:
     return lines + [Text(command, no_wrap=True, overflow="ignore") for command in commands]
 
 
-def render_tasks(records: Sequence[Record]) -> RenderableType:
-    """Make the tables of every task of a sweep, below its name."""
+def render_tasks(records: Sequence[Record], targets: Mapping[str, float] = MappingProxyType({})) -> RenderableType:
+    """Make the tables of every task of a sweep, below its name; some tasks have targets, in points over full."""
     parts: list[RenderableType] = []
     for task, of_task in summary.by_task(records).items():
         seeds = max(record["seed"] for record in of_task) + 1
-        parts += [Text(readable(task), style="bold"), render(of_task, seeds), ""]
+        parts += [Text(readable(task), style="bold")]
+        parts += [Text(readable(_reached(of_task, targets[task])))] if task in targets else []
+        parts += [render(of_task, seeds), ""]
     return Group(*parts)
+
+
+def _reached(records: Sequence[Record], target: float) -> str:
+    """Say in a line for each budget of a task which agents reach its target."""
+    lines = []
+    for budget, agents in grouped(records).items():
+        points = {row.agent: row.difference.mean for row in rows(agents) if row.difference}
+        told = [f"{agent} ({number(gain, '+.2f')})" for agent, gain in points.items() if gain >= target]
+        reached = f"reached by {listed(told)}" if told else "no agent here reaches it"
+        lines.append(f"Target at budget {budget:g}: {number(target, '+.2f')} points over full; {reached}.")
+    return "\n".join(lines)
 
 
 def show(path: Path, tables: RenderableType) -> None:
