@@ -191,7 +191,7 @@ def test_it_does_what_its_network_says(policy):
 def test_the_shipped_policy():
     shipped = Network.load(learned.SHIPPED)
     restate(play(make("learned"), budget=3.0), shipped)
-    assert {"tasks", "arguments", "validation", "code", "teachers"} <= set(shipped.card)
+    assert {"tasks", "arguments", "validation", "code"} <= set(shipped.card)
     assert learned.SHIPPED.stat().st_size < 200_000
     numbers = shipped(summaries(200))
     assert numbers.shape == (200, len(RULE_PARAMETERS))
