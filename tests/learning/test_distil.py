@@ -125,3 +125,16 @@ def test_the_program_leaves_a_policy_with_a_card(tmp_path, capsys, monkeypatch):
     assert distil.main([*arguments, "--rounds", "0"]) == 2
     assert distil.main([str(tmp_path), "--tasks", str(tasks)]) == 2
     assert "has no results" in capsys.readouterr().err
+
+
+def test_the_table_of_the_docs_is_of_the_committed_runs():
+    root = Path(__file__).parents[2]
+    found = []
+    for name in ("cifar10", "tiny"):
+        lines = distil.teachers_of([root / "results" / "teachers" / name])[1]
+        found.append({(distil._words(x["trouble"]), x["rule"]): f"{x['gain']:+.1f}" for x in lines if "rule" in x})
+    page = (root / "docs" / "learning.md").read_text().split("### Which rules win with which trouble")[1]
+    rows = [line.strip("|").split("|") for line in page.split("\n\n- ")[0].splitlines() if "`" in line and "|" in line]
+    assert len(rows) > 20
+    for trouble, rule, *gains in ([cell.strip() for cell in row] for row in rows):
+        assert gains == [of.get((trouble, f"rule:{rule.strip('`')}"), "") for of in found]
