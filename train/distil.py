@@ -151,7 +151,8 @@ def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
     scale = np.where(scale < SMALLEST_SCALE, np.inf, scale)
     inputs, targets = (torch.tensor(x, dtype=torch.float32) for x in ((features - shift) / scale, numbers))
     sizes = [len(FEATURES), 64, 64, len(RULE_PARAMETERS)]
-    layers = [nn.utils.skip_init(nn.Linear, a, b) for a, b in itertools.pairwise(sizes)]
+    # without their own values, which torch would draw from its global generator
+    layers = [nn.Linear(a, b, device="meta").to_empty(device="cpu") for a, b in itertools.pairwise(sizes)]
     for layer in layers:
         nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5, generator=draws)
         nn.init.zeros_(layer.bias)
@@ -203,9 +204,11 @@ def distil(given: Arguments, console: Console) -> Network:
             policy = fit(np.concatenate(features), numbers, given.seed)
             missed = np.abs(np.clip(policy(features[-1]), -1, 1) - numbers[-len(features[-1]) :]).mean()
             console.print(f"round {i + 1}: {len(played):,} steps, {missed:.2f} from the teachers' numbers")
+        assert policy is not None  # there is one round at least
         pairs = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         told = np.array([taught(teachers, task) for task, _ in pairs])
-        full, theirs, own = (workers.play(pairs, chosen) for chosen in (FULL, told, policy))
+        full, theirs = (workers.play(pairs, rules) for rules in (FULL, told))
+        own = workers.play(pairs, policy)
     points = {"teachers": 100.0 * (theirs - full), "policy": 100.0 * (own - full)}
     for name, its in points.items():
         console.print(f"{name}: {plus_minus(its, '+.2f')} points over full training in validation, {len(its)} runs")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import agents
+from agents.rules import Rule
 from prune_env.policy.features import FEATURES
 from prune_env.policy.learned import Network
 from prune_env.policy.rules import FULL, RULE_PARAMETERS
@@ -21,6 +22,12 @@ GAINS = {  # over full in points, of two seeds
     ("noise", (("label_noise", 0.2),)): {EASY: (2.0, 3.0), RANDOM: (5.0, -5.0)},
     ("unlike", (("imbalance", 10.0),)): {BALANCED: (4.0, 6.0), RANDOM: (1.0, 1.0)},
 }
+
+
+def numbers_of(spec: str) -> np.ndarray:
+    rule = agents.make(spec)
+    assert isinstance(rule, Rule)
+    return rule.numbers
 
 
 def write(folder: Path, gains: dict, env: str = "prune_env/ImageFolder-v0") -> Path:
@@ -61,20 +68,20 @@ def test_several_folders_count_alike_and_seeds_stay_with_their_own_full(tmp_path
 
 def test_a_task_on_a_kind_has_its_rule_and_one_between_two_has_their_mean(tmp_path):
     teachers, _ = distil.teachers_of([write(tmp_path / "a", GAINS)])
-    easy, full = agents.make(EASY).numbers, FULL  # pyright: ignore[reportAttributeAccessIssue]
+    easy, full = numbers_of(EASY), FULL
     on = distil.taught(teachers, Task(dataset="imagefolder", label_noise=0.2))
     assert on == pytest.approx(easy, abs=1e-6)
     between = distil.taught(teachers, Task(dataset="imagefolder", label_noise=0.1))
     unlike = np.array(1.25**-2)  # distance² to the third kind is 0.25 + 1; to the two around it 0.25
     weights = np.array([0.25**-2, 0.25**-2, unlike])
-    rows = np.array([full, easy, agents.make(BALANCED).numbers])  # pyright: ignore[reportAttributeAccessIssue]
+    rows = np.array([full, easy, numbers_of(BALANCED)])
     assert between == pytest.approx(weights @ rows / weights.sum())
 
 
 def test_digits_have_teachers_of_their_own_where_there_are_some(tmp_path):
     own = write(tmp_path / "b", {("noise", (("label_noise", 0.2),)): {RANDOM: (3.0, 3.1)}}, "prune_env/Digits-v0")
     teachers, _ = distil.teachers_of([write(tmp_path / "a", GAINS), own])
-    expected = agents.make(RANDOM).numbers  # pyright: ignore[reportAttributeAccessIssue]
+    expected = numbers_of(RANDOM)
     assert distil.taught(teachers, Task(label_noise=0.4)) == pytest.approx(expected)
 
 
