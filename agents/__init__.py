@@ -129,6 +129,10 @@ def _build(spec: str, yours: bool) -> Agent:
 
 def needs_reference(agent: Any) -> bool:
     """Say whether an agent, its class or its spec has `needs_reference`; raises as `make`."""
+    if isinstance(agent, SameAmounts | Switched):
+        return needs_reference(agent.agent)
+    if isinstance(agent, Learned):
+        return any(map(needs_reference, agent.agents))
     if not isinstance(agent, str):
         return bool(getattr(agent, "needs_reference", False))
     parsed = parse(agent)

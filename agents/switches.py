@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
 
 import numpy as np
 
@@ -52,7 +52,8 @@ class Switched(Remembers):
         anneal: share of the budget at the end that trains on all data with weight 1 and unmixed, in [0, 1].
         mixup: probability with which a kept sample that the agent does not blend itself is blended, in [0, 1];
             see `prune_env.sampling.mixup_shares`. First visits stay unmixed, so that every sample is measured once.
-        oscillate: how far the agent's `keep` is moved down and up, at least 0; both shares must lie in (0, 1].
+        oscillate: how far the agent's `keep` is moved down and up, at least 0; both shares must lie in (0, 1],
+            and in the agent's own range.
 
     Raises:
         ValueError: a share out of range; an agent to oscillate that has no `keep`, or uses it once in a run.
@@ -77,6 +78,9 @@ class Switched(Remembers):
                 raise ValueError(f"oscillate is for agents that keep a share in every step, which {name} does not")
             check("keep - oscillate", round(self._keep - self.oscillate, 9), "(0, 1]")
             check("keep + oscillate", round(self._keep + self.oscillate, 9), "(0, 1]")
+            if is_dataclass(self.agent) and not isinstance(self.agent, type):
+                for moved in (self._keep - self.oscillate, self._keep + self.oscillate):
+                    replace(self.agent, keep=round(moved, 9))  # raises where the agent's own range is narrower
 
     def reset(self) -> None:
         reset(self.agent)

@@ -74,8 +74,11 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
         except ModuleNotFoundError as error:
             raise ValueError(f"{path} needs pyarrow (pip install pyarrow), or to be a CSV file") from error
         return parquet.read_table(path).to_pydict()
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        header, *lines = list(csv.reader(file)) or [[]]
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
     for number, fields in enumerate(lines, start=2):
         if len(fields) != len(header):
             raise ValueError(f"{path}, line {number} has {len(fields)} fields; its first line names {len(header)}")

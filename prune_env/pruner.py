@@ -121,8 +121,11 @@ class Pruner:
         if self.classes < 2 and initial_loss is None:
             raise ValueError("there is one class, whose cross-entropy is 0: give losses, and initial_loss here")
         self.reference = None if reference is None else np.array(reference, np.float32)
-        if self.reference is not None and (self.reference.shape != (self.n,) or not np.isfinite(self.reference).all()):
-            raise ValueError(f"reference has shape {self.reference.shape}; it must be ({self.n},) finite numbers")
+        if self.reference is not None:
+            if self.reference.shape != (self.n,):
+                raise ValueError(f"reference has shape {self.reference.shape}; it must be ({self.n},) finite numbers")
+            if len(wrong := np.flatnonzero(~np.isfinite(self.reference))):
+                raise ValueError(f"reference[{wrong[0]}] is {self.reference[wrong[0]]}; it must be a finite number")
         self._targets = None if self.labels is None else torch.from_numpy(self.labels).to(self.device)  # (N,) int64
         self.ranks = ranks.here()
         rows = whole("batch_size", batch_size)

@@ -367,7 +367,8 @@ class Trainer:
 
     def _identity(self) -> dict[str, object]:
         """Return what must agree between a run and a state that it loads."""
-        parts = {"data": self.train_data.digest, "validation": self.val_data.digest}
+        parts: dict[str, object] = {"data": self.train_data.digest, "validation": self.val_data.digest}
+        parts["reference"] = self.train_data.reference_digest or None  # None also in states from before there was one
         return {**self.recipe.plain(), **parts, "budget": self.ledger.budget, "seed": self.seed}
 
     def load_state_dict(self, state: dict) -> None:

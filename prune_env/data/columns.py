@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from prune_env.io import read_columns
 
 FLOPS = "flops"  # column with what each number cost
 MAX_REFERENCE = 1e6
+MAX_FLOPS = 1e30  # of one number: sums of them stay finite
 FORM = re.compile(r"(.+\.(?:csv|parquet|npy))(?::(.+))?")  # FILE or FILE:COLUMN
 
 
@@ -43,29 +45,32 @@ def values_of(
     if path.suffix == ".npy":
         try:
             array = np.load(path, allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is no array of plain values: {error}") from error
         if array.shape != (n,):
             raise ValueError(f"{path} has shape {array.shape}; it must be ({n},), the whole official training split")
         return array[rows].tolist(), 0.0
     columns = read_columns(path)
     keys, values = _key_and_values(path, columns, form[2])
+    numbered = all(str(key).isdecimal() for key in keys)
+    if numbered:
+        keys = [int(key) for key in keys]  # 7 and 07 are the same
     if len(set(keys)) < len(keys):
         raise ValueError(f"{path} has the key {Counter(keys).most_common(1)[0][0]!r} twice")
-    numbered = all(str(key).isdecimal() for key in keys)
-    line_of = {int(key): line for line, key in enumerate(keys)} if numbered else _by_name(path, keys, paths())
+    line_of = {key: line for line, key in enumerate(keys)} if numbered else _by_name(path, keys, paths())
     needed = np.unique(rows).tolist()
     if missing := [row for row in needed if row not in line_of]:
         example = f"number {missing[0]}" if numbered else str(paths()[missing[0]])
         raise ValueError(f"{path} has no line for {len(missing)} of {len(needed)} training images, such as {example}")
-    return [values[line_of[row]] for row in rows.tolist()], sum(map(float, columns.get(FLOPS, ())))
+    costs = _numbers(f"{path}, column {FLOPS}", columns.get(FLOPS, ()), 0.0, MAX_FLOPS)
+    return [values[line_of[row]] for row in rows.tolist()], math.fsum(costs)
 
 
 def _key_and_values(path: Path, columns: dict[str, list[Any]], name: str | None) -> tuple[list[Any], list[Any]]:
-    if len(columns) < 2 or not next(iter(columns.values())):
-        raise ValueError(f"{path} must have a line for each image: a number or a file name, then a value")
-    key, *others = columns
+    key, *others = columns or [""]
     others = [other for other in others if other != FLOPS]
+    if not others or not columns[key]:
+        raise ValueError(f"{path} must have a line for each image: a number or a file name, then a value")
     if name is None and len(others) == 1:
         name = others[0]
     if name not in others:
@@ -76,7 +81,7 @@ def _key_and_values(path: Path, columns: dict[str, list[Any]], name: str | None)
 def _by_name(path: Path, keys: Sequence[Any], images: Sequence[Path]) -> dict[int, int]:
     """Return the line of each row of the split that has one. Raises ValueError for a key of several images."""
     line_of = {PurePath(str(key)).parts: line for line, key in enumerate(keys)}
-    depths = {len(parts) for parts in line_of}
+    depths = sorted({len(parts) for parts in line_of})
     row_of: dict[int, int] = {}
     for row, image in enumerate(images):
         for depth in depths:
@@ -84,7 +89,11 @@ def _by_name(path: Path, keys: Sequence[Any], images: Sequence[Path]) -> dict[in
             if line is not None and row_of.setdefault(line, row) != row:
                 folders = "/".join(image.parts[-depth - 1 :])
                 raise ValueError(f"{path}: {keys[line]!r} are several images; write folders too, as in {folders}")
-    return {row: line for line, row in row_of.items()}
+    lines: dict[int, int] = {}
+    for line, row in row_of.items():
+        if lines.setdefault(row, line) != line:
+            raise ValueError(f"{path}: {keys[lines[row]]!r} and {keys[line]!r} are the same image")
+    return lines
 
 
 def as_classes(file: str, values: Sequence[Any], classes: tuple[str, ...]) -> np.ndarray:
@@ -93,7 +102,8 @@ def as_classes(file: str, values: Sequence[Any], classes: tuple[str, ...]) -> np
     if not all(str(value) in number_of for value in values):
         number_of = {str(number): number for number in range(len(classes))}
     names = [str(value) for value in values]
-    if unknown := next((name for name in names if name not in number_of), None):
+    unknown = next((name for name in names if name not in number_of), None)
+    if unknown is not None:  # it may be empty
         known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise ValueError(f"{file}: {unknown!r} is no class; there are {known}, or the numbers 0 to {len(classes) - 1}")
     return np.array([number_of[name] for name in names], np.int64)
@@ -101,11 +111,15 @@ def as_classes(file: str, values: Sequence[Any], classes: tuple[str, ...]) -> np
 
 def as_numbers(file: str, values: Sequence[Any]) -> np.ndarray:
     """Return (k,) float32. Raises ValueError, naming the value, for what is no number within ±MAX_REFERENCE."""
+    return np.array(_numbers(file, values, -MAX_REFERENCE, MAX_REFERENCE), np.float32)
+
+
+def _numbers(where: str, values: Sequence[Any], low: float, high: float) -> list[float]:
     for value in values:
         try:
-            fits = abs(float(value)) <= MAX_REFERENCE
+            fits = low <= float(value) <= high
         except (TypeError, ValueError):
             fits = False
         if not fits:
-            raise ValueError(f"{file}: {value!r} must be a number between -{MAX_REFERENCE:g} and {MAX_REFERENCE:g}")
-    return np.array([float(value) for value in values], np.float32)
+            raise ValueError(f"{where}: {value!r} must be a number between {low:g} and {high:g}")
+    return [float(value) for value in values]

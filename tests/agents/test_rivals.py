@@ -315,6 +315,8 @@ def test_oscillate_leaves_the_rule_and_the_other_switches_as_they_are():
         ("static_random+oscillate=0.1", "which StaticRandom does not"),
         ("random:keep=0.2+oscillate=0.2", r"keep - oscillate must be a number in \(0, 1\], not 0.0"),
         ("random:keep=0.9+oscillate=0.2", r"keep \+ oscillate must be a number in \(0, 1\], not 1.1"),
+        ("rule:keep=0.5+oscillate=0.45", r"keep must be a number in \[0.1, 1\], not 0.05"),
+        ("orderdp:keep=0.4,pool=0.5+oscillate=0.3", "pool must be at least keep, which is 0.7, not 0.5"),
         ("random+oscillate=-0.1", r"oscillate must be a number in \[0, 1\), not -0.1"),
     ],
 )

@@ -78,6 +78,24 @@ def test_a_state_holds_the_charge(tmp_path):
     assert same(env.step(select(np.ones(100))), twin.step(select(np.ones(100))))
 
 
+def test_a_state_is_of_a_run_with_the_same_reference(tmp_path):
+    env = digits(reference=reference(tmp_path, epochs=1.0))
+    env.reset(seed=0)
+    cheaper = digits(reference=reference(tmp_path, epochs=0.5))
+    for other in (cheaper, digits()):
+        with pytest.raises(ValueError, match="the state is of a run with reference="):
+            other.load_state_dict(env.state_dict())
+
+
+@pytest.mark.parametrize("cost", ["-1", "nan", "inf", "", "x"])
+def test_a_cost_that_is_no_number_of_at_least_0_is_named(cost, tmp_path):
+    file = tmp_path / "own.csv"
+    lines = [f"{row},1,{cost if row == 7 else 0}" for row in range(1300)]
+    file.write_text("\n".join(["index,score,flops", *lines]))
+    with pytest.raises(ValueError, match=f"own.csv, column flops: '{cost}' must be a number between 0 and 1e\\+30"):
+        digits(reference=str(file))
+
+
 def test_members_of_a_vector_env_without_one_observe_zeros(tmp_path):
     file = reference(tmp_path)
     small: dict[str, Any] = {"train_size": 50, "budget": 1.0, "model": "mlp:4"}
@@ -108,8 +126,11 @@ def test_a_pruner_shows_an_array_to_its_agent():
     pruner.begin_epoch()
     np.testing.assert_array_equal(seen[0]["reference"], labels * np.float32(0.5))
     Pruner(make("rho_loss"), labels, 2.0, batch_size=5, reference=labels).begin_epoch()
-    for wrong in (np.ones(19), np.full(20, np.nan)):
-        with pytest.raises(ValueError, match=r"reference has shape .*; it must be \(20,\) finite numbers"):
+    for wrong, words in (
+        (np.ones(19), r"reference has shape \(19,\); it must be \(20,\) finite numbers"),
+        (np.where(np.arange(20) == 3, np.nan, 1), r"reference\[3\] is nan; it must be a finite number"),
+    ):
+        with pytest.raises(ValueError, match=words):
             Pruner(agent, labels, 2.0, batch_size=5, reference=wrong)
 
 
@@ -119,6 +140,8 @@ def test_who_needs_one_says_so():
         "rho_loss:keep=0.2+anneal=0.1",
         "same_amounts:rho_loss",
         make("rho_loss"),
+        make("rho_loss+mixup=0.5"),
+        make("same_amounts:rho_loss+anneal=0.1"),
         type(make("rho_loss")),
     ]
     assert all(map(needs_reference, asking))

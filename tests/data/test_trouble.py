@@ -127,6 +127,9 @@ def test_labels_by_file_name_with_as_many_folders_as_tell_images_apart(tmp_path,
     short = write(tmp_path / "short.csv", ("file", "label"), (files[0].name, "a"))
     with pytest.raises(ValueError, match=f"'{files[0].name}' are several images; write folders too, as in b/"):
         load("imagefolder", root=root, image_size=8, labels=short)
+    twice = write(tmp_path / "twice.csv", ("file", "label"), ("train/a/" + files[0].name, "a"), lines[0])
+    with pytest.raises(ValueError, match=f"'a/{files[0].name}' and 'train/a/{files[0].name}' are the same image"):
+        load("imagefolder", root=root, image_size=8, labels=twice)
     with pytest.raises(ValueError, match=r"has no line for 1\d of 17 training images, such as .*/train/a/"):
         load("imagefolder", root=root, image_size=8, labels=write(tmp_path / "few.csv", ("file", "label"), *lines[-3:]))
 
@@ -134,7 +137,11 @@ def test_labels_by_file_name_with_as_many_folders_as_tell_images_apart(tmp_path,
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([("index", "label"), (0, 1), (0, 2)], "has the key '0' twice"),
+        ([("index", "label"), (0, 1), (0, 2)], "has the key 0 twice"),
+        ([("index", "label"), (7, 1), ("07", 2)], "has the key 7 twice"),
+        ([("x.png", "label"), ("a.png", 1), ("a.png", 2)], "has the key 'a.png' twice"),
+        ([("index", "label"), *((row, "") for row in range(1300))], "'' is no class; there are 0, 1"),
+        ([("index", "flops"), (0, 1)], "must have a line for each image: a number or a file name, then a value"),
         ([("index", "label"), (0, 1), (1,)], "line 3 has 1 fields; its first line names 2"),
         ([("index", "label"), (5000, 1)], "has no line for 20 of 20 training images, such as number \\d+"),
         ([("index", "label"), ("x.png", 1)], "the images of 'digits' have no file names: number them"),
@@ -152,6 +159,12 @@ def test_an_array_of_another_length_or_kind_is_refused(tmp_path):
     np.save(path, np.zeros(20))
     with pytest.raises(ValueError, match=re.escape("has shape (20,); it must be (1300,), the whole official")):
         load("digits", train_size=20, labels=str(path))
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"own\.npy is no array of plain values"):
+        load("digits", train_size=20, labels=str(path))
+    (tmp_path / "own.csv").write_bytes(b"index,label\n0,\xff\n")
+    with pytest.raises(ValueError, match=r"own\.csv is no CSV file in UTF-8"):
+        load("digits", train_size=20, labels=str(tmp_path / "own.csv"))
     np.save(path, np.array([{}, 1], object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"own\.npy is no array of plain values"):
         load("digits", train_size=20, labels=str(path))
