@@ -174,7 +174,11 @@ def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
 def distil(given: Arguments, console: Console) -> Network:
     """Choose the teachers, play, fit, and judge the policy on validation tasks."""
     begun = time.perf_counter()
+    if min(given.episodes, given.processes) < 1 or given.rounds < 0:
+        raise ValueError("--episodes and --processes must be at least 1, and --rounds 0 or more")
     tasks = distribution(given.tasks, given.root)
+    if not tasks.validation:
+        raise ValueError(f"--tasks {given.tasks} has no validation tasks, on which the policy is judged")
     teachers, lines = teachers_of(given.sweeps)
     shown = Table("trouble", "teacher")
     for line in lines:

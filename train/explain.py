@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from prune_env import io
+from prune_env import PruneEnv, io
 from prune_env.machine import cores
 from prune_env.policy.features import FEATURES, LOSS_QUANTILES, MARGIN_QUANTILES
 from prune_env.policy.learned import SHIPPED, Network
@@ -178,9 +178,13 @@ def main(args: list[str] | None = None) -> int:
                 raise ValueError(f"{given.policy} has no card; policies of prune-env learn have one")
             table.display(card.make(network, str(given.policy), spec))
             return 0
+        if min(given.seeds, given.processes) < 1:
+            raise ValueError("--seeds and --processes must be at least 1")
         tasks = distribution(given.tasks, given.root)
         if not tasks.validation:
             raise ValueError(f"{given.tasks} has no validation tasks, which are what is played")
+        for task in {(task.dataset, task.root): task for task in tasks.validation}.values():
+            PruneEnv(**task.settings())  # images that are missing are missed here, in one line
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -50,10 +50,15 @@ class Arguments:
     """Processes that train."""
 
 
+def every_task(tasks: Tasks) -> tuple[Task, ...]:
+    """Return the tasks of all parts: held-out ones may have a data set that no other has."""
+    return *tasks.training, *tasks.validation, *tasks.held_out
+
+
 def kinds_of(tasks: Tasks) -> dict[Task, tuple[float, ...]]:
     """Return a task of each kind that has rates of its own, and the budgets of the kind. Clean labels come first."""
     budgets: dict[Task, set[float]] = {}
-    for task in (*tasks.training, *tasks.validation, *tasks.held_out):
+    for task in every_task(tasks):
         budgets.setdefault(replace(task, **APART, budget=1.0), set()).add(task.budget)
     kinds = sorted(budgets, key=lambda kind: (kind.dataset, kind.image_size or 0, kind.model, kind.label_noise))
     return {kind: tuple(sorted(budgets[kind])) for kind in kinds}
@@ -84,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> int:
         tasks = distribution(given.tasks, given.root)
         with closing(Workers(tasks, given.processes)) as workers:
             for kind, budgets in kinds_of(tasks).items():
-                roots = list(dict.fromkeys(task.root for task in tasks.training if task.dataset == kind.dataset))
+                roots = list(dict.fromkeys(task.root for task in every_task(tasks) if task.dataset == kind.dataset))
                 accuracy = accuracies(kind, budgets, roots, given, workers)
                 size = f":{kind.image_size}" if kind.image_size else ""
                 title = f"{kind.dataset}{size}, {kind.model}, {kind.label_noise:.0%} wrong labels"

@@ -652,6 +652,12 @@ def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
     assert not (tmp_path / "it" / "failures.jsonl").exists()
     assert len(_records(tmp_path / "it")) == 4
 
+    module.write_text("raise RuntimeError('at import')\n")  # its runs are done: nothing is to be imported
+    monkeypatch.delitem(sys.modules, "moody")
+    assert evaluate.main(arguments) == 0
+    assert "moody:raises has changed since 2 of its runs" in capsys.readouterr().err
+    assert len(_records(tmp_path / "it")) == 4
+
 
 def test_a_table_of_several_commits_says_so(done: Done, tmp_path: Path):
     arguments, lines = done.copy(tmp_path), _records(done.folder)

@@ -132,6 +132,12 @@ def test_the_program_leaves_a_policy_with_a_card(tmp_path, capsys, monkeypatch):
     assert distil.main([*arguments, "--rounds", "0"]) == 2
     assert distil.main([str(tmp_path), "--tasks", str(tasks)]) == 2
     assert "has no results" in capsys.readouterr().err
+    for wrong in (["--processes", "0"], ["--episodes", "0"], ["--rounds", "-1"]):
+        assert distil.main([*arguments, *wrong]) == 2
+        assert wrong[0] in capsys.readouterr().err
+    tasks.write_text(tasks.read_text().replace("validations = 1", "validations = 0"))
+    assert distil.main(arguments) == 2
+    assert "has no validation tasks" in capsys.readouterr().err
 
 
 def test_the_table_of_the_docs_is_of_the_committed_runs():

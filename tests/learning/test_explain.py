@@ -281,6 +281,13 @@ def test_the_card_of_a_mixture_has_all_its_tasks(tmp_path, capsys):
     assert "means of 9 runs of 5 tasks" in told
 
 
+def test_the_card_of_a_distilled_policy_has_a_command_that_works(tmp_path, capsys):
+    path = tmp_path / "policy.npz"
+    card = {"program": "distil", "arguments": {"sweeps": ["a", "b"], "tasks": "x", "root": [], "rounds": 0}}
+    replace(network(), card=card).save(path)
+    assert "prune-env distil a b --tasks x --rounds 0" in card_of(path, capsys)
+
+
 def test_cards_of_a_policy_that_learn_made_of_the_shipped_one_and_of_none(policy, tmp_path, capsys):
     assert "made for a test" in card_of(policy, capsys)
     shipped = card_of(SHIPPED, capsys)
@@ -299,6 +306,8 @@ def test_cards_of_a_policy_that_learn_made_of_the_shipped_one_and_of_none(policy
     ("arguments", "words"),
     [
         (["POLICY", "--tasks", "mnist"], ["mnist", "digits"]),
+        (["POLICY", "--processes", "0"], ["--processes"]),
+        (["POLICY", "--tasks", "natural"], ["imagefolder", "PRUNE_ENV_DATA"]),
         (["DAMAGED"], ["DAMAGED", "damaged"]),
         (["POLICY", "--out", "DAMAGED"], ["DAMAGED"]),
     ],

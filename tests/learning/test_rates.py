@@ -40,6 +40,22 @@ def test_a_kind_is_a_student_a_size_and_a_share_of_wrong_labels():
     ]
 
 
+def test_a_data_set_of_held_out_tasks_alone_has_a_root(monkeypatch):
+    own = {**OWN, "held_out_values": {"dataset": ("imagefolder",), "root": ("somewhere",)}}
+    monkeypatch.setitem(distributions.DISTRIBUTIONS, "own", {"values": VALUES, **own})
+    roots: dict = {}
+
+    def accuracies(kind, budgets, of_kind, *_):
+        roots[kind.dataset] = of_kind
+        raise ValueError("enough")
+
+    monkeypatch.setattr(rates, "accuracies", accuracies)
+    monkeypatch.setattr(rates, "Workers", Here)
+    monkeypatch.setattr(rates, "kinds_of", lambda tasks: {replace(tasks.held_out[0], root=None): (1.0,)})
+    assert rates.main(["own", "--processes", "1"]) == 2
+    assert roots == {"imagefolder": ["somewhere"]}
+
+
 def test_the_best_rate_of_full_training_is_stored(tmp_path, monkeypatch, capsys):
     path = tmp_path / "recipes.json"
     path.write_bytes(RECIPES.read_bytes())

@@ -47,8 +47,9 @@ def make(network: Network, name: str, spec: str) -> Table:
 
 def _trained_by(program: str, arguments: Mapping[str, Any], code: Mapping[str, Any], machines: list[str]) -> str:
     given = {name: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in arguments.items()}
-    options = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value not in (None, "")]
-    command = [" ".join([f"prune-env {program}", *options])] if options else []
+    words = [str(given.pop("sweeps", ""))]  # of distil; the only argument without a flag
+    words += [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value not in (None, "")]
+    command = [" ".join([f"prune-env {program}", *filter(None, words)])] if arguments else []
     changed = " with changes" if code.get("dirty") else ""
     version = [f"prune_env {code['version']}"] if "version" in code else []
     commit = [f"commit {code['commit'][:7]}{changed}"] if code.get("commit") else []

@@ -197,9 +197,8 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
     failures.unlink(missing_ok=True)
     failed: list[Run] = []
     code = {**provenance.of_code(), "command": command}
-    given_up = (
-        [] if running.where.workers == 0 else plan.failures
-    )  # there the agent raises once more, with its traceback
+    # without workers such an agent raises once more, with its traceback; runs that are done have no need of it
+    given_up = [] if running.where.workers == 0 else [f for f in plan.failures if f.run.key not in done]
     keys = {failure.run.key for failure in given_up}
     outcomes = _outcomes([run for run in missing if run.key not in keys], terms, running)
     with progress.of(missing), closing(outcomes):
