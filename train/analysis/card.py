@@ -22,20 +22,22 @@ def make(network: Network, name: str, spec: str) -> Table:
     card = dict(network.card)
     told = {part: card.pop(part, {}) for part in ("arguments", "training", "tasks", "validation", "code")}
     parts = told["tasks"].get("parts", [told["tasks"]])  # a mixture has several distributions
+    program = card.pop("program", "learn")
+    chosen = "It was chosen as the best on the validation tasks, so its points are biased upwards. "
     machines = card.pop("machines", None) or list(filter(None, [card.pop("machine", None)]))
     sizes = [network.layers[0][0].shape[1], *(len(bias) for _, bias in network.layers)]
     lines = {
         "policy": f"{name}: {sizes[0]} features of a run go in, {sizes[-1]} numbers of the next step's rule come out "
         f"(layers of {' × '.join(map(str, sizes))})",
-        "trained by": _trained_by(card.pop("program", "learn"), told["arguments"], told["code"], machines),
+        "trained by": _trained_by(program, told["arguments"], told["code"], machines),
         "on tasks": ". And: ".join(_tasks(part.get("values", {})) for part in parts),
         "how long": _how_long(told["training"]),
         "validation": _validation(told["validation"], sum(part.get("validations", 0) for part in parts)),
         "use it for": "training classifiers on tasks like these. It takes any number of samples and classes, and any "
         f"budget: --agents {spec}, or prune_env.Pruner in a training loop of your own",
         "limits": "It was trained on the tasks above and no others. On other images, larger networks, more wrong "
-        "labels or longer budgets it may lose: compare it with full and random there first. It was chosen as the best "
-        "on the validation tasks, so its points are biased upwards. Another training seed gives another policy.",
+        "labels or longer budgets it may lose: compare it with full and random there first. "
+        f"{chosen if program == 'learn' else ''}Another training seed gives another policy.",
         **{key: str(value) for key, value in card.items() if key not in ("fixed_rule", "waste")},
     }
     table = Table.grid("", "", padding=(0, 2, 0, 0))
