@@ -10,7 +10,7 @@ import numpy as np
 
 from prune_env import select
 from prune_env.memory import Remembers
-from prune_env.sampling import Action, Observation, check, n_keep, ranks, top_k_mask, uniform
+from prune_env.sampling import Action, Observation, check, check_whole, n_keep, ranks, top_k_mask, uniform
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -159,9 +159,7 @@ class SelectiveBackprop(Remembers):
     def __post_init__(self) -> None:
         check("beta", self.beta, "[0, inf)")
         check("least", self.least, "[0, 1]")
-        check("staleness", self.staleness, "[1, inf)")
-        if self.staleness != int(self.staleness):
-            raise ValueError(f"staleness must be a whole number, not {self.staleness!r}")
+        check_whole("staleness", self.staleness, "[1, inf)")
         self.reset()
 
     def reset(self) -> None:

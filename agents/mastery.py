@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from prune_env import select
 from prune_env.memory import Remembers
-from prune_env.sampling import Action, Observation, all_samples, check, latest
+from prune_env.sampling import Action, Observation, all_samples, check, check_whole, latest
 
 
 @dataclass(kw_only=True)
@@ -43,9 +43,7 @@ class IES(Remembers):
 
     def __post_init__(self) -> None:
         check("threshold", self.threshold, "(0, inf)")
-        check("window", self.window, "[1, inf)")
-        if self.window != int(self.window):
-            raise ValueError(f"window must be a whole number, not {self.window!r}")
+        check_whole("window", self.window, "[1, inf)")
         self.reset()
 
     def reset(self) -> None:

@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 
 from prune_env import select
 from prune_env.memory import Remembers
-from prune_env.sampling import Action, Mask, Observation, all_samples, check, in_last, latest, n_keep, top_k_mask
+from prune_env.sampling import (
+    Action,
+    Mask,
+    Observation,
+    all_samples,
+    check,
+    check_whole,
+    in_last,
+    latest,
+    n_keep,
+    top_k_mask,
+)
 
 
 @dataclass(kw_only=True)
@@ -182,9 +193,7 @@ class CCS(Static):
     def __post_init__(self) -> None:
         super().__post_init__()
         check("beta", self.beta, "[0, 1)")
-        check("strata", self.strata, "[1, inf)")
-        if self.strata != int(self.strata):
-            raise ValueError(f"strata must be a whole number, not {self.strata!r}")
+        check_whole("strata", self.strata, "[1, inf)")
 
     def choose(self, observation: Observation, k: int, rng: np.random.Generator) -> Mask:
         n = len(self._sums)
@@ -230,9 +239,7 @@ class DynUnc(Static):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check("window", self.window, "[2, inf)")
-        if self.window != int(self.window):
-            raise ValueError(f"window must be a whole number, not {self.window!r}")
+        check_whole("window", self.window, "[2, inf)")
 
     def reset(self) -> None:
         super().reset()

@@ -63,6 +63,13 @@ def check(name: str, value: object, allowed: str | type[bool]) -> None:
         raise ValueError(f"{name} must be a number in {allowed}, not {value!r}")
 
 
+def check_whole(name: str, value: object, allowed: str) -> None:
+    """Check a hyper-parameter that counts something, as `check` does; raises ValueError, also for 2.5."""
+    check(name, value, allowed)
+    if value != int(value):  # pyright: ignore[reportArgumentType]
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+
+
 def all_samples(observation: Observation) -> Action:
     """Return the action that keeps all samples with weight 1."""
     return select(np.ones(len(observation["loss"]), dtype=np.bool_))

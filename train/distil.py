@@ -9,7 +9,8 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 import agents
 from agents.rules import Rule
+from prune_env import io
 from prune_env.machine import cores
 from prune_env.policy.features import FEATURES
 from prune_env.policy.learned import Network
@@ -36,7 +38,6 @@ from train.learning.rollouts import distribution, draw_pairs
 from train.learning.workers import Workers
 
 VALIDATION_SEEDS = range(20_000, 20_004)  # of each validation task
-SMALLEST_SCALE = 0.02  # features that deviate less are not read
 NOISE = 0.1  # deviation of what is added to standardised features in the fit, so that near runs are answered alike
 STEPS = 2000  # of a fit
 STEPS_FILE = "steps.npz"
@@ -50,7 +51,7 @@ class Arguments:
     The rules are chosen from the results of sweeps: of each kind of trouble, the `rule:...` that gained most over
     `full` in validation, less one standard error. They are told the trouble; the policy has to see it. It plays tasks
     of all kinds of trouble, and learns to answer what it sees in a run with the numbers of the rule (DAgger, arXiv
-    1011.0686, with a teacher that knows more, arXiv 1912.12294). OUT gets policy.npz, teachers.json and the steps.
+    1011.0686, with a teacher that knows more, arXiv 1912.12294). OUT gets policy.npz and the steps, steps.npz.
     """
 
     sweeps: tyro.conf.Positional[tuple[Path, ...]]
@@ -148,7 +149,7 @@ def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
     """Fit a policy (D,) -> (R,) to features (S, D) and the rule parameters (S, R) that belong to them."""
     draws = torch.Generator().manual_seed(seed)
     shift, scale = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(scale < SMALLEST_SCALE, np.inf, scale)
+    scale = np.where(scale < ppo.SMALLEST_SCALE, np.inf, scale)
     inputs, targets = (torch.tensor(x, dtype=torch.float32) for x in ((features - shift) / scale, numbers))
     sizes = [len(FEATURES), 64, 64, len(RULE_PARAMETERS)]
     # without their own values, which torch would draw from its global generator
@@ -171,11 +172,29 @@ def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
     return ppo.of_scaled(plain, shift, scale, {})
 
 
+def read_steps(folder: Path) -> tuple[list[Task], NDArray[np.float32]]:
+    """Return the task of each step that a distillation has kept, and what was seen before it (S, D)."""
+    with np.load(folder / STEPS_FILE) as file:
+        tasks = [Task(**task) for task in json.loads(file["tasks"].item())]
+        return [tasks[i] for i in file["of"]], file["features"]
+
+
+def write_steps(folder: Path, played: Sequence[Task], features: NDArray[np.float32]) -> None:
+    """Keep what `read_steps` returns."""
+    of_task = {task: i for i, task in enumerate(dict.fromkeys(played))}
+    of, tasks = np.array([of_task[task] for task in played]), json.dumps([asdict(task) for task in of_task])
+    file = BytesIO()
+    np.savez_compressed(file, features=features, of=of, tasks=np.array(tasks))
+    io.write_atomic(folder / STEPS_FILE, file.getvalue())
+
+
 def distil(given: Arguments, console: Console) -> Network:
     """Choose the teachers, play, fit, and judge the policy on validation tasks."""
     begun = time.perf_counter()
     if min(given.episodes, given.processes) < 1 or given.rounds < 0:
         raise ValueError("--episodes and --processes must be at least 1, and --rounds 0 or more")
+    if not given.rounds and not given.also:
+        raise ValueError("--rounds 0 plays nothing, and there are no steps of --also to learn from")
     tasks = distribution(given.tasks, given.root)
     if not tasks.validation:
         raise ValueError(f"--tasks {given.tasks} has no validation tasks, on which the policy is judged")
@@ -185,15 +204,12 @@ def distil(given: Arguments, console: Console) -> Network:
         if "chosen" in line:
             shown.add_row(_words(line["trouble"]), line["chosen"])
     console.print(shown)
-    if not given.rounds and not given.also:
-        raise ValueError("--rounds 0 plays nothing, and there are no steps of --also to learn from")
     rng = np.random.default_rng([given.seed, 0])
     played, features = [], []  # the task of each step, and what was seen before it
     for folder in given.also:
-        with np.load(folder / STEPS_FILE) as file:
-            of, others = file["of"], [Task(**task) for task in json.loads(file["tasks"].item())]
-            played += [others[i] for i in of]
-            features.append(file["features"])
+        others, seen = read_steps(folder)
+        played += others
+        features.append(seen)
     policy: Network | None = None
     with closing(Workers(tasks, given.processes)) as workers:
         for i in range(max(given.rounds, 1)):
@@ -216,14 +232,15 @@ def distil(given: Arguments, console: Console) -> Network:
     points = {"teachers": 100.0 * (theirs - full), "policy": 100.0 * (own - full)}
     for name, its in points.items():
         console.print(f"{name}: {plus_minus(its, '+.2f')} points over full training in validation, {len(its)} runs")
+    every = np.concatenate(features)
     card = {
         "program": "distil",
         "arguments": json.loads(json.dumps(asdict(given), default=str)),
         "teachers": "; ".join(f"{_words(line['trouble'])}: {line['chosen']}" for line in lines if "chosen" in line),
         "training": {
             "searched": sum(line["runs"] for line in lines if "rule" in line),
-            "episodes": given.rounds * given.episodes,
-            "steps": sum(map(len, features)),
+            "episodes": int((every[:, FEATURES.index("spent")] == -1.0).sum()),  # that began: also those of --also
+            "steps": len(every),
             "seconds": time.perf_counter() - begun,
         },
         "tasks": asdict(tasks),
@@ -232,15 +249,8 @@ def distil(given: Arguments, console: Console) -> Network:
         "code": provenance.of_code(),
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    of_task = {task: i for i, task in enumerate(dict.fromkeys(played))}
-    np.savez_compressed(
-        given.out / STEPS_FILE,
-        features=np.concatenate(features),
-        of=np.array([of_task[task] for task in played]),
-        tasks=np.array(json.dumps([asdict(task) for task in of_task])),
-    )
-    (given.out / "teachers.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    network = Network(policy.layers, policy.hidden, policy.output, card)
+    write_steps(given.out, played, every)
+    network = replace(policy, card=card)
     network.save(given.out / "policy.npz")
     return network
 

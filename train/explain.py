@@ -34,7 +34,7 @@ from train.analysis.figures import COLOURS, png
 from train.analysis.text import spread
 from train.execution import command_line
 from train.execution.progress import follow
-from train.learning.rollouts import Pair, distribution, play
+from train.learning.rollouts import Pair, distribution
 from train.learning.workers import Workers
 
 BINS = 10  # of the budget, in the figure
@@ -94,27 +94,6 @@ def without(network: Network, held: Mapping[str, float], summaries: NDArray, beg
     return network(changed)
 
 
-class Recorder:
-    """A network that records what it saw and chose in the runs of one `play`.
-
-    Members that `play` has no run left for are not recorded: they show the end of their last run when they begin.
-    """
-
-    def __init__(self, network: Network):
-        self._network = network
-        self._idle: NDArray[np.bool_] | None = None  # (K,) members without a run
-        self.seen: list[NDArray] = []  # (k, D) each, k of K members
-        self.chosen: list[NDArray] = []  # (k, R) each
-
-    def __call__(self, summaries: NDArray, begun: NDArray[np.bool_]) -> NDArray:
-        ended = begun & (summaries[:, FEATURES.index("spent")] > -1.0)
-        self._idle = ended if self._idle is None else self._idle | ended
-        numbers = self._network(summaries)
-        self.seen.append(summaries[~self._idle])
-        self.chosen.append(numbers[~self._idle])
-        return numbers
-
-
 def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDArray) -> tuple[Table, Table]:
     """Measure the points of accuracy lost when groups of features, and single ones, are held at `means` (D,)."""
     whole, mean_of = workers.play(pairs, network), dict(zip(FEATURES, means.tolist(), strict=True))
@@ -137,7 +116,7 @@ def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDA
     return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in FEATURES})
 
 
-def choices(recorders: dict[str, Recorder]) -> bytes:
+def choices(runs: Mapping[str, tuple[NDArray, NDArray]]) -> bytes:
     """Draw each rule parameter over the share of the budget spent, with a line for each group of tasks, as a PNG.
 
     Lines are means over runs. Bands reach from the lower to the upper quartile.
@@ -145,9 +124,8 @@ def choices(recorders: dict[str, Recorder]) -> bytes:
     figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
     panels = figure.subplots(3, 4, sharex=True)
     edges = np.linspace(0.0, 1.0, BINS + 1)
-    for colour, (group, recorder) in zip(itertools.cycle(COLOURS), recorders.items(), strict=False):
-        spent = (np.concatenate(recorder.seen)[:, FEATURES.index("spent")] + 1.0) / 2.0
-        chosen = np.concatenate(recorder.chosen)
+    for colour, (group, (seen, chosen)) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
+        spent = (seen[:, FEATURES.index("spent")] + 1.0) / 2.0
         place = np.clip(np.digitize(spent, edges) - 1, 0, BINS - 1)
         filled = [i for i in range(BINS) if np.any(place == i)]
         middles = (edges[:-1] + edges[1:])[filled] / 2.0
@@ -190,14 +168,14 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     pairs = [(task, 20_000 + seed) for task in tasks.validation for seed in range(given.seeds)]
-    recorders: dict[str, Recorder] = {}
+    runs: dict[str, tuple[NDArray, NDArray]] = {}
     noises = sorted({task.label_noise for task, _ in pairs})
-    for noise in follow(noises, "playing the policy, by share of wrong labels", len(noises)):
-        recorder = recorders[f"{noise:.0%} wrong labels"] = Recorder(network)
-        play([pair for pair in pairs if pair[0].label_noise == noise], recorder, tasks)
-    io.write_atomic(folder / "choices.png", choices(recorders))
-    means = np.concatenate([x for recorder in recorders.values() for x in recorder.seen]).mean(axis=0)
     with closing(Workers(tasks, given.processes)) as workers:
+        for noise in follow(noises, "playing the policy, by share of wrong labels", len(noises)):
+            _, seen = workers.watch([pair for pair in pairs if pair[0].label_noise == noise], network)
+            runs[f"{noise:.0%} wrong labels"] = seen, network(seen)
+        io.write_atomic(folder / "choices.png", choices(runs))
+        means = np.concatenate([seen for seen, _ in runs.values()]).mean(axis=0)
         tables = inputs(network, pairs, workers, means)
     table.show(folder / "inputs.txt", Group(*tables))
     print(f"wrote to {folder}: choices.png, inputs.txt", file=sys.stderr)

@@ -49,7 +49,6 @@ SEARCH_SHARE = 0.4  # of the time, after which that search ends at the latest
 BASELINE_SHARE = 0.15  # of the time, after which the pool gets no more pairs
 PAIRS = 128  # that full training is run on between two looks at the clock
 PROBES = 64  # runs in which the scale of features is measured
-SMALLEST_SCALE = 0.02  # features that deviate less are not read
 # arguments that decide what is drawn, and so cannot change when a run goes on
 FIXED = ("tasks", "seed", "pool", "members", "processes", "evaluate_every")
 ELSEWHERE = ("out", "name", "engine", "address")  # arguments on which no number depends
@@ -403,7 +402,7 @@ def _moments(tasks: Tasks, rule: NDArray, rng: np.random.Generator) -> tuple[NDA
     play(draw_pairs(tasks, PROBES, rng), around, tasks)
     features = np.concatenate(seen)
     scale = features.std(axis=0)
-    return features.mean(axis=0), np.where(scale < SMALLEST_SCALE, np.inf, np.maximum(scale, 0.05))
+    return features.mean(axis=0), np.where(scale < ppo.SMALLEST_SCALE, np.inf, np.maximum(scale, 0.05))
 
 
 def mean_return(model: PPO) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from scipy.stats import spearmanr
 
 from prune_env import io
 from train.analysis import figures, records, table
+from train.analysis.records import Record
 from train.analysis.statistics import Mean
 from train.execution import command_line
+
+Gains = Mapping[tuple[str, str], float]  # points over `full` by trouble and agent
 
 
 @dataclass
@@ -35,15 +39,11 @@ class Arguments:
     """The kind that the others are compared with."""
 
 
-def gains(folder: Path) -> tuple[dict[str, dict[tuple[str, str], float]], dict[str, float]]:
-    """Return the gains over `full` in points, by kind and then (trouble, agent), and each kind's seconds a run.
-
-    Raises:
-        ValueError: there are no results.
-    """
+def gains(runs: Sequence[Record]) -> tuple[Mapping[str, Gains], Mapping[str, float]]:
+    """Return the gains over `full` in points, by kind and then (trouble, agent), and each kind's seconds a run."""
     accuracy: dict[tuple[str, str, str, int], float] = {}
     seconds = defaultdict(list)
-    for record in records.read(folder).records:
+    for record in runs:
         kind, _, trouble = record["task"].partition(": ")
         accuracy[kind, trouble, record["agent"], record["seed"]] = 100.0 * record["results"]["val_accuracy"]
         seconds[kind].append(record["results"]["seconds"]["total"])
@@ -56,7 +56,7 @@ def gains(folder: Path) -> tuple[dict[str, dict[tuple[str, str], float]], dict[s
     return means, {kind: float(np.median(values)) for kind, values in seconds.items()}
 
 
-def agreement(proxy: dict[tuple[str, str], float], target: dict[tuple[str, str], float]) -> NDArray[np.float64]:
+def agreement(proxy: Gains, target: Gains) -> NDArray[np.float64]:
     """Return Pearson's correlation over all common (trouble, agent), and Spearman's in the mean over troubles."""
     common = sorted(proxy.keys() & target.keys())
     a, b = (np.array([of[cell] for cell in common]) for of in (proxy, target))
@@ -65,11 +65,8 @@ def agreement(proxy: dict[tuple[str, str], float], target: dict[tuple[str, str],
     return np.array([np.corrcoef(a, b)[0, 1], np.mean(inside)])
 
 
-def render(folder: Path, target: str) -> Table:
-    """Return a row for each kind of cheap task. Raises ValueError without results of the target."""
-    means, seconds = gains(folder)
-    if target not in means:
-        raise ValueError(f"{folder} has no tasks of the kind {target!r}; there are {', '.join(means)}")
+def render(means: Mapping[str, Gains], seconds: Mapping[str, float], target: str) -> Table:
+    """Return a row for each kind of cheap task."""
     rows = Table("kind", "correlation", "of ranks, inside a trouble", "seconds a run", "best rule's gain there")
     rows.columns[0].no_wrap = True
     for kind, cells in means.items():
@@ -84,14 +81,13 @@ def render(folder: Path, target: str) -> Table:
     return rows
 
 
-def picture(folder: Path, target: str) -> bytes:
-    """Draw rules × troubles on the target, the rule that gains most in the mean on top. Raises as `render`."""
-    cells = defaultdict(dict)
-    for (trouble, agent), gain in gains(folder)[0][target].items():
+def picture(of_target: Gains, budget: float) -> bytes:
+    """Draw rules × troubles on the target, the rule that gains most in the mean on top."""
+    cells: dict[str, dict[str, float]] = defaultdict(dict)
+    for (trouble, agent), gain in of_target.items():
         cells[agent][trouble] = gain
     agents = sorted(cells, key=lambda agent: -np.mean(list(cells[agent].values())))
     troubles = list(dict.fromkeys(trouble for of in cells.values() for trouble in of))
-    budget = records.read(folder).records[0]["budget"]
     shown = {(t, budget): {agent: Mean(cells[agent][t], None, 1) for agent in agents} for t in troubles}
     return figures.glance(shown, "points of validation accuracy over full training")[0]
 
@@ -100,8 +96,12 @@ def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = command_line.read("proxies", Arguments, args)
     try:
-        table.show(given.folder / "proxies.txt", render(given.folder, given.target))
-        io.write_atomic(given.folder / "gains.png", picture(given.folder, given.target))
+        found = records.read(given.folder).records
+        means, seconds = gains(found)
+        if given.target not in means:
+            raise ValueError(f"{given.folder} has no tasks of the kind {given.target!r}; there are {', '.join(means)}")
+        table.show(given.folder / "proxies.txt", render(means, seconds, given.target))
+        io.write_atomic(given.folder / "gains.png", picture(means[given.target], found[0]["budget"]))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

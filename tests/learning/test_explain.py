@@ -24,8 +24,8 @@ from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import TINY, VARIED, Here
 from train import explain
 from train.analysis.statistics import mean_interval
-from train.explain import GROUPS, Recorder, choices, inputs
-from train.learning.rollouts import Pair, draw_pairs, play
+from train.explain import GROUPS, choices, inputs
+from train.learning.rollouts import Pair, Seen, draw_pairs, play
 
 D, R = len(FEATURES), len(RULE_PARAMETERS)
 
@@ -124,28 +124,25 @@ def run_alone(pairs: list[Pair], policy: Network) -> tuple[list[NDArray], list[f
 def test_what_is_recorded_is_what_was_acted_on_in_the_runs_asked_for():
     """Members without a run left go on with something else, which is nothing to look at."""
     policy, pairs = network(), draw_pairs(VARIED, 5, np.random.default_rng(0))
-    recorder = Recorder(policy)
-    accuracy = play(pairs, recorder, VARIED, width=2)
+    steps: Seen = []
+    accuracy = play(pairs, policy, VARIED, width=2, seen_in=steps)
     seen, reached = run_alone(pairs, policy)
     chosen = [policy(now) for now in seen]
     assert accuracy.tolist() == reached
-    recorded = np.concatenate(recorder.seen), np.concatenate(recorder.chosen)
+    features = np.concatenate([step for _, step in steps])
+    recorded = features, policy(features)
     assert [len(values) for values in recorded] == [len(seen)] * 2
     for values, alone in zip(recorded, (seen, chosen), strict=True):
         for value in values:  # students in batches differ by the rounding of sums
             assert np.abs(np.array(alone) - value).max(axis=1).min() < 1e-3
         np.testing.assert_allclose(values.sum(axis=0), np.sum(alone, axis=0), atol=1e-2)
-    np.testing.assert_allclose(recorded[1], policy(recorded[0]), atol=1e-5)
 
 
-def recorded(spent: list[float], chosen: NDArray) -> Recorder:
+def recorded(spent: list[float], chosen: NDArray) -> tuple[NDArray, NDArray]:
     """As if these numbers (T, R) had been chosen at these shares of the budget."""
-    recorder = Recorder(network())
     seen = np.zeros((len(spent), D))
     seen[:, FEATURES.index("spent")] = 2.0 * np.array(spent) - 1.0
-    half = len(spent) // 2
-    recorder.seen, recorder.chosen = [seen[:half], seen[half:]], [chosen[:half], chosen[half:]]
-    return recorder
+    return seen, chosen
 
 
 # over 2 s: matplotlib draws eight panels
@@ -313,7 +310,7 @@ def test_cards_of_a_policy_that_learn_made_of_the_shipped_one_and_of_none(policy
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(arguments: list[str], words, policy, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(explain, "play", None)  # nothing is played
+    monkeypatch.setattr(explain, "Workers", None)  # nothing is played
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(policy.read_bytes()[:-9])
     named: dict[str, str] = {"POLICY": str(policy), "DAMAGED": str(damaged)}

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import rankdata
 
 from train import proxies
-from train.analysis import figures
+from train.analysis import figures, records
 
 RULES = ("a", "b", "c")
 GAINS = {  # by kind and trouble, of the three rules
@@ -34,7 +34,7 @@ def write(folder: Path, seeds: int = 2) -> None:
 
 def test_gains_are_means_over_seeds_and_agree_as_numpy_says(tmp_path):
     write(tmp_path)
-    means, seconds = proxies.gains(tmp_path)
+    means, seconds = proxies.gains(records.read(tmp_path).records)
     assert seconds == {"target": 8.0, "same": 8.0, "odd": 3.0}
     for kind, troubles in GAINS.items():
         for trouble, gains in troubles.items():

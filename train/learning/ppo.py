@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "use_sde": True,
 }
 LOG_STD = -3.0  # 1 is the whole range of a parameter; gSDE's noise is a sum over the 64 units of the last layer
+SMALLEST_SCALE = 0.02  # features that deviate less are not read
 LARGEST_START = 0.95  # of a rule parameter that a policy starts at: at 1 the policy could not move
 
 
