@@ -60,6 +60,8 @@ class Arguments:
     """Distribution of tasks that the policy plays: a name, several joined by +, or a TOML file."""
     root: tuple[str, ...] = ()
     """Folders of images, for tasks of image folders."""
+    digits_policy: Path | None = None
+    """A policy that takes the place of the rules on digits, as `prune-env learn` trains it there."""
     also: tuple[Path, ...] = ()
     """Folders of other distillations, whose steps are learned from, too."""
     rounds: int = 4
@@ -146,7 +148,11 @@ def taught(teachers: dict[Trouble, Rule], task: Task) -> NDArray[np.float64]:
 
 
 def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
-    """Fit a policy (D,) -> (R,) to features (S, D) and the rule parameters (S, R) that belong to them."""
+    """Fit a policy (D,) -> (R,) to features (S, D) and the rule parameters (S, R) that belong to them.
+
+    It learns the median of each number among the runs that look alike, not their mean: a trouble that is not seen yet,
+    as before the first step, is answered as most runs are, and not with half a rule against it.
+    """
     draws = torch.Generator().manual_seed(seed)
     shift, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale < ppo.SMALLEST_SCALE, np.inf, scale)
@@ -163,7 +169,7 @@ def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
     for _ in range(STEPS):
         rows = torch.randint(len(inputs), (BATCH,), generator=draws)
         seen = inputs[rows] + NOISE * torch.randn((BATCH, len(FEATURES)), generator=draws)
-        loss = ((net(seen) - targets[rows]) ** 2).mean()
+        loss = (net(seen) - targets[rows]).abs().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -204,6 +210,7 @@ def distil(given: Arguments, console: Console) -> Network:
         if "chosen" in line:
             shown.add_row(_words(line["trouble"]), line["chosen"])
     console.print(shown)
+    of_digits = None if given.digits_policy is None else Network.load(given.digits_policy)
     rng = np.random.default_rng([given.seed, 0])
     played, features = [], []  # the task of each step, and what was seen before it
     for folder in given.also:
@@ -221,6 +228,9 @@ def distil(given: Arguments, console: Console) -> Network:
                 features.append(seen)
             answers = {task: taught(teachers, task) for task in set(played)}
             numbers = np.array([answers[task] for task in played])
+            if of_digits is not None:
+                digits = np.array([task.dataset == "digits" for task in played])
+                numbers[digits] = of_digits(np.concatenate(features)[digits])
             policy = fit(np.concatenate(features), numbers, given.seed)
             missed = np.abs(np.clip(policy(features[-1]), -1, 1) - numbers[-len(features[-1]) :]).mean()
             console.print(f"round {i + 1}: {len(played):,} steps, {missed:.2f} from the teachers' numbers")
@@ -228,10 +238,18 @@ def distil(given: Arguments, console: Console) -> Network:
         pairs = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         told = np.array([taught(teachers, task) for task, _ in pairs])
         full, theirs = (workers.play(pairs, rules) for rules in (FULL, told))
+        if of_digits is not None:
+            digits = [i for i, (task, _) in enumerate(pairs) if task.dataset == "digits"]
+            theirs[digits] = workers.play([pairs[i] for i in digits], of_digits)
         own = workers.play(pairs, policy)
     points = {"teachers": 100.0 * (theirs - full), "policy": 100.0 * (own - full)}
-    for name, its in points.items():
-        console.print(f"{name}: {plus_minus(its, '+.2f')} points over full training in validation, {len(its)} runs")
+    kinds = [_words(trouble_of(task.dataset, task.label_noise, task.imbalance, task.duplicates)) for task, _ in pairs]
+    shown = Table("trouble", "runs", *points, title="Points over full training in validation")
+    for kind in dict.fromkeys(kinds):
+        of = np.array([other == kind for other in kinds])
+        shown.add_row(kind, str(of.sum()), *(plus_minus(its[of], "+.2f") for its in points.values()))
+    shown.add_row("all", str(len(pairs)), *(plus_minus(its, "+.2f") for its in points.values()))
+    console.print(shown)
     every = np.concatenate(features)
     card = {
         "program": "distil",

@@ -101,6 +101,34 @@ def test_a_fit_finds_a_planted_map(monkeypatch):
     assert policy(moved) == pytest.approx(policy(features))
 
 
+def test_what_cannot_be_seen_is_answered_as_most_runs_are(monkeypatch):
+    monkeypatch.setattr(distil, "STEPS", 500)
+    features = np.random.default_rng(0).uniform(-1.0, 1.0, (3000, len(FEATURES))).astype(np.float32)
+    numbers = np.zeros((3000, len(RULE_PARAMETERS)))
+    numbers[::3] = 0.9  # of a third of the runs, whatever is seen: the mean of all is 0.3
+    assert np.abs(distil.fit(features, numbers, seed=0)(features)).mean() < 0.1
+
+
+def test_a_policy_can_teach_on_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(distil, "STEPS", 300)
+    monkeypatch.setattr(distil, "Workers", Here)
+    monkeypatch.setattr(Here, "played", [], raising=False)
+    answers = np.linspace(-0.6, 0.5, len(RULE_PARAMETERS))
+    one = Network(((np.zeros((len(answers), len(FEATURES))), answers),), "tanh", "clip", {})
+    one.save(tmp_path / "digits.npz")
+    tasks = tmp_path / "tasks.toml"
+    tasks.write_text(
+        "validations = 1\nheld_outs = 0\n[values]\ntrain_size = [60]\nval_rest = [true]\nmodel = ['mlp:4']\n"
+        "budget = [2.0]\nlabel_noise = [0.0, 0.2]\nimage_size = [3]\n"
+    )
+    arguments = [str(write(tmp_path / "a", GAINS)), "--tasks", str(tasks), "--out", str(tmp_path / "out")]
+    arguments += ["--digits-policy", str(tmp_path / "digits.npz")]
+    assert distil.main([*arguments, "--rounds", "1", "--episodes", "4", "--processes", "1"]) == 0
+    features = distil.read_steps(tmp_path / "out")[1]
+    made = Network.load(tmp_path / "out" / "policy.npz")(features)
+    assert made == pytest.approx(np.tile(answers, (len(features), 1)), abs=0.1)
+
+
 def test_what_is_watched_are_the_steps_of_each_pair():
     pairs = [(replace(VARIED.training[0], budget=budget), 3) for budget in (2.0, 1.0, 2.0)]
     rules = np.tile(FULL, (3, 1))
@@ -124,7 +152,9 @@ def test_the_program_leaves_a_policy_with_a_card(tmp_path, capsys, monkeypatch):
     card = Network.load(tmp_path / "out" / "policy.npz").card
     chosen = f"clean: rule:keep=1.0; 20 % wrong labels: {EASY}; classes 10:1: {BALANCED}"
     assert (card["teachers"], card["training"]["searched"], card["training"]["episodes"]) == (chosen, 12, 8)
-    assert "points over full training in validation" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Points over full training in validation" in shown
+    assert "20 % wrong labels" in shown
     again = [*arguments[:4], str(tmp_path / "more"), "--also", str(tmp_path / "out"), "--rounds", "0"]
     assert distil.main(again) == 0  # the same steps and seeds
     one, other = (Network.load(tmp_path / name / "policy.npz").layers for name in ("out", "more"))
