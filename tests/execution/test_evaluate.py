@@ -573,7 +573,8 @@ def test_labels_name_agents_in_tables_and_in_records(tmp_path: Path, capsys: pyt
         assert {run["agent"] for run in records.read(tmp_path / "it").records} == names
         rows = {line.split()[0] for line in (tmp_path / "it" / "table.txt").read_text().splitlines() if "[–]" in line}
         assert rows == names
-    capsys.readouterr()
+        told = " ".join(capsys.readouterr().out.split())
+        assert "; ".join(f"{label} is {spec}" for label, spec in [*more.items(), ("fifth", always["fifth"])]) in told
     for label, words in (("half", "NAME=AGENT"), ("ucb=random", "no agent has yet"), ("mine=full", "no other name")):
         assert evaluate.main([*it, "--label", label]) == 2
         assert words in capsys.readouterr().err
@@ -636,7 +637,7 @@ def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
     assert evaluate.main(arguments) == 1
     printed = capsys.readouterr()
     assert "4 run(s) failed, of broken:agent, moody:raises" in printed.err
-    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' at moody.py:2 in step 1\n" in printed.err
+    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' (moody.py:2, step 1)\n" in printed.err
     failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
     assert "cannot be imported: RuntimeError: at import" in failures[0]["error"]
     assert "raise RuntimeError" in failures[0]["traceback"]

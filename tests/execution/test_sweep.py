@@ -289,7 +289,8 @@ def test_progress_tells_the_time_left_where_there_is_no_terminal(done: Done):
     assert where == f"results in {done.home}/runs/mine"
     assert first == f"{total} runs, 0 of them done before"
     pattern = re.compile(
-        r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+): [\d.]+ % in (\d) runs; (\d+):(\d\d):(\d\d) left"
+        r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+): test accuracy [\d.]+ % in (\d) runs; "
+        r"(\d+):(\d\d):(\d\d) left"
     )
     found = [pattern.fullmatch(line) for line in lines]
     assert all(found)
