@@ -181,7 +181,8 @@ def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
     [
         ("prune_env/CIFAR10-v0", {"model": "resnet18"}),
         ("prune_env/Digits-v0", {"model": "my_module:make_model", "optimizer": "adamw"}),
-        ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0, "image_size": 32, "weight_decay": 0.001}),
+        ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "image_size": 32, "weight_decay": 0.001}),
+        ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0}),
         ("prune_env/Digits-v0", {"model": "mlp:7", "val_rest": True, "train_size": 100, "lr": 0.2}),
     ],
 )
@@ -197,7 +198,8 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
         given = {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
         assert plan.settings_of(asked.task, asked.training) == given
         assert (asked.env, asked.budget) == (env, (8.0, 30.0))
-        assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
+        save = f"{dataset}:32" if "image_size" in settings else dataset
+        assert asked.save == (None if "imbalance" in settings else save)
 
 
 def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
