@@ -403,7 +403,7 @@ def rates(records: Sequence[Record]) -> str:
     commands.pop("", None)
     told = f"Learning rate: {', '.join(budgets)}"
     if len(budgets) > 1:
-        at = (f"at {_budgets(at)} {rate}" for rate, at in budgets.items())
+        at = (f"at {_budgets(at)}, {rate}" for rate, at in budgets.items())
         told = f"Learning rates: {'; '.join(at)}"
     return "\n".join([f"{told}; tune it:", *commands]) if commands else f"{told}." if budgets else ""
 
