@@ -19,6 +19,7 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -206,8 +207,10 @@ def parse(spec: str) -> Spec:
     attribute, _, options = rest.partition(":")
     if attribute.isidentifier() and all(part.isidentifier() for part in head.split(".")):
         return Spec(f"{head}:{attribute}", _literals(spec, options), (), switches)
+    close = get_close_matches(head, AGENTS, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ";"
     raise ValueError(
-        f"unknown agent {spec!r}; there are {', '.join(AGENTS)}, {SAME_AMOUNTS}:AGENT, "
+        f"unknown agent {spec!r}{meant} there are {', '.join(AGENTS)}, {SAME_AMOUNTS}:AGENT, "
         "and your own are called module:Class or module:function"
     )
 
@@ -224,6 +227,8 @@ def _find(spec: str, name: str) -> Any:
         wrong = f"agent {spec!r}: module {module!r} cannot be imported: {type(error).__name__}: {error}"
         if module.endswith(".py"):
             wrong += f"; name the module without .py: {module[:-3]}:{attribute}"
+        elif missing:
+            wrong += "; start in the folder that holds it"
         raise (ValueError if missing else Unimportable)(wrong) from error
     if not hasattr(imported, attribute):
         file = getattr(imported, "__file__", None)  # a module of ours or of Python's may hide yours

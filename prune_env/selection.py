@@ -94,7 +94,8 @@ def check(action: object, n: int) -> Action:
         ValueError: wrong keys, a wrong shape, or a value that is NaN, negative or above the bound.
     """
     if not isinstance(action, Mapping):
-        raise TypeError(f"the action is a {type(action).__name__}; {_REMEDY}")
+        found = "None, as of a function without `return`" if action is None else f"a {type(action).__name__}"
+        raise TypeError(f"the action is {found}; {_REMEDY}")
     if set(action) | {"score"} != set(BOUNDS):
         raise ValueError(f"the action has the keys {sorted(map(str, action))}; {_REMEDY}")
     return _checked(action, n)

@@ -26,6 +26,7 @@ SPECS = {
     "same_amounts:AGENT": "As many samples in each step as AGENT keeps, drawn uniformly.",
     "AGENT+anneal=0.1": "AGENT, but the last tenth of the budget trains on all samples.",
     "AGENT+mixup=0.5": "AGENT, with half of the kept samples blended with a dropped one.",
+    "AGENT+oscillate=0.2": "AGENT, which keeps a share of 0.2 less and 0.2 more by turns.",
 }
 MODELS = {
     "mlp:128-64": "Fully connected, with these hidden widths; `mlp` alone has 64.",

@@ -115,10 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flops = passes * models.flops(env.recipe.model, channels, size, len(train.classes))
     columns = {"index": train.source.cpu().numpy(), "reference": losses}
     io.write_columns(args.file, {**columns, "flops": np.full(len(train), flops / len(train))})
-    print(f"{args.file}: {len(train)} losses, mean {losses.mean():.3f}; {flops:.3g} floating-point operations; {rate}")
     model, epochs = env.recipe.model, passes / (TRAIN_COST * len(train))
+    print(f"wrote {args.file}: {len(train)} losses, mean {losses.mean():.3f}; {flops:.3g} floating-point operations")
+    print(f"learning rate: {rate}")
     print(
-        f"a run of rho_loss is charged {epochs:.3g} of its --budget for this with {model}, less with a larger network"
+        f"a run of rho_loss pays {epochs:.3g} full-epoch equivalents of its --budget for this if it trains {model}, "
+        "less with a larger network"
     )
     print(f"next: prune-env evaluate --reference {args.file} --agents full random rho_loss, with the task's options")
     return 0

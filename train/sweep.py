@@ -113,7 +113,8 @@ def _settings(where: str, task: dict[str, Any]) -> dict[str, Any]:
 def _check_known(where: str, entries: dict[str, Any], known: Sequence[str]) -> None:
     unknown = sorted(set(entries) - set(known))
     if unknown:
-        raise ValueError(f"{where}: {unknown[0]!r} is not known; there are {', '.join(known)}")
+        of_task = "; it is a setting of a task, and stands below [tasks.NAME]" if unknown[0] in SETTINGS else ""
+        raise ValueError(f"{where}: {unknown[0]!r} is not known; there are {', '.join(known)}{of_task}")
 
 
 def _list(where: str, name: str, kind: type, entries: dict[str, Any]) -> tuple[Any, ...]:

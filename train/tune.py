@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     over = f"{args.seeds} paired seeds" if args.seeds > 1 else "1 seed"
     Console(width=max(100, 14 + 18 * len(args.budget))).print(table, f"* best of {over}")
     if args.save is None:
-        print("next: the same command with --save keeps these rates for all programs", file=sys.stderr)
+        print("next: --lr gives a rate to a program; this command with --save keeps them for all", file=sys.stderr)
     else:
         store(RECIPES, args.save, recipe, best, command, args.task.label_noise)
         print(f"wrote {RECIPES}\nnext: prune-env evaluate --env {short_id(args.env)}", file=sys.stderr)

@@ -42,6 +42,8 @@ def values_of(
     if form is None:
         raise ValueError(f"{name}={file!r} must be a file that ends in .csv, .parquet or .npy, or such a FILE:COLUMN")
     path = Path(form[1]).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{name}={file!r}: {path} does not exist")
     if path.suffix == ".npy":
         try:
             array = np.load(path, allow_pickle=False)
@@ -98,12 +100,14 @@ def _by_name(path: Path, keys: Sequence[Any], images: Sequence[Path]) -> dict[in
 
 def as_classes(file: str, values: Sequence[Any], classes: tuple[str, ...]) -> np.ndarray:
     """Return labels (k,) int64 of names of classes, or else of their numbers. Raises ValueError, naming the value."""
-    number_of = {name: number for number, name in enumerate(classes)}
-    if not all(str(value) in number_of for value in values):
-        number_of = {str(number): number for number in range(len(classes))}
     names = [str(value) for value in values]
-    unknown = next((name for name in names if name not in number_of), None)
-    if unknown is not None:  # it may be empty
+    of_name = {name: number for number, name in enumerate(classes)}
+    of_number = {str(number): number for number in range(len(classes))}
+    numbers = of_number.keys() >= set(names) and not of_name.keys() >= set(names)
+    number_of = of_number if numbers else of_name
+    wrong = [name for name in names if name not in number_of]
+    if wrong:
+        unknown = next((name for name in wrong if name not in of_number), wrong[0])
         known = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
         raise ValueError(f"{file}: {unknown!r} is no class; there are {known}, or the numbers 0 to {len(classes) - 1}")
     return np.array([number_of[name] for name in names], np.int64)

@@ -108,6 +108,8 @@ def decode(paths: list[Path], size: int) -> Iterator[np.ndarray]:
     Raises ValueError, naming the file, for one that cannot be decoded.
     """
     # Pillow releases the interpreter lock while it decodes: photographs gain, thumbnails neither gain nor lose.
+    if len(paths) > BLOCK and not sys.stderr.isatty():
+        print(f"decoding {len(paths):,} images", file=sys.stderr, flush=True)
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), BLOCK):
             if sys.stderr.isatty():

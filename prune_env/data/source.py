@@ -49,10 +49,10 @@ class Source:
 
 def missing(name: str, looked_for: Path, layout: str, downloadable: bool) -> FileNotFoundError:
     """Return the error for a data set that is not there: what was looked for, where, and how to get it."""
-    by_download = ", or pass download=True to fetch it" if downloadable else " (it has no download)"
+    by_download = ", or pass download=True (--download) to fetch it" if downloadable else " (it has no download)"
     return FileNotFoundError(
-        f"data set {name!r} not found: {looked_for} does not exist. Pass root= or set the environment "
-        f"variable PRUNE_ENV_DATA to the folder that holds it{by_download}. Expected below root: {layout}"
+        f"data set {name!r} not found: {looked_for} does not exist. Pass root= (--root), or set the "
+        f"environment variable PRUNE_ENV_DATA, to the folder that holds it{by_download}. Expected below root: {layout}"
     )
 
 

@@ -117,7 +117,8 @@ def test_agents_that_a_policy_chooses_among_may_have_options_and_switches():
 
 WRONG = {
     "ucbb:keep=0.3": ["'ucbb:keep=0.3'", *AGENTS, "module:Class"],
-    "": ["unknown agent ''"],
+    "": ["unknown agent ''; there are full"],
+    "midle:keep=0.3": ["unknown agent 'midle:keep=0.3'; did you mean middle? there are full"],
     ":MyAgent": ["unknown agent ':MyAgent'"],
     "ucb:kep=0.3": ["'kep'", "keep=0.5, c=1.0, period=0.05"],
     "full:keep=0.3": ["'keep'", "the options of full are: none"],
@@ -128,7 +129,7 @@ WRONG = {
     "ucb:**{}": ["**{}"],
     "ucb:keep=abc": ["keep=abc", "literal"],
     "ucb:keep=3": ["keep", "(0, 1]", "3"],
-    "nowhere:Agent": ["'nowhere'", "cannot be imported"],
+    "nowhere:Agent": ["'nowhere'", "cannot be imported", "start in the folder that holds it"],
     "nowhere.py:Agent:keep=0.3": ["'nowhere.py'", "without .py: nowhere:Agent"],
     "broken:Agent": ["'broken'", "there_is_no_such_module"],
     "mine:Nobody": ["'mine'", "'Nobody'", "mine.py"],

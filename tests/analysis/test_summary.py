@@ -375,6 +375,6 @@ def test_rates_are_told_where_records_know_them():
     assert summary.rates([of(None, 3.0)]) == summary.rates([{"budget": 3.0}]) == ""
     assert summary.rates([of("not tuned", 3.0), of("not tuned", 6.0)]) == "Learning rate: not tuned."
     several = [of("tuned", 6.0), of("tuned", 3.0), of("not tuned", 48.0), of("tuned", 6.0)]
-    assert summary.rates(several) == "Learning rates: tuned (budget 3, 6); not tuned (budget 48)."
+    assert summary.rates(several) == "Learning rates: at budgets 3 and 6, tuned; at budget 48, not tuned."
     untuned = [of("near; tune it: python a", 3.0), of("far; tune it: python a", 6.0)]
-    assert summary.rates(untuned) == "Learning rates: near (budget 3); far (budget 6); tune it:\npython a"
+    assert summary.rates(untuned) == "Learning rates: at budget 3, near; at budget 6, far; tune it:\npython a"

@@ -94,6 +94,7 @@ def test_the_help_begins_with_what_is_compared_and_shows_no_none(call, capsys, m
         call("evaluate", "--help")
     out = capsys.readouterr().out
     flags = re.findall(r"^. (--[a-z-]+)", out, flags=re.MULTILINE)
+    assert "Train with every agent under equal budgets and paired seeds" in out
     assert flags[:7] == ["--agents", "--env", "--budget", "--seeds", "--keep", "--label", "--train-size"]
     assert flags.index("--save-models") > flags.index("--lr")
     assert flags.index("--engine") > flags.index("--name")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prune_env.data import Data, Variant, load, load_test, sources
+from prune_env.data.columns import as_classes
 from prune_env.data.confusion import confusion
 from prune_env.data.corruption import GREY, KINDS, NOISE, spoiled
 from prune_env.data.task import with_label_noise
@@ -152,6 +153,19 @@ def test_labels_by_file_name_with_as_many_folders_as_tell_images_apart(tmp_path,
 def test_a_file_that_does_not_fit_is_named_with_what_is_wrong(lines, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         load("digits", train_size=20, labels=write(tmp_path / "own.csv", *lines))
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"), [(["cat", "bird"], "bird"), (["0", "7"], "7"), (["cat", "0"], "0"), (["", "cat"], "")]
+)
+def test_the_label_that_is_no_class_is_named_and_not_one_that_is(values, wrong):
+    with pytest.raises(ValueError, match=f"'{wrong}' is no class; there are cat, dog, or the numbers 0 to 1"):
+        as_classes("own.csv", values, ("cat", "dog"))
+
+
+def test_a_file_of_labels_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"^labels='nowhere\.csv:it': nowhere\.csv does not exist$"):
+        load("digits", train_size=20, labels="nowhere.csv:it")
 
 
 def test_an_array_of_another_length_or_kind_is_refused(tmp_path):

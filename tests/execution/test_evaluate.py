@@ -181,7 +181,8 @@ def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
     [
         ("prune_env/CIFAR10-v0", {"model": "resnet18"}),
         ("prune_env/Digits-v0", {"model": "my_module:make_model", "optimizer": "adamw"}),
-        ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0, "image_size": 32, "weight_decay": 0.001}),
+        ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "image_size": 32, "weight_decay": 0.001}),
+        ("prune_env/CIFAR10-v0", {"label_noise": 0.3, "imbalance": 20.0}),
         ("prune_env/Digits-v0", {"model": "mlp:7", "val_rest": True, "train_size": 100, "lr": 0.2}),
     ],
 )
@@ -197,7 +198,8 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
         given = {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
         assert plan.settings_of(asked.task, asked.training) == given
         assert (asked.env, asked.budget) == (env, (8.0, 30.0))
-        assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
+        save = f"{dataset}:32" if "image_size" in settings else dataset
+        assert asked.save == (None if "imbalance" in settings else save)
 
 
 def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
@@ -573,7 +575,8 @@ def test_labels_name_agents_in_tables_and_in_records(tmp_path: Path, capsys: pyt
         assert {run["agent"] for run in records.read(tmp_path / "it").records} == names
         rows = {line.split()[0] for line in (tmp_path / "it" / "table.txt").read_text().splitlines() if "[–]" in line}
         assert rows == names
-    capsys.readouterr()
+        told = " ".join(capsys.readouterr().out.split())
+        assert "; ".join(f"{label} is {spec}" for label, spec in [*more.items(), ("fifth", always["fifth"])]) in told
     for label, words in (("half", "NAME=AGENT"), ("ucb=random", "no agent has yet"), ("mine=full", "no other name")):
         assert evaluate.main([*it, "--label", label]) == 2
         assert words in capsys.readouterr().err
@@ -636,7 +639,7 @@ def test_an_own_agent_that_has_changed_is_told_and_fresh_runs_all_anew(
     assert evaluate.main(arguments) == 1
     printed = capsys.readouterr()
     assert "4 run(s) failed, of broken:agent, moody:raises" in printed.err
-    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' at moody.py:2 in step 1\n" in printed.err
+    assert "budget 1.5, seed 0: failed: KeyError: 'no idea' (moody.py:2, step 1)\n" in printed.err
     failures = [json.loads(line) for line in (tmp_path / "it" / "failures.jsonl").read_text().splitlines()]
     assert "cannot be imported: RuntimeError: at import" in failures[0]["error"]
     assert "raise RuntimeError" in failures[0]["traceback"]

@@ -57,7 +57,7 @@ def test_the_time_left_does_not_count_start_up(tmp_path: Path, clock: Any, capsy
         shown.advance(failure, runs[2])
     assert capsys.readouterr().err.splitlines() == [
         "begins",
-        "2/3 task, full, budget 10: 91.00 % in 2 runs; 0:00:07 left",
+        "2/3 task, full, budget 10: test accuracy 91.00 % in 2 runs; 0:00:07 left",
         "task, mine, budget 10, seed 0: failed: KeyError: 'x'",
         "3/3 task, mine, budget 10: failed; 0:00:00 left",
     ]

@@ -27,7 +27,8 @@ def made(folder: Path, *options: str) -> dict[str, np.ndarray]:
 def test_losses_are_of_models_that_did_not_see_the_sample_and_all_their_compute_is_there(tmp_path: Path, capsys):
     train, _ = load("digits", train_size=100, label_noise=0.3)
     columns = made(tmp_path, "--budget", "40")
-    assert "is charged 40.3 of its --budget" in capsys.readouterr().out  # 40 epochs and a forward pass of all
+    # 40 epochs and a forward pass of all
+    assert "pays 40.3 full-epoch equivalents of its --budget" in capsys.readouterr().out
     assert columns["index"].tolist() == train.source.tolist()
     # two halves of 50 for 40 epochs, forward and backward, and a forward pass of all
     assert columns["flops"].sum() == pytest.approx(FLOPS * (3 * 40 * 100 + 100))

@@ -126,6 +126,7 @@ WRONG = {  # of the file
     f"{TOP}{TASK}learning_rate = 0.1": ["task 'digits'", "'learning_rate'", "lr"],
     f'{TOP}{TASK}root = "/"': ["task 'digits'", "'root' is not known"],
     f"{TOP}seed = 3\n{TASK}": ["'seed' is not known", "seeds"],
+    f'{TOP}model = "mlp"\n{TASK}': ["'model' is not known", "a setting of a task, and stands below [tasks.NAME]"],
     f"{TOP}{TASK}[[blocks]]\n[[blocks]]\nbudget = [3]": ["block 2", "'budget' is not known"],
     f"blocks = []\n{TOP}{TASK}": ["blocks must be tables"],
     f"budgets = [2]\n{TASK}": ["block 1", "agents is None", "list of strings"],
@@ -289,7 +290,8 @@ def test_progress_tells_the_time_left_where_there_is_no_terminal(done: Done):
     assert where == f"results in {done.home}/runs/mine"
     assert first == f"{total} runs, 0 of them done before"
     pattern = re.compile(
-        r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+): [\d.]+ % in (\d) runs; (\d+):(\d\d):(\d\d) left"
+        r"(\d+)/(\d+) (clean|noisy), (\S+), budget ([\d.]+): test accuracy [\d.]+ % in (\d) runs; "
+        r"(\d+):(\d\d):(\d\d) left"
     )
     found = [pattern.fullmatch(line) for line in lines]
     assert all(found)

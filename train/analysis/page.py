@@ -59,6 +59,7 @@ def render(results: Results, title: str, files: Iterable[str], root: str | None)
         style=Markup((HERE / "report.css").read_text()),
         results=results,
         compared=_compared(records, results.planned),
+        labels=summary.labels(records),
         mixed=summary.mixed_commits(records),
         tasks=tasks,
         glance=glance,
@@ -86,8 +87,8 @@ def breakable(name: str) -> Markup:
 
 
 def bound(saving: Saving) -> str:
-    """Return the sign before what is only a bound."""
-    return {"at_least": "≥ ", "at_most": "≤ ", None: ""}[saving.bound]
+    """Return the words before what is only a bound."""
+    return {"at_least": "at least ", "at_most": "at most ", None: ""}[saving.bound]
 
 
 def saved(saving: Saving) -> str:

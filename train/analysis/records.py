@@ -86,7 +86,10 @@ def told_apart(records: Collection[Record]) -> list[Record]:
 
     Two folders of images can have one name, and a network of the caller's own may have been edited.
     """
-    found = [{**record, "agent": record["label"]} if record.get("label") else record for record in records]
+    found = [
+        {**record, "agent": record["label"], "spec": record["agent"]} if record.get("label") else record
+        for record in records
+    ]
     for what, part in (("data", "provenance"), ("network", "configuration")):
         values = [json.dumps(record.get(part, {}).get(what), sort_keys=True) for record in found]
         kinds: dict[str, set[str]] = defaultdict(set)

@@ -21,6 +21,7 @@ from agents import Spec, parse
 from train.analysis import statistics
 from train.analysis.records import Record
 from train.analysis.statistics import ROUNDING, Interval, Mean, Verdict, lossless, mean_interval, mean_of, side
+from train.analysis.text import listed
 
 FULL = "full"
 BETWEEN = 65  # points of a savings interval between two budgets of `full`
@@ -402,9 +403,21 @@ def rates(records: Sequence[Record]) -> str:
     commands.pop("", None)
     told = f"Learning rate: {', '.join(budgets)}"
     if len(budgets) > 1:
-        at = (f"{rate} (budget {', '.join(f'{b:g}' for b in sorted(at))})" for rate, at in budgets.items())
+        at = (f"at {_budgets(at)}, {rate}" for rate, at in budgets.items())
         told = f"Learning rates: {'; '.join(at)}"
     return "\n".join([f"{told}; tune it:", *commands]) if commands else f"{told}." if budgets else ""
+
+
+def _budgets(budgets: Iterable[float]) -> str:
+    """Budgets in a sentence: budget 3, budgets 3 and 6."""
+    values = [f"{budget:g}" for budget in sorted(budgets)]
+    return f"budget{'s' if len(values) > 1 else ''} {listed(values)}"
+
+
+def labels(records: Iterable[Record]) -> str:
+    """Say which agents have labels in these records; nothing where none has."""
+    specs = {record["agent"]: record["spec"] for record in records if "spec" in record}
+    return "; ".join(f"{label} is {spec}" for label, spec in specs.items()) + "." * bool(specs)
 
 
 @cache

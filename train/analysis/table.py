@@ -59,7 +59,7 @@ def render(records: Sequence[Record], seeds: int) -> RenderableType:
         )
     if incomplete:
         notes.append(f"Of {seeds} seeds, {'; '.join(incomplete)}.")
-    notes.append(summary.mixed_commits(records))
+    notes += [summary.labels(records), summary.mixed_commits(records)]
     return Group(*parts, *(Text(readable(note)) for note in notes if note))
 
 

@@ -68,6 +68,7 @@ def _ours(info: StructTypeInfo) -> StructConstructorSpec | None:
         except (TypeError, ValueError) as error:
             raise _Wrong(str(error)) from error
 
+    instantiate.__doc__ = info.type.__doc__  # tyro describes the program by it
     return replace(found, instantiate=instantiate, fields=tuple(map(_shown, found.fields)))
 
 

@@ -99,7 +99,8 @@ class RunProgress:
             self._accuracies[cell].append(100.0 * outcome["results"]["test_accuracy"])
         if not self._cells[cell] and not self._console.is_terminal:
             found = self._accuracies[cell]
-            mean = f"{number(float(np.mean(found)), '.2f')} % in {count(len(found), 'run')}" if found else "failed"
+            mean = f"test accuracy {number(float(np.mean(found)), '.2f')} %" if found else "failed"
+            mean += f" in {count(len(found), 'run')}" if found else ""
             left = f"; {self.look()[1]}" if self._start is not None else ""
             self.say(f"{self.ended()} {cell}: {mean}{left}")
 
