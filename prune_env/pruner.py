@@ -89,7 +89,10 @@ class Pruner:
         reference: ArrayLike | None = None,
     ):
         if isinstance(agent, type) or not callable(agent):
-            raise TypeError(f"agent is {agent!r}; it must be a function or an object to call, such as Learned()")
+            raise TypeError(
+                f"agent is {agent!r}; it must be a function or an object to call, such as Learned() or "
+                "agents.make('infobatch')"
+            )
         if not 0.0 < real("epochs", epochs) < math.inf:
             raise ValueError(f"epochs is {epochs}; it must be a positive number of full-epoch equivalents")
         if whole("seed", seed) < 0:
@@ -169,7 +172,7 @@ class Pruner:
         self._ends = np.cumsum(
             [0, *batch_sizes(len(rows), self.batch_size, self.least)]
         ).tolist()  # of batches, in the rows
-        self.done, self._mixed, self._scored = done, False, 0
+        self.done, self._mixed, self._scored, self._asked_for_more = done, False, 0, False
         self._pending: list[tuple[Tensor, dict[str, Tensor]]] = []  # indices, with what `record` was given
         self._counts = torch.zeros(3, dtype=torch.int64, device=self.device)  # rows that are finite, measured, right
         self._order = torch.from_numpy(rows.indices).to(self.device)  # (k,) int64
@@ -195,8 +198,16 @@ class Pruner:
         return len(self._ends) - 1
 
     def indices(self) -> Iterator[Tensor]:
-        """Yield the indices (B,) int64 of each batch of this epoch, as the loader has them, on the device."""
+        """Yield the indices (B,) int64 of each batch of this epoch, as the loader has them, on the device.
+
+        Raises:
+            RuntimeError: no batch was left the last time either: `end_epoch` was forgotten.
+        """
         self.begin_epoch()
+        if self.done == len(self):
+            if self._asked_for_more:
+                raise RuntimeError(f"all {self.done} batches of this epoch are done: call end_epoch after the last one")
+            self._asked_for_more = True  # once is right: the run was stopped between its last batch and end_epoch
         yield from (self._order[part] for part in self._parts(self.done, len(self)))
 
     def _parts(self, first: int, last: int) -> list[slice]:
@@ -231,13 +242,15 @@ class Pruner:
         first = self.step == self.done == 0  # the one batch for which the host waits
         if first and self._targets is not None and not torch.equal(targets, self._targets[index]):
             raise ValueError(
-                "the targets are not the labels of these indices: does the loader have the pruner as batch_sampler?"
+                "the targets are not the labels of these indices: does the loader have the pruner as batch_sampler? "
+                "Other targets than labels, such as soft ones, are for losses of your own and `record`"
             )
+        mixed, weights = self._mixed, self.record(index, logits)  # which checks what it is given
         losses = F.cross_entropy(logits.float(), targets, reduction="none")
-        if self._mixed and self._targets is not None:
+        if mixed and self._targets is not None:
             others = self._targets[self._partners[index]]
             losses = torch.lerp(losses, F.cross_entropy(logits.float(), others, reduction="none"), self._shares[index])
-        return losses.dot(self.record(index, logits))  # autocast would take a product by @ in half precision
+        return losses.dot(weights)  # autocast would take a product by @ in half precision
 
     def record(self, index: Tensor, logits: Tensor | None = None, *, losses: Tensor | None = None) -> Tensor:
         """Remember the statistics of a batch; return the weights (B,) by which its losses are to be multiplied.
@@ -260,7 +273,8 @@ class Pruner:
             )
         if self.done == len(self):
             raise RuntimeError(
-                f"all {len(self)} batches of this epoch are recorded: call end_epoch, and record no others"
+                f"all {len(self)} batches of this epoch are recorded: call end_epoch after the last one, and "
+                "loss or record once a batch"
             )
         given = self._given(index, logits, losses)
         self._mixed = False

@@ -102,7 +102,10 @@ class OfLosses(dict[str, NDArray]):
     """What an agent sees of losses without logits. An entry that is missing says why."""
 
     def __missing__(self, name: str) -> NDArray:
-        raise KeyError(f"the agent reads {name!r}, and the loop gives losses without logits: there are {list(self)}")
+        remedy = "; give labels, or groups, in place of the number of samples" if name == "label" else ""
+        raise KeyError(
+            f"the agent reads {name!r}, and the loop gives losses without logits: there are {list(self)}{remedy}"
+        )
 
 
 def of_losses(seen: Mapping[str, NDArray]) -> OfLosses:

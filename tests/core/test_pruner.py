@@ -568,6 +568,36 @@ def test_what_a_loop_gives_is_checked_where_it_enters():
     assert pruner.val_accuracy == 0.0
 
 
+def test_a_forgotten_end_epoch_is_named():
+    pruner, _ = toy(everything)
+
+    def train() -> int:
+        return len([pruner.record(index, torch.zeros(len(index), 3)) for index in pruner.indices()])
+
+    assert train() == 7
+    assert train() == 0  # as of a run that was stopped between its last batch and end_epoch
+    with pytest.raises(RuntimeError, match="all 7 batches of this epoch are done: call end_epoch"):
+        train()
+    pruner.end_epoch()
+    assert train() == 7
+
+
+def test_loss_names_what_it_cannot_take():
+    pruner, dataset = toy(everything)
+    index = next(pruner.indices())
+    labels = dataset.tensors[1][index]
+    with pytest.raises(ValueError, match=r"Other targets than labels, such as soft ones, .* `record`"):
+        pruner.loss(torch.zeros(8, 3), torch.nn.functional.one_hot(labels, 3).float(), index)
+    with pytest.raises(ValueError, match=r"logits have shape \(8, 1\); there are 8 indices and 3 classes"):
+        pruner.loss(torch.zeros(8, 1), labels, index)
+    pruner = Pruner(everything, 50, 2.0, batch_size=8, initial_loss=1.0)
+    with pytest.raises(ValueError, match="the pruner was made with initial_loss: give it losses"):
+        pruner.loss(torch.zeros(8, 1), torch.zeros(8), next(pruner.indices()))
+    pruner = Pruner(lambda seen, rng: select(seen["label"] >= 0), 50, 2.0, batch_size=8, initial_loss=1.0)
+    with pytest.raises(KeyError, match="give labels, or groups, in place of the number of samples"):
+        pruner.begin_epoch()
+
+
 def test_every_rank_needs_a_row_of_each_batch(monkeypatch):
     monkeypatch.setattr("prune_env.ranks.here", lambda: Ranks(1, 2))
     with pytest.raises(ValueError, match=r"batch_size is 1; .* at least the number of ranks"):
