@@ -1,4 +1,4 @@
-"""The scripts of docs/reinforcement-learning.md run with the algorithms that it names, and `learned` plays what they save."""
+"""The scripts of docs/reinforcement-learning.md run with the algorithms it names; `learned` plays what they save."""
 
 import re
 from pathlib import Path
