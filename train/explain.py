@@ -71,7 +71,7 @@ class Arguments:
     """Show what a policy chooses over time, and what it would lose without each input, and each group of inputs."""
 
     policy: tyro.conf.Positional[Path] = SHIPPED
-    """A policy of `train.learn`."""
+    """An npz file of `prune-env learn`, or one saved by `Network.save`; by default the shipped policy."""
     card: bool = False
     """Print the policy's model card instead: who trained it, on which tasks, how long, how well it did, its limits."""
     tasks: str = "digits"

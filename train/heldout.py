@@ -44,7 +44,7 @@ def tasks(name: Positional[str], *, root: tuple[str, ...] = ()) -> None:
     """Say how many tasks a distribution holds out, validates on and trains on, and what they are drawn from.
 
     Args:
-        name: Of the distribution; see prune_env/policy/tasks.py, or a TOML file with its arguments.
+        name: Of the distribution: `digits`, `natural`, `convnets`, `mixed`, or a TOML file with its arguments.
         root: Folders of images, for tasks of image folders.
     """
     tasks_of = distribution(name, root)

@@ -32,8 +32,8 @@ class Network:
 
     Args:
         layers: weight (outputs, inputs) and bias (outputs,) of each, float32.
-        hidden: activation after each layer but the last, a key of HIDDEN.
-        output: activation after the last layer, a key of OUTPUT.
+        hidden: activation after each layer but the last, `tanh` or `relu`.
+        output: activation after the last layer, `tanh` or `clip` (to [-1, 1]).
         card: where the policy comes from: tasks, seeds, commit, compute, results. Plain values.
     """
 
@@ -94,7 +94,7 @@ class Learned(Remembers):
     It works for any number of samples and classes and any budget, and may blend samples (Mixup).
 
     Args:
-        path: a policy of `prune-env learn`; the shipped policy by default.
+        path: a policy of `prune-env learn`, or saved by `Network.save`; the shipped policy by default.
 
     Raises:
         ValueError, OSError: what `Network.load` raises.

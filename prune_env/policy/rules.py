@@ -137,7 +137,7 @@ def draw_uniform(rng: np.random.Generator, valid: NDArray[np.bool_]) -> NDArray[
 
 
 def keep_parameter(share: float) -> float:
-    """Return the rule parameter that keeps this share, in [SMALLEST_KEEP, 1]."""
+    """Return the rule parameter `keep` that keeps this share, from 0.1 to 1."""
     return 1.0 - 2.0 * math.log(share) / math.log(SMALLEST_KEEP)
 
 

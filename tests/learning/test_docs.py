@@ -1,4 +1,4 @@
-"""The scripts of docs/learning.md run with the algorithms that it names, and `learned` plays what they save."""
+"""The scripts of docs/reinforcement-learning.md run with the algorithms it names; `learned` plays what they save."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from train.evaluate import main
 
-DOCS = Path(__file__).parents[2] / "docs" / "learning.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reinforcement-learning.md"
 
 
 # over 2 s: the scripts of the docs train PPO as they stand

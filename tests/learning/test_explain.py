@@ -285,6 +285,16 @@ def test_the_card_of_a_distilled_policy_has_a_command_that_works(tmp_path, capsy
     assert "prune-env distil a b --tasks x --rounds 0" in card_of(path, capsys)
 
 
+def test_the_card_of_a_policy_saved_by_hand_claims_nothing_that_its_file_does_not_say(tmp_path, capsys):
+    path = tmp_path / "policy.npz"
+    replace(network(), card={"trained": "by hand"}).save(path)
+    told = card_of(path, capsys)
+    assert "trained by hand" in told
+    assert "tasks that its file does not list" in told
+    for words in ("tasks above", "validation tasks", "trained by "):
+        assert words not in told.replace("trained by hand", "")
+
+
 def test_cards_of_a_policy_that_learn_made_of_the_shipped_one_and_of_none(policy, tmp_path, capsys):
     assert "made for a test" in card_of(policy, capsys)
     shipped = card_of(SHIPPED, capsys)

@@ -24,6 +24,8 @@ def make(network: Network, name: str, spec: str) -> Table:
     parts = told["tasks"].get("parts", [told["tasks"]])  # a mixture has several distributions
     program = card.pop("program", "learn")
     chosen = "It was chosen as the best on the validation tasks, so its points are biased upwards. "
+    biased = program == "learn" and told["validation"]
+    trained_on = "the tasks above and no others" if told["tasks"] else "tasks that its file does not list"
     machines = card.pop("machines", None) or list(filter(None, [card.pop("machine", None)]))
     sizes = [network.layers[0][0].shape[1], *(len(bias) for _, bias in network.layers)]
     lines = {
@@ -33,11 +35,11 @@ def make(network: Network, name: str, spec: str) -> Table:
         "on tasks": ". And: ".join(_tasks(part.get("values", {})) for part in parts),
         "how long": _how_long(told["training"]),
         "validation": _validation(told["validation"], sum(part.get("validations", 0) for part in parts)),
-        "use it for": "training classifiers on tasks like these. It takes any number of samples and classes, and any "
+        "use it for": "training classifiers on tasks like its own. It takes any number of samples and classes, and any "
         f"budget: --agents {spec}, or prune_env.Pruner in a training loop of your own",
-        "limits": "It was trained on the tasks above and no others. On other images, larger networks, more wrong "
+        "limits": f"It was trained on {trained_on}. On other images, larger networks, more wrong "
         "labels or longer budgets it may lose: compare it with full and random there first. "
-        f"{chosen if program == 'learn' else ''}Another training seed gives another policy.",
+        f"{chosen if biased else ''}Another training seed gives another policy.",
         **{key: str(value) for key, value in card.items() if key not in ("fixed_rule", "waste")},
     }
     table = Table.grid("", "", padding=(0, 2, 0, 0))
