@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path
 
@@ -100,16 +101,18 @@ def compare(
     The mean over tasks and budgets; the intervals are Student's t with the seeds as units.
 
     Args:
-        agent: Spec of the agent.
+        agent: Spec of the agent. `*` stands for anything: policies that were left without a data set each are one.
         folders: Results of a sweep, or of several that share names of tasks.
         where: Only the task of this name, else those whose names have this in them.
         budgets: Only these, else all that the agent has.
-        out: Folder for comparison.txt and accuracy.csv, the final test accuracy (in %) of every run.
+        out: Folder for comparison.txt, cells.csv (the differences at each task and budget) and accuracy.csv (the final
+            test accuracy of every run, in %).
     """
     records = latest_runs(folders)
     names = {record["task"] for record in records}
     wanted = {where} if where in names else {name for name in names if where in name}
     records = [r for r in records if r["task"] in wanted and (not budgets or r["budget"] in budgets)]
+    records = [{**r, "agent": agent} if fnmatchcase(r["agent"], agent) else r for r in records]
     if agent not in {record["agent"] for record in records}:
         raise ValueError(f"{', '.join(map(str, folders))} have no runs of {agent!r} on such tasks at such budgets")
     shown = comparison(records, agent)
@@ -124,7 +127,12 @@ def compare(
         accuracy = number(100.0 * run["results"]["test_accuracy"], ".2f")
         lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
     io.write_atomic(out / "accuracy.csv", text.getvalue().encode())
-    print(f"wrote to {out}: comparison.txt, accuracy.csv", file=sys.stderr)
+    text = StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(("task", "budget", "accuracy", "against", "difference", "low", "high", "seeds"))
+    lines.writerows(by_cell(records, agent))
+    io.write_atomic(out / "cells.csv", text.getvalue().encode())
+    print(f"wrote to {out}: comparison.txt, cells.csv, accuracy.csv", file=sys.stderr)
 
 
 def latest_runs(folders: Sequence[Path]) -> list[Record]:
@@ -168,9 +176,10 @@ def without_budgets(tasks: Sequence[Task]) -> list[Task]:
 
 
 def comparison(records: Sequence[Record], agent: str) -> Table:
-    """Return accuracy, area and differences of `agent` to every agent that ran everything that it ran.
+    """Return accuracy, area and differences of `agent` to every other, on what both ran.
 
-    The caption names agents that ran only a part, and says what full training needs for the same accuracy.
+    Agents that ran only a part of what it ran come last, and have no accuracy. The caption names them, and says what
+    full training needs for the same accuracy.
     """
     accuracy = _accuracies(records)
     own = accuracy[agent]
@@ -181,19 +190,41 @@ def comparison(records: Sequence[Record], agent: str) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     rows, incomplete = [], []
     for other, its in accuracy.items():
-        common = _restricted(its, own)
-        if any(len(common[cell]) < len(own[cell]) for cell in own):
-            incomplete += [other] if any(common.values()) else []
+        common = {cell: seeds for cell, seeds in _restricted(its, own).items() if seeds}
+        if not common:
+            continue
+        differences = _differences(_restricted(own, common), common) if other != agent else ()
+        if any(len(common.get(cell, ())) < len(own[cell]) for cell in own):
+            incomplete.append((other, differences))
             continue
         mean = float(np.mean([np.mean(list(seeds.values())) for seeds in common.values()]))
-        rows.append((mean, other, _differences(own, common) if other != agent else ()))
+        rows.append((mean, other, differences))
     for mean, other, differences in sorted(rows, reverse=True):
         table.add_row(tables.Name(other), number(mean, ".2f"), *differences)
-    below = [f"left out, since some of these runs are missing: {', '.join(incomplete)}"] if incomplete else []
-    if agent != summary.FULL and summary.FULL in accuracy:
+    for other, differences in incomplete:
+        table.add_row(tables.Name(other), "", *differences)
+    parts = [other for other, _ in incomplete]
+    below = [f"on a part of these runs: {', '.join(parts)}"] if parts else []
+    if agent != summary.FULL and summary.FULL in accuracy and summary.FULL not in parts:
         below += _saved(own, _restricted(accuracy[summary.FULL], own), agent)
     table.caption = Text("\n".join(below)) if below else None
     return table
+
+
+def by_cell(records: Sequence[Record], agent: str) -> list[tuple[str, ...]]:
+    """Return a row for each task and budget of `agent`, and each other agent there; see `compare`."""
+    accuracy = _accuracies(records)
+    rows = []
+    for cell, own in accuracy[agent].items():
+        for other, its in accuracy.items():
+            gaps = [own[seed] - a for seed, a in its.get(cell, {}).items() if seed in own]
+            if not gaps or other == agent:
+                continue
+            mean = statistics.mean_of(gaps)
+            low, high = (number(end, ".2f") for end in mean.interval) if mean.interval else ("", "")
+            whole = number(float(np.mean(list(own.values()))), ".2f")
+            rows.append((cell[0], f"{cell[1]:g}", whole, other, number(mean.mean, ".2f"), low, high, str(len(gaps))))
+    return rows
 
 
 def _accuracies(records: Sequence[Record]) -> dict[str, Cells]:

@@ -202,7 +202,7 @@ def test_what_is_saved_is_read_off_the_mean_over_tasks_by_hand():
     assert heldout.comparison(OWN, "own").caption is None
 
 
-def test_who_lacks_a_cell_is_left_out_and_what_others_have_more_is_ignored():
+def test_who_lacks_a_run_is_compared_on_the_others_and_what_others_have_more_is_ignored():
     more = [
         *[{**line, "agent": "more"} for line in FULL],
         *runs("more", "three", {1.0: [0.0, 0.0]}),
@@ -211,9 +211,12 @@ def test_who_lacks_a_cell_is_left_out_and_what_others_have_more_is_ignored():
     ]
     lacking = [{**line, "agent": "lacking"} for line in FULL[:-1]]
     rows = cells(heldout.comparison(more + OWN + lacking + FULL, "own"))
-    assert set(rows) == {"own", "more", "full"}
+    assert list(rows)[-1] == "lacking"
     caption = str(heldout.comparison(more + OWN + lacking + FULL, "own").caption)
-    assert caption.splitlines()[0] == "left out, since some of these runs are missing: lacking"
+    assert caption.splitlines()[0] == "on a part of these runs: lacking"
+    # without the last of OWN's runs (task two, budget 8, second seed) one seed is common to all cells
+    accuracy, difference, _, better = rows["lacking"]
+    assert (accuracy, difference, better) == ("", told([[1.0], [0.0], [2.0], [-2.0], [3.0], [0.0]]), "3 of 6")
     assert rows["more"] == rows["full"] == cells(heldout.comparison(OWN + FULL, "own"))["full"]
     assert set(cells(heldout.comparison(OWN + lacking + FULL, "lacking"))) == {"own", "lacking", "full"}
 
@@ -313,6 +316,24 @@ def test_compare_can_leave_the_table_and_every_run_s_accuracy(tmp_path, capsys):
     }
     assert {row["task"] for row in rows} == {"two"}
     assert len(rows) == len(of_two)
+    with open(out / "cells.csv", newline="") as file:
+        cells_of = {float(row["budget"]): row for row in csv.DictReader(file)}
+    gap = cells_of[1.0]  # -2 and 0: the mean is -1, its interval ± t(0.975, 1) √2 / √2
+    assert (gap["task"], gap["against"], gap["difference"], gap["seeds"]) == ("two", "full", "-1.00", "2")
+    assert (gap["low"], gap["high"]) == (f"{-1 - 12.7062:.2f}", f"{-1 + 12.7062:.2f}")
+    assert (gap["accuracy"], len(cells_of)) == ("50.50", 3)
+
+
+def test_policies_of_one_pattern_are_one_agent(tmp_path, capsys):
+    names = {"one": "learned:a/without-x.npz", "two": "learned:a/without-y.npz"}
+    parts = [{**line, "agent": names[line["task"]]} for line in OWN]
+    folder = write(tmp_path / "results", [{**line, "key": str(i)} for i, line in enumerate(parts + FULL)])
+    assert heldout.main(["compare", "learned:a/without-*.npz", folder]) == 0
+    found = capsys.readouterr().out
+    as_one = heldout.comparison(
+        [{**line, "agent": "learned:a/without-*.npz"} for line in OWN] + FULL, "learned:a/without-*.npz"
+    )
+    assert found == shown(as_one, capsys)
 
 
 @pytest.mark.parametrize(
