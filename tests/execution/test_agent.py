@@ -53,7 +53,7 @@ def test_an_error_is_told_with_file_line_and_step(monkeypatch: pytest.MonkeyPatc
     line = raises.__code__.co_firstlineno + 3
     with pytest.raises(AgentError) as caught:
         seat.act(seen())
-    where = f"KeyError: 'losses' (test_agent.py:{line}, step 3)"
+    where = f"KeyError: 'losses' at test_agent.py:{line} in step 3"
     assert str(caught.value) == f"{where}; entries are loss, spent"
     assert 'return observation["losses"]' in caught.value.traceback
 
@@ -87,7 +87,7 @@ def test_an_agent_may_work_on_its_arrays_also_with_torch(monkeypatch: pytest.Mon
 
 
 def test_an_action_is_checked_and_threads_are_put_back(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(AgentError, match=r"the action is a int.* \(step 1\)$"):
+    with pytest.raises(AgentError, match=r"the action is a int.* \(in step 1\)$"):
         seat_of(monkeypatch, lambda obs, rng: 3).act(seen())
 
     def many_threads(observation: Any, rng: Any) -> Any:

@@ -117,7 +117,7 @@ def check(found: Mapping[str, Any], runs: Iterable[Run], home: Path) -> None:
     for run in runs:
         name = run.agent.rpartition(":")[2]
         if name == "raises":
-            assert found[name].error == "KeyError: 'no idea' (my_agents.py:12, step 1)"
+            assert found[name].error == "KeyError: 'no idea' at my_agents.py:12 in step 1"
             assert found[name].final
             assert "raise KeyError" in found[name].traceback
         elif name == "hangs":

@@ -120,7 +120,7 @@ def test_the_first_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.
         assert error.traceback[-1].name == "raises"
         if sys.version_info >= (3, 11):
             (note,) = error.value.__notes__
-            assert re.fullmatch(r"mine.*, budget 1(\.5)?, seed 0: KeyError: 'no idea' \(test_.*:\d+, step 1\)", note)
+            assert re.fullmatch(r"mine.*, budget 1(\.5)?, seed 0: KeyError: 'no idea' at test_.*:\d+ in step 1", note)
 
     check(lambda: evaluate({"mine": raises}, **SMALL))
     (tmp_path / "mine.py").write_text("from tests.execution.test_python import raises\n")

@@ -165,9 +165,9 @@ class Seat:
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             own = [frame for frame in frames if not frame.filename.startswith(NOT_AGENTS)]
-            place = f"{Path(own[-1].filename).name}:{own[-1].lineno}, " if own else ""
-            step = f"step {self._step}" if self._step else "before the first step"
-            line = f"{line_of(error)} ({place}{step})"
+            step = f"in step {self._step}" if self._step else "before the first step"
+            place = f"at {Path(own[-1].filename).name}:{own[-1].lineno} {step}" if own else f"({step})"
+            line = f"{line_of(error)} {place}"
             if isinstance(error, KeyError) and error.args == self._shown.missed:
                 line += f"; entries are {', '.join(self._shown)}"
             raise AgentError(line, traceback.format_exc()) from error
