@@ -61,11 +61,11 @@ class Arguments:
     root: tuple[str, ...] = ()
     """Folders of images, for tasks of image folders."""
     digits_policy: Path | None = None
-    """A policy that takes the place of the rules on digits, as `prune-env learn` trains it there."""
+    """A policy, as of `prune-env learn`: the teacher on digits with wrong labels or unlike classes, in place of rules."""
     also: tuple[Path, ...] = ()
     """Folders of other distillations, whose steps are learned from, too."""
     rounds: int = 4
-    """Rounds of play. In the first one the teachers play, later the policy. With --also there may be none."""
+    """Rounds of play. In the first one the teachers play, later the policy. With --also it always plays, if at all."""
     episodes: int = 384
     """Episodes of a round."""
     processes: int = cores()
@@ -147,6 +147,14 @@ def taught(teachers: dict[Trouble, Rule], task: Task) -> NDArray[np.float64]:
     return weights @ np.array([rule.numbers for rule in of.values()]) / weights.sum()
 
 
+def of_the_policy(task: Task) -> bool:
+    """Return whether the policy of --digits-policy is the teacher on a task.
+
+    Clean digits stay with the rules: images on which a network is as accurate look like digits, and are larger.
+    """
+    return task.dataset == "digits" and (task.label_noise > 0.0 or task.imbalance > 1.0)
+
+
 def fit(features: NDArray, numbers: NDArray, seed: int) -> Network:
     """Fit a policy (D,) -> (R,) to features (S, D) and the rule parameters (S, R) that belong to them.
 
@@ -194,6 +202,11 @@ def write_steps(folder: Path, played: Sequence[Task], features: NDArray[np.float
     io.write_atomic(folder / STEPS_FILE, file.getvalue())
 
 
+def _seconds(folder: Path) -> float:
+    """Return how long another distillation took; its policy lies beside its steps."""
+    return Network.load(folder / "policy.npz").card["training"]["seconds"]
+
+
 def distil(given: Arguments, console: Console) -> Network:
     """Choose the teachers, play, fit, and judge the policy on validation tasks."""
     begun = time.perf_counter()
@@ -217,29 +230,33 @@ def distil(given: Arguments, console: Console) -> Network:
         others, seen = read_steps(folder)
         played += others
         features.append(seen)
-    policy: Network | None = None
+
+    def learn() -> Network:
+        answers = {task: taught(teachers, task) for task in set(played)}
+        numbers, seen = np.array([answers[task] for task in played]), np.concatenate(features)
+        if of_digits is not None:
+            theirs = np.array([of_the_policy(task) for task in played])
+            numbers[theirs] = of_digits(seen[theirs])
+        found = fit(seen, numbers, given.seed)
+        missed = np.abs(np.clip(found(seen), -1, 1) - numbers).mean()
+        console.print(f"{len(played):,} steps, {missed:.2f} from the teachers' numbers")
+        return found
+
+    policy = learn() if played else None
     with closing(Workers(tasks, given.processes)) as workers:
-        for i in range(max(given.rounds, 1)):
-            if given.rounds:
-                pairs = draw_pairs(tasks, given.episodes, rng)
-                rules = np.array([taught(teachers, task) for task, _ in pairs])
-                of, seen = workers.watch(pairs, rules if policy is None else policy)
-                played += [pairs[j][0] for j in of]
-                features.append(seen)
-            answers = {task: taught(teachers, task) for task in set(played)}
-            numbers = np.array([answers[task] for task in played])
-            if of_digits is not None:
-                digits = np.array([task.dataset == "digits" for task in played])
-                numbers[digits] = of_digits(np.concatenate(features)[digits])
-            policy = fit(np.concatenate(features), numbers, given.seed)
-            missed = np.abs(np.clip(policy(features[-1]), -1, 1) - numbers[-len(features[-1]) :]).mean()
-            console.print(f"round {i + 1}: {len(played):,} steps, {missed:.2f} from the teachers' numbers")
-        assert policy is not None  # there is one round at least
+        for _ in range(given.rounds):
+            pairs = draw_pairs(tasks, given.episodes, rng)
+            rules = np.array([taught(teachers, task) for task, _ in pairs])
+            of, seen = workers.watch(pairs, rules if policy is None else policy)
+            played += [pairs[j][0] for j in of]
+            features.append(seen)
+            policy = learn()
+        assert policy is not None  # there is one round at least, or steps of --also
         pairs = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         told = np.array([taught(teachers, task) for task, _ in pairs])
         full, theirs = (workers.play(pairs, rules) for rules in (FULL, told))
         if of_digits is not None:
-            digits = [i for i, (task, _) in enumerate(pairs) if task.dataset == "digits"]
+            digits = [i for i, (task, _) in enumerate(pairs) if of_the_policy(task)]
             theirs[digits] = workers.play([pairs[i] for i in digits], of_digits)
         own = workers.play(pairs, policy)
     points = {"teachers": 100.0 * (theirs - full), "policy": 100.0 * (own - full)}
@@ -259,7 +276,7 @@ def distil(given: Arguments, console: Console) -> Network:
             "searched": sum(line["runs"] for line in lines if "rule" in line),
             "episodes": int((every[:, FEATURES.index("spent")] == -1.0).sum()),  # that began: also those of --also
             "steps": len(every),
-            "seconds": time.perf_counter() - begun,
+            "seconds": time.perf_counter() - begun + sum(map(_seconds, given.also)),
         },
         "tasks": asdict(tasks),
         "validation": {"pairs": len(pairs), "points_over_full": float(points["policy"].mean())},

@@ -19,7 +19,7 @@ from prune_env.policy.rules import RULE_PARAMETERS, apply_rule
 from prune_env.sampling import Action, Observation
 from prune_env.selection import select
 
-SHIPPED = Path(__file__).with_name("digits.npz")
+SHIPPED = Path(__file__).with_name("shipped.npz")
 FORMAT = "prune_env policy 2"
 HIDDEN = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0.0)}
 OUTPUT = {"clip": lambda x: np.clip(x, -1.0, 1.0), "tanh": np.tanh}

@@ -159,6 +159,7 @@ def test_the_program_leaves_a_policy_with_a_card(tmp_path, capsys, monkeypatch):
     assert distil.main(again) == 0  # the same steps and seeds
     one, other = (Network.load(tmp_path / name / "policy.npz").layers for name in ("out", "more"))
     assert all(np.array_equal(a, b) for a, b in zip(one[0], other[0], strict=True))
+    assert Network.load(tmp_path / "more" / "policy.npz").card["training"]["seconds"] > card["training"]["seconds"]
     assert distil.main([*arguments, "--rounds", "0"]) == 2
     assert distil.main([str(tmp_path), "--tasks", str(tasks)]) == 2
     assert "has no results" in capsys.readouterr().err
