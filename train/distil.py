@@ -61,7 +61,7 @@ class Arguments:
     root: tuple[str, ...] = ()
     """Folders of images, for tasks of image folders."""
     digits_policy: Path | None = None
-    """A policy, as of `prune-env learn`: the teacher on digits with wrong labels or unlike classes, in place of rules."""
+    """A policy of `prune-env learn`: the teacher on digits with wrong labels or unlike classes, in place of rules."""
     also: tuple[Path, ...] = ()
     """Folders of other distillations, whose steps are learned from, too."""
     rounds: int = 4
