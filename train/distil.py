@@ -63,7 +63,7 @@ class Arguments:
     digits_policy: Path | None = None
     """A policy of `prune-env learn`: the teacher on digits with wrong labels or unlike classes, in place of rules."""
     also: tuple[Path, ...] = ()
-    """Folders of other distillations, whose steps are learned from, too."""
+    """Folders of other distillations, whose steps are learned from, too, but for those of validation tasks."""
     rounds: int = 4
     """Rounds of play. In the first one the teachers play, later the policy. With --also it always plays, if at all."""
     episodes: int = 384
@@ -228,8 +228,9 @@ def distil(given: Arguments, console: Console) -> Network:
     played, features = [], []  # the task of each step, and what was seen before it
     for folder in given.also:
         others, seen = read_steps(folder)
-        played += others
-        features.append(seen)
+        own = [i for i, task in enumerate(others) if task not in tasks.validation]  # other roots cut the grid otherwise
+        played += [others[i] for i in own]
+        features.append(seen[own])
 
     def learn() -> Network:
         answers = {task: taught(teachers, task) for task in set(played)}

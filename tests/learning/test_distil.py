@@ -129,6 +129,25 @@ def test_a_policy_can_teach_on_digits(tmp_path, monkeypatch):
     assert made == pytest.approx(np.tile(answers, (len(features), 1)), abs=0.1)
 
 
+def test_steps_of_validation_tasks_are_not_learned_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distil, "STEPS", 20)
+    monkeypatch.setattr(distil, "Workers", Here)
+    monkeypatch.setattr(Here, "played", [], raising=False)
+    tasks = tmp_path / "tasks.toml"
+    tasks.write_text(
+        "validations = 1\nheld_outs = 0\n[values]\ntrain_size = [60]\nval_rest = [true]\nmodel = ['mlp:4']\n"
+        "budget = [2.0]\nlabel_noise = [0.0, 0.2]\nimage_size = [3]\n"
+    )
+    found = distil.distribution(str(tasks))
+    played = [found.validation[0]] * 30 + [found.training[0]] * 12
+    distil.write_steps(tmp_path / "out", played, np.zeros((42, len(FEATURES)), np.float32))
+    arguments = [str(write(tmp_path / "a", GAINS)), "--tasks", str(tasks), "--also", str(tmp_path / "out")]
+    one = Network(((np.zeros((len(RULE_PARAMETERS), len(FEATURES))), np.zeros(12)),), "tanh", "clip", {})
+    replace(one, card={"training": {"seconds": 5.0}}).save(tmp_path / "out" / "policy.npz")
+    assert distil.main([*arguments, "--rounds", "0", "--processes", "1", "--out", str(tmp_path / "b")]) == 0
+    assert "12 steps" in capsys.readouterr().out
+
+
 def test_what_is_watched_are_the_steps_of_each_pair():
     pairs = [(replace(VARIED.training[0], budget=budget), 3) for budget in (2.0, 1.0, 2.0)]
     rules = np.tile(FULL, (3, 1))
