@@ -1,9 +1,8 @@
 """What a policy does and which of its inputs it uses: `prune-env explain POLICY`.
 
-Plays the validation tasks of a distribution three times: with the policy as it is, with one group of features after the
-other held at its mean, and with one feature after the other. Many features are nearly redundant, so a single one is
-hardly missed. Writes choices.png and inputs.txt beside the policy, or into --out. With --card it only prints the
-policy's model card.
+Plays the validation tasks of a distribution with the policy as it is, and with one group of features after the other
+held at its mean; many features are nearly redundant, so a single one is hardly missed. Writes choices.png and
+inputs.txt beside the policy, or into --out. With --card it only prints the policy's model card.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from rich.console import Group
 from rich.table import Table
 
 from prune_env import PruneEnv, io
@@ -29,6 +27,7 @@ from prune_env.machine import cores
 from prune_env.policy.features import FEATURES, LOSS_QUANTILES, MARGIN_QUANTILES
 from prune_env.policy.learned import SHIPPED, Network
 from prune_env.policy.rules import RULE_PARAMETERS, SMALLEST_KEEP
+from prune_env.policy.tasks import Task
 from train.analysis import card, statistics, table
 from train.analysis.figures import COLOURS, png
 from train.analysis.text import spread
@@ -68,7 +67,7 @@ GROUPS = {  # of features that are nearly redundant; each feature is in one grou
 
 @dataclass
 class Arguments:
-    """Show what a policy chooses over time, and what it would lose without each input, and each group of inputs."""
+    """Show what a policy chooses over time with each kind of trouble, and what it loses without groups of inputs."""
 
     policy: tyro.conf.Positional[Path] = SHIPPED
     """An npz file of `prune-env learn`, or one saved by `Network.save`; by default the shipped policy."""
@@ -79,7 +78,7 @@ class Arguments:
     root: tuple[str, ...] = ()
     """Folders of images, for tasks of image folders."""
     seeds: int = 8
-    """Seeds of each task; eight take about a quarter of an hour on two cores with the digits tasks."""
+    """Seeds of each task."""
     processes: int = cores()
     """Processes that share the work."""
     out: Path | None = None
@@ -94,26 +93,28 @@ def without(network: Network, held: Mapping[str, float], summaries: NDArray, beg
     return network(changed)
 
 
-def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDArray) -> tuple[Table, Table]:
-    """Measure the points of accuracy lost when groups of features, and single ones, are held at `means` (D,)."""
+def inputs(network: Network, pairs: Sequence[Pair], workers: Workers, means: NDArray) -> Table:
+    """Measure the points of accuracy lost when groups of features are held at `means` (D,)."""
     whole, mean_of = workers.play(pairs, network), dict(zip(FEATURES, means.tolist(), strict=True))
     seeds = np.array([seed for _, seed in pairs])  # the units of the intervals: each has the same tasks
+    lost = []
+    for group, names in follow(GROUPS.items(), "holding a group of inputs at its mean", len(GROUPS)):
+        policy = partial(without, network, {name: mean_of[name] for name in names})
+        points = 100.0 * (whole - workers.play(pairs, policy))
+        found = statistics.mean_of([points[seeds == seed].mean() for seed in np.unique(seeds)])
+        lost.append((found.mean, found.interval, group))
+    table = Table(title=f"Points of validation accuracy lost without a group of inputs, {len(pairs)} runs")
+    table.add_column("group of inputs held at its mean")
+    table.add_column("points", justify="right")
+    for mean, interval, group in sorted(lost, reverse=True):
+        table.add_row(group, spread(mean, interval, "+.2f"))
+    return table
 
-    def shown(kind: str, parts: Mapping[str, Sequence[str]]) -> Table:
-        lost = []
-        for part, names in follow(parts.items(), f"holding {kind} at its mean", len(parts)):
-            policy = partial(without, network, {name: mean_of[name] for name in names})
-            points = 100.0 * (whole - workers.play(pairs, policy))
-            found = statistics.mean_of([points[seeds == seed].mean() for seed in np.unique(seeds)])
-            lost.append((found.mean, found.interval, part))
-        table = Table(title=f"Points of validation accuracy lost without {kind}, {len(pairs)} runs")
-        table.add_column(f"{kind} held at its mean")
-        table.add_column("points", justify="right")
-        for mean, interval, part in sorted(lost, reverse=True):
-            table.add_row(part, spread(mean, interval, "+.2f"))
-        return table
 
-    return shown("a group of inputs", GROUPS), shown("an input", {name: (name,) for name in FEATURES})
+def trouble(task: Task) -> str:
+    """Return the kind of trouble of a task, without how much of it."""
+    found = ["wrong labels"] * (task.label_noise > 0.0) + ["unlike classes"] * (task.imbalance > 1.0)
+    return ", ".join(found) or ("duplicates" if task.duplicates else "clean")
 
 
 def choices(runs: Mapping[str, tuple[NDArray, NDArray]]) -> bytes:
@@ -169,15 +170,19 @@ def main(args: list[str] | None = None) -> int:
         return 2
     pairs = [(task, 20_000 + seed) for task in tasks.validation for seed in range(given.seeds)]
     runs: dict[str, tuple[NDArray, NDArray]] = {}
-    noises = sorted({task.label_noise for task, _ in pairs})
+    of_kind: dict[str, list[Pair]] = {}
+    several = len(tasks.datasets) > 1
+    for task, seed in pairs:
+        kind = f"{'digits' if task.dataset == 'digits' else 'images'}: " * several + trouble(task)
+        of_kind.setdefault(kind, []).append((task, seed))
     with closing(Workers(tasks, given.processes)) as workers:
-        for noise in follow(noises, "playing the policy, by share of wrong labels", len(noises)):
-            _, seen = workers.watch([pair for pair in pairs if pair[0].label_noise == noise], network)
-            runs[f"{noise:.0%} wrong labels"] = seen, network(seen)
+        for kind, its in follow(of_kind.items(), "playing the policy, by kind of trouble", len(of_kind)):
+            _, seen = workers.watch(its, network)
+            runs[kind] = seen, network(seen)
         io.write_atomic(folder / "choices.png", choices(runs))
         means = np.concatenate([seen for seen, _ in runs.values()]).mean(axis=0)
-        tables = inputs(network, pairs, workers, means)
-    table.show(folder / "inputs.txt", Group(*tables))
+        lost = inputs(network, pairs, workers, means)
+    table.show(folder / "inputs.txt", lost)
     print(f"wrote to {folder}: choices.png, inputs.txt", file=sys.stderr)
     print(f"next: prune-env evaluate --agents full {spec}", file=sys.stderr)
     return 0

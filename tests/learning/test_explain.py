@@ -19,12 +19,12 @@ from prune_env.policy import tasks as distributions
 from prune_env.policy.features import FEATURES
 from prune_env.policy.learned import SHIPPED, Network
 from prune_env.policy.rules import RULE_PARAMETERS
-from prune_env.policy.tasks import TaskDistribution
+from prune_env.policy.tasks import Task, TaskDistribution
 from prune_env.policy.wrappers import SummaryEnv
 from tests.learning.here import TINY, VARIED, Here
 from train import explain
 from train.analysis.statistics import mean_interval
-from train.explain import GROUPS, choices, inputs
+from train.explain import GROUPS, choices, inputs, trouble
 from train.learning.rollouts import Pair, Seen, draw_pairs, play
 
 D, R = len(FEATURES), len(RULE_PARAMETERS)
@@ -75,36 +75,42 @@ def test_inputs_are_worth_what_is_lost_without_them():
     pairs = [(task, seed) for task in VARIED.training[:2] for seed in (5, 6, 7)]
     policy = network()
     judges = Judges(policy, summaries)
-    tables = inputs(policy, pairs, judges, means)  # pyright: ignore[reportArgumentType]
-    for table, parts in zip(tables, (GROUPS, {name: (name,) for name in FEATURES}), strict=True):
-        assert "6 runs" in str(table.title)
-        expected: dict[str, NDArray] = {}
-        for part, names in parts.items():
-            held, places = summaries.copy(), [FEATURES.index(name) for name in names]
-            held[:, places] = means[places]
-            expected[part] = 100 * judges.lost(policy(held))
-        assert list(rows(table)) == sorted(parts, key=lambda part: -expected[part].mean())
-        for part, told in rows(table).items():
-            found = tuple(map(float, re.findall(r"[+-]\d+\.\d\d", told)))
-            by_seed = expected[part].reshape(2, 3).mean(axis=0)
-            assert found == pytest.approx((by_seed.mean(), *mean_interval(by_seed)), abs=0.006)
+    table = inputs(policy, pairs, judges, means)  # pyright: ignore[reportArgumentType]
+    assert "6 runs" in str(table.title)
+    expected: dict[str, NDArray] = {}
+    for group, names in GROUPS.items():
+        held, places = summaries.copy(), [FEATURES.index(name) for name in names]
+        held[:, places] = means[places]
+        expected[group] = 100 * judges.lost(policy(held))
+    assert list(rows(table)) == sorted(GROUPS, key=lambda group: -expected[group].mean())
+    for group, told in rows(table).items():
+        found = tuple(map(float, re.findall(r"[+-]\d+\.\d\d", told)))
+        by_seed = expected[group].reshape(2, 3).mean(axis=0)
+        assert found == pytest.approx((by_seed.mean(), *mean_interval(by_seed)), abs=0.006)
 
 
-@pytest.mark.slow  # 64 times four runs
+def test_tasks_are_told_apart_by_their_trouble():
+    troubles = {
+        "clean": Task(), "duplicates": Task(duplicates=0.3), "wrong labels": Task(label_noise=0.1, duplicates=0.3),
+        "unlike classes": Task(imbalance=5.0), "wrong labels, unlike classes": Task(label_noise=0.4, imbalance=3.0),
+    }  # fmt: skip
+    assert {trouble(task): task for task in troubles.values()} == troubles
+
+
+@pytest.mark.slow  # eleven times four runs
 def test_a_planted_dependence_is_found_in_runs():
     only = "confidence"
     policy, pairs = network(0, only=only, size=2.0), draw_pairs(VARIED, 4, np.random.default_rng(0))
     means = np.full(D, 0.1)
-    tables = inputs(policy, pairs, Here(VARIED, 1), means)
+    told = rows(inputs(policy, pairs, Here(VARIED, 1), means))
     (group,) = (group for group, names in GROUPS.items() if only in names)
     assert len(GROUPS[group]) > 2
     constant = policy(np.full(D, 0.1, np.float32))  # the rule that is left when the input stands still
     points = 100 * (play(pairs, policy, VARIED) - play(pairs, constant, VARIED))
     low, high = mean_interval(points)
-    for told, part in zip(map(rows, tables), (group, only), strict=True):
-        assert {name for name, points in told.items() if points != "+0.00 [+0.00, +0.00]"} == {part}
-        assert list(told)[0 if told[part].startswith("+") else -1] == part
-        assert told[part] == f"{points.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+    assert {name for name, points in told.items() if points != "+0.00 [+0.00, +0.00]"} == {group}
+    assert list(told)[0 if told[group].startswith("+") else -1] == group
+    assert told[group] == f"{points.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def run_alone(pairs: list[Pair], policy: Network) -> tuple[list[NDArray], list[float]]:
@@ -205,7 +211,7 @@ def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
     assert told == printed
     assert "4 runs" in " ".join(told.split())  # a narrow table folds its title
     found = re.findall(r"│ (\w[\w, ]*\w) +│ +[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] │", told)
-    assert sorted(found) == sorted([*GROUPS, *FEATURES])
+    assert sorted(found) == sorted(GROUPS)
     with Image.open(policy.parent / "choices.png") as image:
         assert (image.format, image.size) == ("PNG", (1320, 900))
 
@@ -223,7 +229,7 @@ def test_from_the_command_line(policy, tmp_path, monkeypatch, capsys):
 def test_means_are_over_what_was_seen(policy, monkeypatch):
     given: list = []
     monkeypatch.setattr(explain, "Workers", Here)
-    monkeypatch.setattr(explain, "inputs", lambda *arguments: given.extend(arguments) or (Table("a", "b"),) * 2)
+    monkeypatch.setattr(explain, "inputs", lambda *arguments: given.extend(arguments) or Table("a", "b"))
     assert explain.main([str(policy), "--tasks", "tiny", "--seeds", "2"]) == 0
     _, pairs, _, means = given
     assert set(pairs) == {(task, 20_000 + seed) for task in TaskDistribution(**TINY).validation for seed in (0, 1)}
