@@ -125,7 +125,8 @@ def choices(runs: Mapping[str, tuple[NDArray, NDArray]]) -> bytes:
     figure = Figure(figsize=(11, 7.5), dpi=120, layout="constrained")
     panels = figure.subplots(3, 4, sharex=True)
     edges = np.linspace(0.0, 1.0, BINS + 1)
-    for colour, (group, (seen, chosen)) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
+    looks = [(colour, style) for style in ("-", "--") for colour in COLOURS]
+    for (colour, style), (group, (seen, chosen)) in zip(itertools.cycle(looks), runs.items(), strict=False):
         spent = (seen[:, FEATURES.index("spent")] + 1.0) / 2.0
         place = np.clip(np.digitize(spent, edges) - 1, 0, BINS - 1)
         filled = [i for i in range(BINS) if np.any(place == i)]
@@ -133,7 +134,7 @@ def choices(runs: Mapping[str, tuple[NDArray, NDArray]]) -> bytes:
         for r, (name, panel) in enumerate(zip(RULE_PARAMETERS, panels.flat, strict=True)):
             title, natural = NATURAL.get(name, (name, lambda numbers: numbers))
             numbers = [natural(chosen[place == i, r]) for i in filled]
-            panel.plot(middles, [x.mean() for x in numbers], color=colour, label=group)
+            panel.plot(middles, [x.mean() for x in numbers], color=colour, linestyle=style, label=group)
             low, high = np.transpose([np.quantile(x, (0.25, 0.75)) for x in numbers])
             panel.fill_between(middles, low, high, color=colour, alpha=0.15, linewidth=0)
             panel.set_title(title)
