@@ -129,6 +129,14 @@ def test_a_policy_can_teach_on_digits(tmp_path, monkeypatch):
     assert made == pytest.approx(np.tile(answers, (len(features), 1)), abs=0.1)
 
 
+def test_clean_digits_and_images_stay_with_the_rules():
+    plain = Task(train_size=60)
+    troubled = [replace(plain, label_noise=0.2), replace(plain, imbalance=3.0)]
+    assert all(map(distil.of_the_policy, troubled))
+    others = [plain, replace(plain, duplicates=0.3), *(replace(task, dataset="imagefolder") for task in troubled)]
+    assert not any(map(distil.of_the_policy, others))
+
+
 def test_steps_of_validation_tasks_are_not_learned_from(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distil, "STEPS", 20)
     monkeypatch.setattr(distil, "Workers", Here)
