@@ -30,7 +30,7 @@ from prune_env.policy.features import FEATURES
 from prune_env.policy.learned import Network
 from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import Task
-from train.analysis import records
+from train.analysis import records, table
 from train.analysis.text import plus_minus
 from train.execution import command_line, provenance
 from train.learning import ppo
@@ -51,7 +51,8 @@ class Arguments:
     The rules are chosen from the results of sweeps: of each kind of trouble, the `rule:...` that gained most over
     `full` in validation, less one standard error. They are told the trouble; the policy has to see it. It plays tasks
     of all kinds of trouble, and learns to answer what it sees in a run with the numbers of the rule (DAgger, arXiv
-    1011.0686, with a teacher that knows more, arXiv 1912.12294). OUT gets policy.npz and the steps, steps.npz.
+    1011.0686, with a teacher that knows more, arXiv 1912.12294). OUT gets policy.npz, what it gains in validation,
+    validation.txt, and the steps, steps.npz.
     """
 
     sweeps: tyro.conf.Positional[tuple[Path, ...]]
@@ -209,7 +210,7 @@ def _seconds(folder: Path) -> float:
 
 def distil(given: Arguments, console: Console) -> Network:
     """Choose the teachers, play, fit, and judge the policy on validation tasks."""
-    begun = time.perf_counter()
+    begun = time.perf_counter() - sum(map(_seconds, given.also))
     if min(given.episodes, given.processes) < 1 or given.rounds < 0:
         raise ValueError("--episodes and --processes must be at least 1, and --rounds 0 or more")
     if not given.rounds and not given.also:
@@ -267,7 +268,8 @@ def distil(given: Arguments, console: Console) -> Network:
         of = np.array([other == kind for other in kinds])
         shown.add_row(kind, str(of.sum()), *(plus_minus(its[of], "+.2f") for its in points.values()))
     shown.add_row("all", str(len(pairs)), *(plus_minus(its, "+.2f") for its in points.values()))
-    console.print(shown)
+    given.out.mkdir(parents=True, exist_ok=True)
+    table.show(given.out / "validation.txt", shown)
     every = np.concatenate(features)
     card = {
         "program": "distil",
@@ -277,14 +279,13 @@ def distil(given: Arguments, console: Console) -> Network:
             "searched": sum(line["runs"] for line in lines if "rule" in line),
             "episodes": int((every[:, FEATURES.index("spent")] == -1.0).sum()),  # that began: also those of --also
             "steps": len(every),
-            "seconds": time.perf_counter() - begun + sum(map(_seconds, given.also)),
+            "seconds": time.perf_counter() - begun,
         },
         "tasks": asdict(tasks),
         "validation": {"pairs": len(pairs), "points_over_full": float(points["policy"].mean())},
         "machine": provenance.of_machine(),
         "code": provenance.of_code(),
     }
-    given.out.mkdir(parents=True, exist_ok=True)
     write_steps(given.out, played, every)
     network = replace(policy, card=card)
     network.save(given.out / "policy.npz")

@@ -112,6 +112,11 @@ def compare(
     names = {record["task"] for record in records}
     wanted = {where} if where in names else {name for name in names if where in name}
     records = [r for r in records if r["task"] in wanted and (not budgets or r["budget"] in budgets)]
+    run_by: dict[tuple[str, float, int], str] = {}
+    for r in (r for r in records if fnmatchcase(r["agent"], agent)):
+        other = run_by.setdefault((r["task"], r["budget"], r["seed"]), r["agent"])
+        if other != r["agent"]:
+            raise ValueError(f"{agent!r} is both {other} and {r['agent']} on {r['task']}; it must be one agent a task")
     records = [{**r, "agent": agent} if fnmatchcase(r["agent"], agent) else r for r in records]
     if agent not in {record["agent"] for record in records}:
         raise ValueError(f"{', '.join(map(str, folders))} have no runs of {agent!r} on such tasks at such budgets")

@@ -334,6 +334,8 @@ def test_policies_of_one_pattern_are_one_agent(tmp_path, capsys):
         [{**line, "agent": "learned:a/without-*.npz"} for line in OWN] + FULL, "learned:a/without-*.npz"
     )
     assert found == shown(as_one, capsys)
+    assert heldout.main(["compare", "*l*", folder]) == 2
+    assert "'*l*' is both learned:a/without-x.npz and full on one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
