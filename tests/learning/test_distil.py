@@ -23,6 +23,11 @@ GAINS = {  # over full in points, of two seeds
     ("unlike", (("imbalance", 10.0),)): {BALANCED: (4.0, 6.0), RANDOM: (1.0, 1.0)},
 }
 
+TWO_TASKS = (  # one to validate on
+    "validations = 1\nheld_outs = 0\n[values]\ntrain_size = [60]\nval_rest = [true]\nmodel = ['mlp:4']\n"
+    "budget = [2.0]\nlabel_noise = [0.0, 0.2]\nimage_size = [3]\n"
+)
+
 
 def numbers_of(spec: str) -> np.ndarray:
     rule = agents.make(spec)
@@ -117,10 +122,7 @@ def test_a_policy_can_teach_on_digits(tmp_path, monkeypatch):
     one = Network(((np.zeros((len(answers), len(FEATURES))), answers),), "tanh", "clip", {})
     one.save(tmp_path / "digits.npz")
     tasks = tmp_path / "tasks.toml"
-    tasks.write_text(
-        "validations = 1\nheld_outs = 0\n[values]\ntrain_size = [60]\nval_rest = [true]\nmodel = ['mlp:4']\n"
-        "budget = [2.0]\nlabel_noise = [0.0, 0.2]\nimage_size = [3]\n"
-    )
+    tasks.write_text(TWO_TASKS)
     arguments = [str(write(tmp_path / "a", GAINS)), "--tasks", str(tasks), "--out", str(tmp_path / "out")]
     arguments += ["--digits-policy", str(tmp_path / "digits.npz")]
     assert distil.main([*arguments, "--rounds", "1", "--episodes", "4", "--processes", "1"]) == 0
@@ -142,10 +144,7 @@ def test_steps_of_validation_tasks_are_not_learned_from(tmp_path, monkeypatch, c
     monkeypatch.setattr(distil, "Workers", Here)
     monkeypatch.setattr(Here, "played", [], raising=False)
     tasks = tmp_path / "tasks.toml"
-    tasks.write_text(
-        "validations = 1\nheld_outs = 0\n[values]\ntrain_size = [60]\nval_rest = [true]\nmodel = ['mlp:4']\n"
-        "budget = [2.0]\nlabel_noise = [0.0, 0.2]\nimage_size = [3]\n"
-    )
+    tasks.write_text(TWO_TASKS)
     found = distil.distribution(str(tasks))
     played = [found.validation[0]] * 30 + [found.training[0]] * 12
     distil.write_steps(tmp_path / "out", played, np.zeros((42, len(FEATURES)), np.float32))
@@ -170,10 +169,7 @@ def test_the_program_leaves_a_policy_with_a_card(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(distil, "Workers", Here)
     monkeypatch.setattr(Here, "played", [], raising=False)
     tasks = tmp_path / "tasks.toml"
-    tasks.write_text(
-        "validations = 1\nheld_outs = 0\n[values]\ntrain_size = [60]\nval_rest = [true]\nmodel = ['mlp:4']\n"
-        "budget = [2.0]\nlabel_noise = [0.0, 0.2]\nimage_size = [3]\n"
-    )
+    tasks.write_text(TWO_TASKS)
     arguments = [str(write(tmp_path / "a", GAINS)), "--tasks", str(tasks), "--out", str(tmp_path / "out")]
     assert distil.main([*arguments, "--rounds", "2", "--episodes", "4", "--processes", "1"]) == 0
     card = Network.load(tmp_path / "out" / "policy.npz").card
