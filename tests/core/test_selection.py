@@ -110,7 +110,7 @@ def weights(*values) -> dict:
 
 
 WRONG_ACTIONS = {
-    "None": (None, "NoneType"),
+    "None": (None, "the action is None, as of a function without `return`"),
     "array": (ONES, "ndarray"),
     "no mixup": ({"weight": ONES}, r"\['weight'\]"),
     "no weight": ({"mixup": ONES}, r"\['mixup'\]"),

@@ -64,7 +64,7 @@ def test_a_reference_that_is_missing_or_wrong_is_named_before_anything_runs(tmp_
         in capsys.readouterr().err
     )
     assert evaluate.main(["--agents", "rho_loss", "--reference", "nowhere.csv", "--out", str(tmp_path)]) == 2
-    assert "No such file or directory" in capsys.readouterr().err
+    assert "nowhere.csv does not exist" in capsys.readouterr().err
     assert reference.main([str(tmp_path / "il.csv"), "--duplicates", "0.2"]) == 2
     assert "leave out --reference, and --duplicates" in capsys.readouterr().err
     assert reference.main([str(tmp_path / "il.txt")]) == 2
