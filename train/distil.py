@@ -86,6 +86,10 @@ def trouble_of(dataset: str, label_noise: float, imbalance: float, duplicates: f
     return dataset == "digits", label_noise / 0.2, float(np.log10(imbalance)), duplicates / 0.3
 
 
+def _trouble_of_task(task: Task) -> Trouble:
+    return trouble_of(task.dataset, task.label_noise, task.imbalance, task.duplicates)
+
+
 def teachers_of(folders: Sequence[Path]) -> tuple[dict[Trouble, Rule], list[dict[str, Any]]]:
     """Choose the best rule for each kind of trouble; return these, and all gains for people to read.
 
@@ -140,7 +144,7 @@ def taught(teachers: dict[Trouble, Rule], task: Task) -> NDArray[np.float64]:
 
     A task on a kind has the numbers of that. Weights fall with the fourth power of the distance.
     """
-    digits, *place = trouble_of(task.dataset, task.label_noise, task.imbalance, task.duplicates)
+    digits, *place = _trouble_of_task(task)
     of = {kind[1:]: rule for kind, rule in teachers.items() if kind[0] == digits}
     of = of or {kind[1:]: rule for kind, rule in teachers.items()}
     squares = np.array([np.sum((np.array(kind) - place) ** 2) for kind in of])
@@ -229,16 +233,16 @@ def distil(given: Arguments, console: Console) -> Network:
     played, features = [], []  # the task of each step, and what was seen before it
     for folder in given.also:
         others, seen = read_steps(folder)
-        own = [i for i, task in enumerate(others) if task not in tasks.validation]  # other roots cut the grid otherwise
-        played += [others[i] for i in own]
-        features.append(seen[own])
+        kept = [i for i, task in enumerate(others) if task not in tasks.validation]  # other roots cut otherwise
+        played += [others[i] for i in kept]
+        features.append(seen[kept])
 
     def learn() -> Network:
         answers = {task: taught(teachers, task) for task in set(played)}
         numbers, seen = np.array([answers[task] for task in played]), np.concatenate(features)
         if of_digits is not None:
-            theirs = np.array([of_the_policy(task) for task in played])
-            numbers[theirs] = of_digits(seen[theirs])
+            rows = np.array([of_the_policy(task) for task in played])
+            numbers[rows] = of_digits(seen[rows])
         found = fit(seen, numbers, given.seed)
         missed = np.abs(np.clip(found(seen), -1, 1) - numbers).mean()
         console.print(f"{len(played):,} steps, {missed:.2f} from the teachers' numbers")
@@ -262,7 +266,7 @@ def distil(given: Arguments, console: Console) -> Network:
             theirs[digits] = workers.play([pairs[i] for i in digits], of_digits)
         own = workers.play(pairs, policy)
     points = {"teachers": 100.0 * (theirs - full), "policy": 100.0 * (own - full)}
-    kinds = [_words(trouble_of(task.dataset, task.label_noise, task.imbalance, task.duplicates)) for task, _ in pairs]
+    kinds = [_words(_trouble_of_task(task)) for task, _ in pairs]
     shown = Table("trouble", "runs", *points, title="Points over full training in validation")
     for kind in dict.fromkeys(kinds):
         of = np.array([other == kind for other in kinds])

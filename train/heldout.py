@@ -112,12 +112,7 @@ def compare(
     names = {record["task"] for record in records}
     wanted = {where} if where in names else {name for name in names if where in name}
     records = [r for r in records if r["task"] in wanted and (not budgets or r["budget"] in budgets)]
-    run_by: dict[tuple[str, float, int], str] = {}
-    for r in (r for r in records if fnmatchcase(r["agent"], agent)):
-        other = run_by.setdefault((r["task"], r["budget"], r["seed"]), r["agent"])
-        if other != r["agent"]:
-            raise ValueError(f"{agent!r} is both {other} and {r['agent']} on {r['task']}; it must be one agent a task")
-    records = [{**r, "agent": agent} if fnmatchcase(r["agent"], agent) else r for r in records]
+    records = _as_one(records, agent)
     if agent not in {record["agent"] for record in records}:
         raise ValueError(f"{', '.join(map(str, folders))} have no runs of {agent!r} on such tasks at such budgets")
     shown = comparison(records, agent)
@@ -125,19 +120,33 @@ def compare(
         Console(width=tables.WIDTH).print(shown)
         return
     tables.show(out / "comparison.txt", shown)
-    text = StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("task", "budget", "agent", "seed", "test_accuracy"))
-    for run in records:
-        accuracy = number(100.0 * run["results"]["test_accuracy"], ".2f")
-        lines.writerow((run["task"], f"{run['budget']:g}", run["agent"], run["seed"], accuracy))
-    io.write_atomic(out / "accuracy.csv", text.getvalue().encode())
-    text = StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("task", "budget", "accuracy", "against", "difference", "low", "high", "seeds"))
-    lines.writerows(by_cell(records, agent))
-    io.write_atomic(out / "cells.csv", text.getvalue().encode())
+    runs = [
+        (r["task"], f"{r['budget']:g}", r["agent"], r["seed"], number(100.0 * r["results"]["test_accuracy"], ".2f"))
+        for r in records
+    ]
+    cells = ("task", "budget", "accuracy", "against", "difference", "low", "high", "seeds")
+    for name, header, rows in (
+        ("accuracy.csv", ("task", "budget", "agent", "seed", "test_accuracy"), runs),
+        ("cells.csv", cells, by_cell(records, agent)),
+    ):
+        text = StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        io.write_atomic(out / name, text.getvalue().encode())
     print(f"wrote to {out}: comparison.txt, cells.csv, accuracy.csv", file=sys.stderr)
+
+
+def _as_one(records: Sequence[Record], pattern: str) -> list[Record]:
+    """Name all agents of a pattern by it. Raises ValueError if two of them made the same run."""
+    found, run_by = [], {}
+    for record in records:
+        if fnmatchcase(record["agent"], pattern):
+            other = run_by.setdefault((record["task"], record["budget"], record["seed"]), record["agent"])
+            if other != record["agent"]:
+                both = f"{other} and {record['agent']} on {record['task']}"
+                raise ValueError(f"{pattern!r} is both {both}; it must be one agent a task")
+            record = {**record, "agent": pattern}
+        found.append(record)
+    return found
 
 
 def latest_runs(folders: Sequence[Path]) -> list[Record]:

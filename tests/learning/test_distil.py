@@ -29,6 +29,16 @@ TWO_TASKS = (  # one to validate on
 )
 
 
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of two tasks, which are played in this process."""
+    monkeypatch.setattr(distil, "Workers", Here)
+    monkeypatch.setattr(Here, "played", [], raising=False)
+    path = tmp_path / "tasks.toml"
+    path.write_text(TWO_TASKS)
+    return path
+
+
 def numbers_of(spec: str) -> np.ndarray:
     rule = agents.make(spec)
     assert isinstance(rule, Rule)
@@ -114,7 +124,7 @@ def test_what_cannot_be_seen_is_answered_as_most_runs_are(monkeypatch):
     assert np.abs(distil.fit(features, numbers, seed=0)(features)).mean() < 0.1
 
 
-def test_a_policy_can_teach_on_digits(tmp_path, monkeypatch):
+def test_a_policy_can_teach_on_digits(tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "STEPS", 300)
     monkeypatch.setattr(distil, "Workers", Here)
     monkeypatch.setattr(Here, "played", [], raising=False)
@@ -139,12 +149,8 @@ def test_clean_digits_and_images_stay_with_the_rules():
     assert not any(map(distil.of_the_policy, others))
 
 
-def test_steps_of_validation_tasks_are_not_learned_from(tmp_path, monkeypatch, capsys):
+def test_steps_of_validation_tasks_are_not_learned_from(tasks, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distil, "STEPS", 20)
-    monkeypatch.setattr(distil, "Workers", Here)
-    monkeypatch.setattr(Here, "played", [], raising=False)
-    tasks = tmp_path / "tasks.toml"
-    tasks.write_text(TWO_TASKS)
     found = distil.distribution(str(tasks))
     played = [found.validation[0]] * 30 + [found.training[0]] * 12
     distil.write_steps(tmp_path / "out", played, np.zeros((42, len(FEATURES)), np.float32))
@@ -164,12 +170,8 @@ def test_what_is_watched_are_the_steps_of_each_pair():
         assert features[of == i, spent] == pytest.approx(2 * np.arange(task.budget) / task.budget - 1, abs=1e-6)
 
 
-def test_the_program_leaves_a_policy_with_a_card(tmp_path, capsys, monkeypatch):
+def test_the_program_leaves_a_policy_with_a_card(tasks, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(distil, "STEPS", 20)
-    monkeypatch.setattr(distil, "Workers", Here)
-    monkeypatch.setattr(Here, "played", [], raising=False)
-    tasks = tmp_path / "tasks.toml"
-    tasks.write_text(TWO_TASKS)
     arguments = [str(write(tmp_path / "a", GAINS)), "--tasks", str(tasks), "--out", str(tmp_path / "out")]
     assert distil.main([*arguments, "--rounds", "2", "--episodes", "4", "--processes", "1"]) == 0
     card = Network.load(tmp_path / "out" / "policy.npz").card

@@ -81,4 +81,4 @@ def _validation(validation: Mapping[str, Any], tasks: int) -> str:
     if not points:
         return ""
     where = f" of {count(tasks, 'task')}, budgets apart," if tasks else ""
-    return f"{listed(points)}, means of {count(validation['pairs'], 'run')}{where} that it was not trained on"
+    return f"{listed(points)}, means of {count(validation['pairs'], 'run')}{where} whose runs it did not learn from"
