@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 PROGRAMS = {
@@ -51,6 +52,12 @@ def main() -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it once more
         return 141
+    except BrokenExecutor:
+        print(f"error: a process of prune-env {name} died: out of memory, or ended", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _refused(why: str) -> int:

@@ -186,9 +186,13 @@ class Pruner:
         )
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the indices of each batch of this epoch, of this rank: what a DataLoader's `batch_sampler` does."""
+        """Yield the indices of each batch of this epoch, of this rank: what a DataLoader's `batch_sampler` does.
+
+        Raises:
+            RuntimeError: as `indices`.
+        """
         rows = self.begin_epoch().rows.indices
-        yield from (rows[part].tolist() for part in self._parts(self.done, len(self)))
+        yield from (rows[part].tolist() for part in self._left())
 
     def __len__(self) -> int:
         """Return the number of batches of this epoch, 0 once the budget is spent: a loader may still be asked then."""
@@ -204,11 +208,15 @@ class Pruner:
             RuntimeError: no batch was left the last time either: `end_epoch` was forgotten.
         """
         self.begin_epoch()
+        yield from (self._order[part] for part in self._left())
+
+    def _left(self) -> list[slice]:
+        """Where this rank's rows of the batches that are left are among the rows of the epoch."""
         if self.done == len(self):
             if self._asked_for_more:
                 raise RuntimeError(f"all {self.done} batches of this epoch are done: call end_epoch after the last one")
             self._asked_for_more = True  # once is right: the run was stopped between its last batch and end_epoch
-        yield from (self._order[part] for part in self._parts(self.done, len(self)))
+        return self._parts(self.done, len(self))
 
     def _parts(self, first: int, last: int) -> list[slice]:
         """Where this rank's rows of batches `first` to `last` - 1 are among the rows of the epoch."""

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 import agents
 from prune_env import __main__ as command
 from prune_env.students import models
+from train import report
 from train.execution import plan
+from train.learning.workers import Died
 
 ROOT = Path(__file__).parents[2]
 # The script that pip writes for an editable installation, of this checkout.
@@ -116,6 +119,23 @@ def test_without_the_extra_it_names_what_is_missing(call, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
     assert call("report") == 2
     assert capsys.readouterr().err == f"error: report needs tyro; in {ROOT}: pip install -e '.[train]'\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Died("gone"), 1, "error: a process of prune-env report died: out of memory, or ended\n"),
+        (BrokenProcessPool("gone"), 1, "error: a process of prune-env report died: out of memory, or ended\n"),
+    ],
+)
+def test_ctrl_c_and_a_dead_process_end_in_one_line(error, status, said, call, capsys, monkeypatch):
+    def end() -> int:
+        raise error
+
+    monkeypatch.setattr(report, "main", end)
+    assert call("report") == status
+    assert capsys.readouterr().err == said
 
 
 # over 2 s on a busy machine: the one real process, and its workers

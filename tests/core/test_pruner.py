@@ -568,11 +568,13 @@ def test_what_a_loop_gives_is_checked_where_it_enters():
     assert pruner.val_accuracy == 0.0
 
 
-def test_a_forgotten_end_epoch_is_named():
-    pruner, _ = toy(everything)
+@pytest.mark.parametrize("loader", [True, False])
+def test_a_forgotten_end_epoch_is_named(loader):
+    pruner, dataset = toy(everything)
+    batches = DataLoader(list(range(len(dataset))), batch_sampler=pruner) if loader else None
 
     def train() -> int:
-        return len([pruner.record(index, torch.zeros(len(index), 3)) for index in pruner.indices()])
+        return len([pruner.record(index, torch.zeros(len(index), 3)) for index in batches or pruner.indices()])
 
     assert train() == 7
     assert train() == 0  # as of a run that was stopped between its last batch and end_epoch

@@ -19,7 +19,7 @@ from train.learning.rollouts import Pair, Policy, Seen, play
 DIED = "a process of the training environment died: out of memory, or ended"
 
 
-class Died(RuntimeError):
+class Died(BrokenProcessPool):
     """A process is gone."""
 
 
