@@ -60,10 +60,10 @@ class Arguments:
     """The student."""
     lr_factor: float = 1.0
     """Factor on the rate that full training is given: `prune-env tune` says what it should be."""
-    train_size: int = 2000
-    """Training samples."""
-    val_size: int = 2000
-    """Validation samples."""
+    train_size: int | None = None
+    """Training samples; by default 400 of digits, else 2,000."""
+    val_size: int | None = None
+    """Validation samples; by default all of digits, else 2,000."""
     budget: float = 8.0
     """Full-epoch equivalents."""
     generations: int = 8
@@ -76,6 +76,11 @@ class Arguments:
     """Seed of the searches."""
     out: Path = Path("runs/ceiling")
     """Folder of the results."""
+
+    def __post_init__(self) -> None:
+        of_digits = self.root is None
+        self.train_size = self.train_size or (400 if of_digits else 2000)
+        self.val_size = self.val_size or (None if of_digits else 2000)
 
 
 def tasks_of(given: Arguments, trouble: str) -> TaskDistribution:
@@ -108,8 +113,8 @@ def oracle(task: Task, seed: int) -> float:
 def key_of(given: Arguments, trouble: str, space: str) -> str:
     """Return what a search is found again by: everything that its result depends on, but for the code."""
     values = {name: value for name, value in asdict(given).items() if name not in ("out", "processes", "root")}
-    values["root"] = given.root and Path(given.root).name
-    return json.dumps({"trouble": trouble, "space": space, **values})
+    data = PruneEnv(**tasks_of(given, trouble).training[0].settings()).train_data.digest
+    return json.dumps({"trouble": trouble, "space": space, **values, "data": data})
 
 
 def measure(given: Arguments, trouble: str, space: str) -> dict[str, Any]:
@@ -157,13 +162,15 @@ def main(args: list[str] | None = None) -> int:
     """Run the program with `args` (else those of the command line); return its exit status."""
     given = command_line.read("ceiling", Arguments, args)
     torch.set_num_threads(1)  # the other cores have processes of their own
-    given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "ceiling.jsonl"
-    found, torn = results.read(path)
-    if torn:
-        results.write(path, found.values())
-    asked = {(trouble, space): key_of(given, trouble, space) for trouble in TROUBLES for space in SPACES}
     try:
+        if min(given.generations, given.runs, given.processes) < 1:
+            raise ValueError("--generations, --runs and --processes must be at least 1")
+        given.out.mkdir(parents=True, exist_ok=True)
+        found, torn = results.read(path)
+        if torn:
+            results.write(path, found.values())
+        asked = {(trouble, space): key_of(given, trouble, space) for trouble in TROUBLES for space in SPACES}
         for (trouble, space), key in asked.items():
             if key not in found:
                 Console(stderr=True).print(f"searching: {trouble}, {space}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -104,7 +105,7 @@ def teachers_of(folders: Sequence[Path]) -> tuple[dict[Trouble, Rule], list[dict
             its = {name: settings.get(name, free) for name, free in NO_TROUBLE.items()}
             trouble = trouble_of(dataset, **its)
             run = place, record["task"], record["budget"], record["seed"]
-            accuracy[trouble][record["agent"]][run] = 100.0 * record["results"]["val_accuracy"]
+            accuracy[trouble][record.get("spec", record["agent"])][run] = 100.0 * record["results"]["val_accuracy"]
     gains = {
         (trouble, spec): np.array([value - of["full"][run] for run, value in its.items() if run in of["full"]])
         for trouble, of in accuracy.items()
@@ -222,6 +223,7 @@ def distil(given: Arguments, console: Console) -> Network:
     tasks = distribution(given.tasks, given.root)
     if not tasks.validation:
         raise ValueError(f"--tasks {given.tasks} has no validation tasks, on which the policy is judged")
+    given.out.mkdir(parents=True, exist_ok=True)
     teachers, lines = teachers_of(given.sweeps)
     shown = Table("trouble", "teacher")
     for line in lines:
@@ -257,7 +259,8 @@ def distil(given: Arguments, console: Console) -> Network:
             played += [pairs[j][0] for j in of]
             features.append(seen)
             policy = learn()
-        assert policy is not None  # there is one round at least, or steps of --also
+        if policy is None:
+            raise ValueError("--rounds 0 plays nothing, and all steps of --also are of validation tasks")
         pairs = [(task, seed) for task in tasks.validation for seed in VALIDATION_SEEDS]
         told = np.array([taught(teachers, task) for task, _ in pairs])
         full, theirs = (workers.play(pairs, rules) for rules in (FULL, told))
@@ -272,7 +275,6 @@ def distil(given: Arguments, console: Console) -> Network:
         of = np.array([other == kind for other in kinds])
         shown.add_row(kind, str(of.sum()), *(plus_minus(its[of], "+.2f") for its in points.values()))
     shown.add_row("all", str(len(pairs)), *(plus_minus(its, "+.2f") for its in points.values()))
-    given.out.mkdir(parents=True, exist_ok=True)
     table.show(given.out / "validation.txt", shown)
     every = np.concatenate(features)
     card = {
@@ -306,7 +308,8 @@ def main(args: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = given.out / "policy.npz"
-    print(f"wrote {path}\nnext: prune-env evaluate --agents full balanced learned:{path}")
+    next_one = shlex.join(["prune-env", "evaluate", "--agents", "full", "balanced", f"learned:{path}"])
+    print(f"wrote {path}\nnext: {next_one}")
     return 0
 
 

@@ -8,6 +8,7 @@ inputs.txt beside the policy, or into --out. With --card it only prints the poli
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -185,7 +186,7 @@ def main(args: list[str] | None = None) -> int:
         lost = inputs(network, pairs, workers, means)
     table.show(folder / "inputs.txt", lost)
     print(f"wrote to {folder}: choices.png, inputs.txt", file=sys.stderr)
-    print(f"next: prune-env evaluate --agents full {spec}", file=sys.stderr)
+    print(f"next: {shlex.join(['prune-env', 'evaluate', '--agents', 'full', spec])}", file=sys.stderr)
     return 0
 
 

@@ -4,7 +4,7 @@
     prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
     prune-env heldout compare learned runs/x                        # paired differences to every other agent
 
-Held-out tasks have draws, students and budgets that training never had.
+Held-out tasks have draws that training never had, and those of digits also other students and budgets.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tyro.conf import Positional
 
 from prune_env import io
 from prune_env.policy.tasks import Task
-from train.analysis import statistics, summary
+from train.analysis import records, statistics, summary
 from train.analysis import table as tables
 from train.analysis.records import Record
 from train.analysis.text import count, number, spread
-from train.execution import command_line, results
+from train.execution import command_line
 from train.execution.plan import PLAIN, TASK
 from train.learning.rollouts import distribution
 
@@ -67,7 +67,9 @@ def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) ->
         seeds: Paired seeds of each task.
     """
     tasks_of = distribution(name)
-    held_out = without_budgets(tasks_of.held_out)
+    held_out = {task: part for part in tasks_of.parts for task in without_budgets(part.held_out)}
+    if not held_out:
+        raise ValueError(f"{name} holds out no tasks: held_outs is 0")
     for called, times in Counter(map(title, held_out)).items():
         if times > 1:
             raise ValueError(f"{times} held-out tasks would be called {called!r}: they differ in root or val_rest only")
@@ -75,16 +77,19 @@ def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) ->
     lines = [
         f"# The held-out tasks of {name!r}; made by `prune-env heldout sweep {name}`.",
         f"seeds = {seeds}",
-        f"budgets = {json.dumps(list(tasks_of.held_out_budgets))}",
         "keep = [0.5]",
         f"agents = {json.dumps(list(agents), indent=2)}",
     ]
-    for task in held_out:
+    for task, part in held_out.items():
         lines += ["", f"[tasks.{json.dumps(title(task))}]", f"env = {json.dumps(ids[task.dataset])}"]
         given = {option: value for option, value in asdict(task).items() if option in (*TASK, "model")}
         lines += [f"{option} = {json.dumps(value)}" for option, value in given.items() if value is not None]
-        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in tasks_of.held_out_budgets]
+        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in part.held_out_budgets]
         lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
+    for part in tasks_of.parts:
+        if titles := [title(task) for task, its in held_out.items() if its is part]:
+            budgets = json.dumps(list(part.held_out_budgets))
+            lines += ["", "[[blocks]]", f"budgets = {budgets}", f"tasks = {json.dumps(titles, indent=2)}"]
     print("\n".join(lines))
 
 
@@ -108,26 +113,26 @@ def compare(
         out: Folder for comparison.txt, cells.csv (the differences at each task and budget) and accuracy.csv (the final
             test accuracy of every run, in %).
     """
-    records = latest_runs(folders)
-    names = {record["task"] for record in records}
+    found = latest_runs(folders)
+    names = {record["task"] for record in found}
     wanted = {where} if where in names else {name for name in names if where in name}
-    records = [r for r in records if r["task"] in wanted and (not budgets or r["budget"] in budgets)]
-    records = _as_one(records, agent)
-    if agent not in {record["agent"] for record in records}:
+    found = [r for r in found if r["task"] in wanted and (not budgets or r["budget"] in budgets)]
+    found = _as_one(found, agent)
+    if agent not in {record["agent"] for record in found}:
         raise ValueError(f"{', '.join(map(str, folders))} have no runs of {agent!r} on such tasks at such budgets")
-    shown = comparison(records, agent)
+    shown = comparison(found, agent)
     if out is None:
         Console(width=tables.WIDTH).print(shown)
         return
     tables.show(out / "comparison.txt", shown)
     runs = [
         (r["task"], f"{r['budget']:g}", r["agent"], r["seed"], number(100.0 * r["results"]["test_accuracy"], ".2f"))
-        for r in records
+        for r in found
     ]
     cells = ("task", "budget", "accuracy", "against", "difference", "low", "high", "seeds")
     for name, header, rows in (
         ("accuracy.csv", ("task", "budget", "agent", "seed", "test_accuracy"), runs),
-        ("cells.csv", cells, by_cell(records, agent)),
+        ("cells.csv", cells, by_cell(found, agent)),
     ):
         text = StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])
@@ -155,12 +160,10 @@ def latest_runs(folders: Sequence[Path]) -> list[Record]:
         raise ValueError("compare needs at least one folder of results")
     found: list[Record] = []
     for folder in folders:
-        records, damaged = results.read(folder / "results.jsonl")
-        if not records and not damaged:
-            raise ValueError(f"{folder} has no results.jsonl: it is no folder of results")
-        if damaged:
+        read = records.read(folder)
+        if damaged := read.unreadable["results.jsonl"]:
             print(f"warning: {damaged} line(s) of {folder / 'results.jsonl'} are damaged", file=sys.stderr)
-        found += records.values()
+        found += read.records
     return summary.latest(found)
 
 
@@ -177,7 +180,7 @@ def ranges(tasks: Sequence[Task]) -> dict[str, str]:
     found = {}
     for option in asdict(Task()):
         values = sorted({getattr(task, option) for task in tasks}, key=lambda value: (value is not None, value))
-        if option == "budget" or values == [getattr(Task(), option)]:
+        if option == "budget" or values in ([], [getattr(Task(), option)]):
             continue
         many = len(values) > LISTED and all(isinstance(value, int | float) for value in values)
         found[option] = f"{values[0]} to {values[-1]}, {len(values)} values" if many else ", ".join(map(str, values))

@@ -32,6 +32,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from prune_env import PruneEnv, io
 from prune_env.machine import cores
+from prune_env.policy.features import FEATURES
 from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import Tasks
 from train.analysis.text import plus_minus
@@ -303,7 +304,8 @@ class Learning:
     def _identity(self) -> dict[str, Any]:
         """Return what has to be the same for a run to go on, as JSON has it."""
         fixed = {name: getattr(self._given, name) for name in FIXED}
-        return json.loads(json.dumps({"arguments": fixed, "distribution": asdict(self._tasks)}))
+        version = {"features": FEATURES, "parameters": RULE_PARAMETERS}
+        return json.loads(json.dumps({"arguments": fixed, "distribution": asdict(self._tasks), "version": version}))
 
     def _save(self) -> None:
         """Write the checkpoint, and the evaluations for people to read."""
@@ -332,6 +334,8 @@ class Learning:
             self._phases.say(f"{path} cannot be read, so this run starts over: {error}")
             return False
         kept = state["identity"]
+        if kept.get("version") != self._identity()["version"]:
+            raise Another(f"{self._folder} holds a run with other features or rules than this version; choose --name")
         if kept["distribution"] != self._identity()["distribution"]:
             raise Another(f"{self._folder} holds a run with other tasks than {self._given.tasks!r} has; choose --name")
         if kept != self._identity():

@@ -86,8 +86,9 @@ def picture(of_target: Gains, budget: float) -> bytes:
     cells: dict[str, dict[str, float]] = defaultdict(dict)
     for (trouble, agent), gain in of_target.items():
         cells[agent][trouble] = gain
-    agents = sorted(cells, key=lambda agent: -np.mean(list(cells[agent].values())))
     troubles = list(dict.fromkeys(trouble for of in cells.values() for trouble in of))
+    ran_all = [agent for agent in cells if len(cells[agent]) == len(troubles)]
+    agents = sorted(ran_all, key=lambda agent: -np.mean(list(cells[agent].values())))
     shown = {(t, budget): {agent: Mean(cells[agent][t], None, 1) for agent in agents} for t in troubles}
     return figures.glance(shown, "points of validation accuracy over full training")[0]
 
@@ -97,6 +98,8 @@ def main(args: list[str] | None = None) -> int:
     given = command_line.read("proxies", Arguments, args)
     try:
         found = records.read(given.folder).records
+        if len(budgets := {record["budget"] for record in found}) > 1:
+            raise ValueError(f"{given.folder} has runs at the budgets {sorted(budgets)}; proxies compares them at one")
         means, seconds = gains(found)
         if given.target not in means:
             raise ValueError(f"{given.folder} has no tasks of the kind {given.target!r}; there are {', '.join(means)}")

@@ -9,8 +9,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise, product
 
 import torch
 import tyro
@@ -21,6 +21,7 @@ from prune_env import PruneEnv
 from prune_env.machine import cores
 from prune_env.policy.rules import FULL
 from prune_env.policy.tasks import Task, Tasks
+from train.analysis.text import listed
 from train.execution import command_line
 from train.learning.rollouts import distribution
 from train.learning.workers import Workers
@@ -56,12 +57,25 @@ def every_task(tasks: Tasks) -> tuple[Task, ...]:
 
 
 def kinds_of(tasks: Tasks) -> dict[Task, tuple[float, ...]]:
-    """Return a task of each kind that has rates of its own, and the budgets of the kind. Clean labels come first."""
+    """Return a task of each kind that has rates of its own, and the budgets of the kind. Clean labels come first.
+
+    Raises:
+        ValueError: two kinds would have the same place in the recipes.
+    """
     budgets: dict[Task, set[float]] = {}
     for task in every_task(tasks):
         budgets.setdefault(replace(task, **APART, budget=1.0), set()).add(task.budget)
-    kinds = sorted(budgets, key=lambda kind: (kind.dataset, kind.image_size or 0, kind.model, kind.label_noise))
+    kinds = sorted(budgets, key=place)
+    for first, second in pairwise(kinds):
+        if place(first) == place(second):
+            differ = [name for name, value in asdict(first).items() if value != getattr(second, name)]
+            raise ValueError(f"recipes keep one rate for tasks that differ in {listed(differ)} only: tune one of them")
     return {kind: tuple(sorted(budgets[kind])) for kind in kinds}
+
+
+def place(kind: Task) -> tuple:
+    """Return what recipes tell rates apart by."""
+    return kind.dataset, kind.image_size or 0, kind.model, kind.label_noise
 
 
 def accuracies(

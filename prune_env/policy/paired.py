@@ -16,7 +16,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
-from prune_env import selection
+from prune_env import memory, selection
 from prune_env.env import PruneEnv
 from prune_env.policy.rules import FULL, apply_rule, draw_uniform
 from prune_env.policy.tasks import Task, TaskEnv
@@ -177,8 +177,7 @@ def _play(runs: Sequence[PruneEnv], seeds: Sequence[int], agent: Agent) -> list[
     agents = [deepcopy(agent) for _ in runs]
     generators = [np.random.default_rng([seed, RULE_STREAM]) for seed in seeds]
     for one in agents:
-        if hasattr(one, "reset"):
-            one.reset()  # pyright: ignore[reportFunctionMemberAccess]
+        memory.reset(one)
     going = list(range(len(runs)))
     while going:
         chosen = []

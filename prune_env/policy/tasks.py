@@ -13,8 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from prune_env import data
-from prune_env.data.task import Variant
+from prune_env import checks, data
+from prune_env.data.task import VARIANT, Variant
 from prune_env.env import PruneEnv
 from prune_env.students import recipes
 
@@ -66,8 +66,8 @@ class TaskDistribution:
             `values` that the other parts do not have.
 
     Raises:
-        ValueError: an unknown field, a field without values, a grid that is too small, or held-out values that other
-            tasks have too.
+        ValueError, TypeError: an unknown field, a field without values or with a value that no task can have, a grid
+            that is too small, or held-out values that other tasks have too.
     """
 
     values: Mapping[str, tuple]
@@ -82,6 +82,8 @@ class TaskDistribution:
                 raise ValueError(f"tasks have no {name!r}; there are {', '.join(sorted(TASK_FIELDS))}")
             if not isinstance(values, tuple | list) or not values or len(set(values)) < len(values):
                 raise ValueError(f"the values of {name!r} are {values}; they must be a tuple of distinct ones")
+            for value in values:  # one at a time: a grid has thousands of tasks
+                _check(name, value)
         if min(self.validations, self.held_outs) < 0:
             raise ValueError(f"validations={self.validations}, held_outs={self.held_outs}; they must be 0 or more")
         held_out, _, training = self._cut
@@ -415,6 +417,16 @@ class TaskEnv(gym.Env[Any, Any]):
         self.env.close()
 
 
+def _check(name: str, value: object) -> None:
+    """Raise TypeError or ValueError for a value that no task can have in a field."""
+    if name in VARIANT:
+        Variant(**{name: value})  # pyright: ignore[reportArgumentType]  (which it checks)
+    elif name in ("budget", "lr_factor") and not checks.real(name, value) > 0.0:
+        raise ValueError(f"{name}={value} must be above 0")
+    elif name == "dataset" and value not in data.sources.SOURCES:
+        raise ValueError(f"unknown data set {value!r}: choose one of {', '.join(data.sources.SOURCES)}")
+
+
 def distribution(tasks: str | Mapping[str, Any] | Tasks, roots: Sequence[str] = ()) -> Tasks:
     """Return the distribution of this name, or with these arguments, which the JSON of a spec holds.
 
@@ -430,6 +442,8 @@ def distribution(tasks: str | Mapping[str, Any] | Tasks, roots: Sequence[str] = 
     if isinstance(tasks, str):
         found = _joined([TaskDistribution.named(name) for name in MIXTURES.get(tasks, tasks).split("+")])
     elif isinstance(tasks, Mapping):
+        if "parts" in tasks and (len(tasks) > 1 or not tasks["parts"]):
+            raise ValueError(f"a mixture is a list of parts, at least one, and has nothing beside; got {dict(tasks)}")
         found = _joined([TaskDistribution(**part) for part in tasks.get("parts", [tasks])])
     elif isinstance(tasks, Tasks):
         found = tasks

@@ -18,6 +18,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
+from prune_env import memory
 from prune_env.policy.features import FEATURES, extract_features, initial_history, update_history
 from prune_env.policy.rules import RULE_PARAMETERS, apply_rule, draw_uniform
 from prune_env.policy.tasks import TaskEnv, Tasks
@@ -145,8 +146,7 @@ class AgentChoice(gym.Wrapper, RecordConstructorArgs):
         """Start the next run, and reset every agent."""
         observation, info = self.env.reset(seed=seed, options=options)
         for agent in self._agents:
-            if hasattr(agent, "reset"):
-                agent.reset()
+            memory.reset(agent)
         self._rng = _generator(info["seed"])
         self._seen = deepcopy(observation)  # the caller may write to what is returned
         return observation, info

@@ -4,28 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prune_env import PruneEnv, select
 from prune_env.policy.rules import FULL, RULE_PARAMETERS
 from prune_env.policy.tasks import Task
+from tests.learning.here import Here
 from train import ceiling
 from train.learning import search
 from train.learning.rollouts import play
 
 TASK = Task(train_size=60, val_size=40, label_noise=0.4, model="mlp:8", budget=2.0)
-
-
-class Here:
-    """Workers of this process."""
-
-    def __init__(self, tasks, count):
-        self.tasks = tasks
-
-    def play(self, pairs, policy):
-        return play(pairs, policy, self.tasks)
-
-    def close(self):
-        pass
 
 
 def test_the_oracle_trains_on_right_labels_alone():
@@ -56,6 +45,28 @@ def ceiling_tasks():
     return ceiling.tasks_of(ceiling.Arguments(image_size=4, model="mlp:4", train_size=60, val_size=40), "duplicates")
 
 
+def test_folders_of_one_name_are_told_apart_and_what_cannot_be_searched_is_refused(tmp_path, capsys):
+    keys = []
+    for of in ("a", "b"):
+        for split, shade in (("train", 0), ("test", 0), ("train", 100 * (of == "b"))):
+            for name in ("cat", "dog"):
+                folder = tmp_path / of / "photos" / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for i in range(20):
+                    Image.new("RGB", (4, 4), (shade + i, i, 0)).save(folder / f"{i}.png")
+        given = ceiling.Arguments(root=str(tmp_path / of / "photos"), image_size=4, train_size=20, val_size=4)
+        keys.append(ceiling.key_of(given, "clean", "tilts of ranks"))
+    assert len(set(keys)) == 2
+    assert str(tmp_path) not in keys[0]
+    assert ceiling.main(["--processes", "0"]) == 2
+    (tmp_path / "file").touch()
+    assert ceiling.main(["--out", str(tmp_path / "file")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: --generations, --runs and --processes must be at least 1"
+    assert second.startswith("error: ")
+    assert "file" in second
+
+
 def test_runs_that_judge_are_no_runs_of_the_search():
     tasks = ceiling_tasks()
     pairs = ceiling.judged(tasks, 5)
@@ -66,6 +77,7 @@ def test_runs_that_judge_are_no_runs_of_the_search():
 
 def test_the_program_goes_on_and_its_table_says_what_the_runs_say(tmp_path, monkeypatch):
     monkeypatch.setattr(ceiling, "Workers", Here)
+    monkeypatch.setattr(Here, "played", [], raising=False)
     monkeypatch.setattr(search, "CANDIDATES", 3)
     monkeypatch.setattr(search, "ELITES", 2)
     monkeypatch.setattr(search, "PAIRS", 1)

@@ -126,13 +126,9 @@ def test_what_cannot_be_seen_is_answered_as_most_runs_are(monkeypatch):
 
 def test_a_policy_can_teach_on_digits(tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(distil, "STEPS", 300)
-    monkeypatch.setattr(distil, "Workers", Here)
-    monkeypatch.setattr(Here, "played", [], raising=False)
     answers = np.linspace(-0.6, 0.5, len(RULE_PARAMETERS))
     one = Network(((np.zeros((len(answers), len(FEATURES))), answers),), "tanh", "clip", {})
     one.save(tmp_path / "digits.npz")
-    tasks = tmp_path / "tasks.toml"
-    tasks.write_text(TWO_TASKS)
     arguments = [str(write(tmp_path / "a", GAINS)), "--tasks", str(tasks), "--out", str(tmp_path / "out")]
     arguments += ["--digits-policy", str(tmp_path / "digits.npz")]
     assert distil.main([*arguments, "--rounds", "1", "--episodes", "4", "--processes", "1"]) == 0

@@ -78,19 +78,19 @@ def blocks_of(folder: Path, capsys, name: str, *more: str) -> list[Block]:
     return sweep.read(path)[0]
 
 
-@pytest.mark.parametrize("name", ["tiny", *DISTRIBUTIONS, *MIXTURES])
+@pytest.mark.parametrize("name", ["tiny", *DISTRIBUTIONS, *MIXTURES, "digits+convnets"])  # the last of unlike budgets
 def test_the_sweep_is_of_the_held_out_tasks(name, tiny, tmp_path, capsys):
     tasks = distribution(name)
     ids = {"digits": "prune_env/Digits-v0", "imagefolder": "prune_env/ImageFolder-v0"}
     agents = ("learned:a/b c.npz", "full", 'mine:Own,text="x"')
     blocks = blocks_of(tmp_path, capsys, name, "--agents", *agents, "--seeds", "7")
-    expected = without_budgets(tasks.held_out)
+    expected = {replace(task, budget=1.0): part for part in tasks.parts for task in part.held_out}
     assert [block.task for block in blocks] == [heldout.title(task) for task in expected]
-    for block, task in zip(blocks, expected, strict=True):
+    for block, (task, part) in zip(blocks, expected.items(), strict=True):
         assert (block.env, block.agents, block.keep, block.seeds) == (ids[task.dataset], agents, (0.5,), 7)
-        assert block.budgets == tasks.held_out_budgets
+        assert block.budgets == part.held_out_budgets
         given = dict(block.settings)
-        rates = {budget: replace(task, budget=budget).settings()["lr"] for budget in tasks.held_out_budgets}
+        rates = {budget: replace(task, budget=budget).settings()["lr"] for budget in part.held_out_budgets}
         assert given.pop("lr") == pytest.approx(rates)
         apart = {"dataset", "root", "budget", "lr_factor"}
         said = {name: value for name, value in asdict(task).items() if name not in apart and value is not None}
@@ -114,6 +114,15 @@ def test_its_plan_trains_and_validates_on_them(tiny, tmp_path, capsys):
         assert torch.equal(env.train_data.images, meant.train_data.images)
         assert torch.equal(env.train_data.labels, meant.train_data.labels)
         assert torch.equal(env.val_data.images, meant.val_data.images)
+
+
+def test_nothing_held_out_is_no_sweep(tmp_path, capsys):
+    own = tmp_path / "own.toml"
+    own.write_text("validations = 1\nheld_outs = 0\n[values]\ntrain_size = [50, 60]\n")
+    assert heldout.main(["sweep", str(own), "--agents", "full"]) == 2
+    assert capsys.readouterr() == ("", f"error: {own} holds out no tasks: held_outs is 0\n")
+    assert heldout.main(["tasks", str(own)]) == 0
+    assert "held_out: 0 tasks, each at the budgets 10\nvalidation: 1 task" in capsys.readouterr().out
 
 
 def test_tasks_of_one_title_are_refused(tmp_path, capsys):
@@ -343,7 +352,7 @@ def test_policies_of_one_pattern_are_one_agent(tmp_path, capsys):
     [
         (["tasks", "mnist"], ["mnist", "digits"]),
         (["compare", "own", "FOLDER", "--where", "three"], ["FOLDER", "no runs of 'own'"]),
-        (["compare", "own", "FOLDER", "missing"], ["missing has no results.jsonl"]),
+        (["compare", "own", "FOLDER", "missing"], ["missing/results.jsonl has no results"]),
         (["compare", "own"], ["at least one folder"]),
     ],
 )

@@ -312,6 +312,9 @@ def test_a_run_with_other_arguments_is_not_gone_on_with(planted, tmp_path, monke
     monkeypatch.setitem(distributions.DISTRIBUTIONS, "tiny", {**TINY, "validations": 2})
     assert run(tmp_path, "--steps", "1", "--name", "x") == 2
     assert "holds a run with other tasks than 'tiny' has" in capsys.readouterr().err
+    monkeypatch.setattr(learn, "RULE_PARAMETERS", (*RULE_PARAMETERS[1:], RULE_PARAMETERS[0]))
+    assert run(tmp_path, "--steps", "1", "--name", "x") == 2
+    assert "holds a run with other features or rules than this version" in capsys.readouterr().err
 
 
 # What it trains

@@ -77,3 +77,17 @@ def test_the_figure_has_a_line_for_each_rule_the_best_on_top(tmp_path, monkeypat
     assert [label.get_text() for label in axes.get_xticklabels()] == [f"{trouble}\nbudget 8" for trouble in of_target]
     cells = [f"{of_target[trouble][rule]:+.1f}" for rule in order for trouble in of_target]
     assert [text.get_text() for text in axes.texts] == cells
+
+
+def test_several_budgets_are_refused_and_rules_with_gaps_are_not_drawn(tmp_path, capsys):
+    write(tmp_path)
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[0].replace('"0"', '"x"').replace("8.0,", "4.0,", 1)]) + "\n")
+    assert proxies.main([str(tmp_path)]) == 2
+    assert "has runs at the budgets [4.0, 8.0]" in capsys.readouterr().err
+    of_target = {("clean", "a"): 1.0, ("noise", "a"): 2.0, ("clean", "b"): 9.0}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "glance", lambda shown, _: [shown])
+        shown = proxies.picture(of_target, 8.0)
+    assert {cell: list(agents) for cell, agents in shown.items()} == {("clean", 8.0): ["a"], ("noise", 8.0): ["a"]}  # pyright: ignore[reportAttributeAccessIssue]

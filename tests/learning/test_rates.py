@@ -40,6 +40,17 @@ def test_a_kind_is_a_student_a_size_and_a_share_of_wrong_labels():
     ]
 
 
+@pytest.mark.parametrize("name", ["digits", "mixed", "convnets"])
+def test_no_distribution_of_ours_needs_two_rates_in_one_place(name):
+    kinds = rates.kinds_of(distributions.distribution(name))
+    assert len(set(map(rates.place, kinds))) == len(kinds)
+
+
+def test_two_rates_in_one_place_are_refused():
+    with pytest.raises(ValueError, match="one rate for tasks that differ in train_size only"):
+        rates.kinds_of(TaskDistribution({"train_size": (60, 80), "label_noise": (0.0, 0.2)}, 0, 0))
+
+
 def test_a_data_set_of_held_out_tasks_alone_has_a_root(monkeypatch):
     own = {**OWN, "held_out_values": {"dataset": ("imagefolder",), "root": ("somewhere",)}}
     monkeypatch.setitem(distributions.DISTRIBUTIONS, "own", {"values": VALUES, **own})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,9 +51,10 @@ def make(network: Network, name: str, spec: str) -> Table:
 
 
 def _trained_by(program: str, arguments: Mapping[str, Any], code: Mapping[str, Any], machines: list[str]) -> str:
-    given = {name: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in arguments.items()}
+    lists = {name: v if isinstance(v, list | tuple) else [v] for name, v in arguments.items() if v not in (None, "")}
+    given = {name: shlex.join(map(str, v)) for name, v in lists.items()}
     words = [str(given.pop("sweeps", ""))]  # of distil; the only argument without a flag
-    words += [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value not in (None, "")]
+    words += [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value]
     command = [" ".join([f"prune-env {program}", *filter(None, words)])] if arguments else []
     changed = " with changes" if code.get("dirty") else ""
     version = [f"prune_env {code['version']}"] if "version" in code else []
