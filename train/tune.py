@@ -131,8 +131,10 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
         raise ValueError("--budget and --lr must not repeat a value")
     if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
         raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
-    if args.save and (args.task.labels or args.task.label_noise_kind != "uniform"):
-        raise ValueError("--save keeps rates for uniform label noise alone: give others as lr in a sweep file")
+    if args.save and (args.task.labels or args.task.label_noise_kind != "uniform" or args.task.imbalance != 1.0):
+        raise ValueError(
+            "--save keeps rates for uniform label noise alone: give others as --lr, or as lr in a sweep file"
+        )
     dataset_of(args.env)
     run = None
     for budget in args.budget:

@@ -172,6 +172,7 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         ("--seeds 0", "--seeds"),
         ("--save digit", "--save is 'digit'"),
         ("--save *:4 --image-size 4", "--save is '*:4'"),
+        ("--save digits --imbalance 5", "--save keeps rates for uniform label noise alone: give others as --lr"),
         ("--save digits:4 --image-size 5", "--save is 'digits:4'"),
         ("--label-noise 2", "label_noise=2.0"),
         ("--env prune_env/DigitsSummary-v0", "use 'prune_env/Digits-v0'"),
