@@ -20,8 +20,7 @@ COMMITTED = ("easy", "digits", "digits-trouble", "cifar10-cpu", "tiny20-cpu", "t
 HEAD = """# Leaderboard
 
 Agents by points of test accuracy over full training *at the same compute*, with the learning rate tuned for full
-training at the budget and the share of wrong labels. On CIFAR-10 with an imbalance of 20 the rate is not tuned for
-that, and a gain there may be one of the rate.
+training at the budget and with the wrong labels and unlike classes of the task.
 
 The brackets hold the 95 % interval of Student's t over the paired seeds. If it holds 0, nothing was shown: the first of
 many agents is lucky as well as good. Agents whose whole interval lies below 0 are named under the table. Kept is the
