@@ -28,12 +28,14 @@ from train.learning.workers import Workers
 from train.tune import RECIPES, best_rates, store, table_of
 
 # what recipes know no other rates for
-APART = {"imbalance": 1.0, "duplicates": 0.0, "lr_factor": 1.0, "task_seed": 0, "root": None}
+APART = {"duplicates": 0.0, "lr_factor": 1.0, "task_seed": 0, "root": None}
 
 
 @dataclass
 class Arguments:
-    """Tune for every student, size of images, share of wrong labels and budget that tasks have, held-out ones too.
+    """Tune for every student, size of images, share of wrong labels, imbalance and budget that tasks have.
+
+    Held-out tasks count, too.
 
     The rates with the highest mean validation accuracy replace those in students/recipes.json. Batch size and weight
     decay stay as they are there.
@@ -75,7 +77,7 @@ def kinds_of(tasks: Tasks) -> dict[Task, tuple[float, ...]]:
 
 def place(kind: Task) -> tuple:
     """Return what recipes tell rates apart by."""
-    return kind.dataset, kind.image_size or 0, kind.model, kind.label_noise
+    return kind.dataset, kind.image_size or 0, kind.model, kind.imbalance, kind.label_noise
 
 
 def accuracies(
@@ -107,10 +109,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 accuracy = accuracies(kind, budgets, roots, given, workers)
                 size = f":{kind.image_size}" if kind.image_size else ""
                 title = f"{kind.dataset}{size}, {kind.model}, {kind.label_noise:.0%} wrong labels"
+                title += f", classes {kind.imbalance:g}:1" * (kind.imbalance != 1.0)
                 Console().print(table_of(title, accuracy))
                 recipe = PruneEnv(**replace(kind, root=roots[0]).settings()).recipe
                 rates = best_rates(accuracy)
-                store(RECIPES, f"{kind.dataset}{size}", recipe, rates, command, kind.label_noise)
+                store(RECIPES, f"{kind.dataset}{size}", recipe, rates, command, kind.label_noise, kind.imbalance)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -89,27 +89,34 @@ def full_training(env_id: str, settings: dict[str, Any], seed: int) -> float:
 
 
 def store(
-    path: Path, of: str, recipe: Recipe, rates: dict[float, float], command: str, label_noise: float = 0.0
+    path: Path,
+    of: str,
+    recipe: Recipe,
+    rates: dict[float, float],
+    command: str,
+    label_noise: float = 0.0,
+    imbalance: float = 1.0,
 ) -> None:
     """Replace the rates by budget of a data set (`of`, as --save) and network in the recipes at `path`.
 
-    Rates for a share of wrong labels stand beside the rates for clean ones. Where there are none for clean labels, the
-    rates that were in use are kept for them, as customary ones.
+    Rates for wrong labels or unlike classes stand beside the rates for clean labels and classes of like size. Where
+    there are none for these, the rates that were in use are kept for them, as customary ones.
     """
     table = json.loads(path.read_text())
     entries = table.setdefault(of, {})
     model, optimizer = named("model", recipe.model), recipe.optimizer
     entry = entries.setdefault(entry_name(model, optimizer), {})
     found = {"lr": {f"{budget:g}": rates[budget] for budget in sorted(rates)}, "command": command}
-    if label_noise and not entry:
+    if (label_noise or imbalance != 1.0) and not entry:
         dataset, _, size = of.partition(":")
         others = {"image_size": int(size or 0), "optimizer": optimizer}
         in_use = {b: tuned(dataset, model, b, **others).values["lr"] for b in sorted(rates)}
         entry |= {"lr": {f"{budget:g}": rate for budget, rate in in_use.items()}, "command": None}
+    place = entry if imbalance == 1.0 else entry.setdefault("unlike", {}).setdefault(f"{imbalance:g}", {})
     if label_noise:
-        entry.setdefault("noisy", {})[f"{label_noise:g}"] = found
+        place.setdefault("noisy", {})[f"{label_noise:g}"] = found
     else:
-        entry |= found
+        place |= found
     fixed = {"batch_size": recipe.batch_size, "weight_decay": recipe.weight_decay}
     entries[entry_name(model, optimizer)] = {**fixed, **entry, **fixed}
     lines = [
@@ -131,10 +138,8 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
         raise ValueError("--budget and --lr must not repeat a value")
     if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
         raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
-    if args.save and (args.task.labels or args.task.label_noise_kind != "uniform" or args.task.imbalance != 1.0):
-        raise ValueError(
-            "--save keeps rates for uniform label noise alone: give others as --lr, or as lr in a sweep file"
-        )
+    if args.save and (args.task.labels or args.task.label_noise_kind != "uniform"):
+        raise ValueError("--save keeps rates for uniform label noise alone: give others as --lr or in a sweep file")
     dataset_of(args.env)
     run = None
     for budget in args.budget:
@@ -199,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.save is None:
         print("next: --lr gives a rate to a program; this command with --save keeps them for all", file=sys.stderr)
     else:
-        store(RECIPES, args.save, recipe, best, command, args.task.label_noise)
+        store(RECIPES, args.save, recipe, best, command, args.task.label_noise, args.task.imbalance)
         print(f"wrote {RECIPES}\nnext: prune-env evaluate --env {short_id(args.env)}", file=sys.stderr)
     return 0
 

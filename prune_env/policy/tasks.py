@@ -28,7 +28,7 @@ class Task(Variant):
     dataset: str = "digits"
     model: str = "mlp"
     lr_factor: float = 1.0
-    """Factor on the rate tuned for full training at this budget and share of wrong labels."""
+    """Factor on the rate tuned for full training at this budget, share of wrong labels and imbalance."""
     budget: float = 10.0
     root: str | None = None
     image_size: int | None = None
@@ -42,8 +42,9 @@ class Task(Variant):
         factor = settings.pop("lr_factor")
         if self.root is None:
             del settings["root"]
-        rate = recipes.tuned(self.dataset, self.model, self.budget, self.label_noise, self.image_size).values["lr"]
-        return {**settings, "lr": factor * rate}
+        trouble = {"label_noise": self.label_noise, "imbalance": self.imbalance}
+        best = recipes.tuned(self.dataset, self.model, self.budget, image_size=self.image_size, **trouble)
+        return {**settings, "lr": factor * best.values["lr"]}
 
 
 TASK_FIELDS = tuple(field.name for field in fields(Task))

@@ -103,7 +103,7 @@ class Tuned(NamedTuple):
 
     values: dict[str, Any]  # model, batch_size, weight_decay, lr: keyword arguments of `Recipe`
     description: str  # what the learning rate was tuned for, or that it was not
-    fits: bool  # whether it was tuned for this data set, this network and this share of wrong labels
+    fits: bool  # whether it was tuned for this data set, network, share of wrong labels and imbalance
 
 
 def tuned(
@@ -113,21 +113,23 @@ def tuned(
     label_noise: float = 0.0,
     image_size: int | None = None,
     optimizer: str = "sgd",
+    imbalance: float = 1.0,
 ) -> Tuned:
     """Look up network, batch size, weight decay and learning rate for a task.
 
     The rates are the best ones for full training, found on validation by the command that stands beside them. Without
     a command they are customary and not tuned. The first entry counts of: data set with this size of images, data set,
     any data set ("*"); in each the network itself, then its family, the name before the colon. Of the entry, the rates
-    of the nearest share of wrong labels and of the nearest budget in ratio are taken. Networks of the caller's own
-    that have no entry get customary values. For AdamW an entry is called as in `mlp+adamw`; without one the rate and
-    the weight decay are customary, and the batch size is the one for SGD.
+    of the nearest imbalance in ratio, of the nearest share of wrong labels and of the nearest budget in ratio are
+    taken. Networks of the caller's own that have no entry get customary values. For AdamW an entry is called as in
+    `mlp+adamw`; without one the rate and the weight decay are customary, and the batch size is the one for SGD.
 
     Args:
         dataset: name of the source.
         model: name of the network, or what makes it; None is the data set's default.
         budget: full-epoch equivalents.
         label_noise: share of wrong labels. An environment passes none: its recipe would tell agents the share.
+        imbalance: ratio of the largest to the smallest class; likewise.
         image_size: side of the images in pixels.
         optimizer: as in a recipe.
 
@@ -137,7 +139,7 @@ def tuned(
     _one_of("optimizer", optimizer, OPTIMIZERS)
     if not 0.0 < real("budget", budget) < math.inf:
         raise ValueError(f"budget is {budget}; it must be a positive number of full-epoch equivalents")
-    wrong = real("label_noise", label_noise)
+    wrong, unlike = real("label_noise", label_noise), real("imbalance", imbalance)
     model = named("model", model or default_model(dataset))
     names = [entry_name(of, optimizer) for of in (model, model.partition(":")[0])]
     table = _table(resources.files("prune_env.students").joinpath("recipes.json").read_text())
@@ -152,7 +154,10 @@ def tuned(
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}, or module:function")
     of, name = known[0]
     entry = table[of][name]
-    by_share = {0.0: entry, **{float(share): noisy for share, noisy in entry.get("noisy", {}).items()}}
+    by_ratio = {1.0: entry, **{float(ratio): its for ratio, its in entry.get("unlike", {}).items()}}
+    ratio = nearest(by_ratio, max(unlike, 1.0))
+    clean = {0.0: by_ratio[ratio]} if "lr" in by_ratio[ratio] else {}
+    by_share = {**clean, **{float(share): noisy for share, noisy in by_ratio[ratio].get("noisy", {}).items()}}
     share = min(by_share, key=lambda share: abs(share - wrong))
     rates = {float(at): rate for at, rate in by_share[share]["lr"].items()}
     at = nearest(rates, budget)
@@ -161,8 +166,9 @@ def tuned(
         return Tuned(values, f"lr {rates[at]:g}: customary, not tuned", False)
     images = "other images" if of == "*" else of
     labels = f"{share:.0%} wrong labels" if share else "clean labels"
+    labels += f", classes {ratio:g}:1" * (ratio != 1.0)
     description = f"lr {rates[at]:g}: tuned for full training of {name} on {images}, budget {at:g}, {labels}"
-    return Tuned(values, description, of != "*" and name == names[0] and share == wrong)
+    return Tuned(values, description, of != "*" and name == names[0] and (share, ratio) == (wrong, unlike))
 
 
 def entry_name(model: str, optimizer: str) -> str:

@@ -171,6 +171,10 @@ def test_runs_have_the_rate_of_their_budget_and_share_of_wrong_labels():
     (clean,) = _plan((10.0,), train_size=100)
     assert "lr" not in clean.settings
     assert "clean labels" in clean.rate
+    (unlike,) = _plan((10.0,), imbalance=10.0)  # given, so that agents cannot tell from the environment's own
+    best = tuned("digits", "mlp", 10.0, imbalance=10.0)
+    assert unlike.settings["lr"] == best.values["lr"]
+    assert unlike.rate.startswith(best.description)
     given = _plan((3.0, 10.0), label_noise=0.2, lr={3.0: 0.1, 12.0: 0.5})
     assert [run.settings["lr"] for run in given] == [0.1, 0.5]
     assert [run.rate.partition(":")[2][:9] for run in given] == [" tuned fo", " as given"]

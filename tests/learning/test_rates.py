@@ -29,15 +29,19 @@ VALUES = {
 OWN = {"validations": 1, "held_outs": 2, "held_out_values": {"model": ("mlp:5",), "budget": (2.0,)}}
 
 
-def test_a_kind_is_a_student_a_size_and_a_share_of_wrong_labels():
+def test_a_kind_is_a_student_a_size_an_imbalance_and_a_share_of_wrong_labels():
     kinds = rates.kinds_of(TaskDistribution(VALUES, **OWN))
     plain = Task(model="mlp:4", train_size=60, image_size=4, val_rest=True, budget=1.0)
-    assert list(kinds.items()) == [
-        (plain, (1.0, 2.5)),
-        (replace(plain, label_noise=0.2), (1.0, 2.5)),
-        (replace(plain, model="mlp:5"), (2.0,)),
-        (replace(plain, model="mlp:5", label_noise=0.2), (2.0,)),
+    held_out = replace(plain, model="mlp:5")  # two of the four kinds
+    assert [kind for kind, budgets in kinds.items() if budgets == (1.0, 2.5)] == [
+        plain,
+        replace(plain, label_noise=0.2),
+        replace(plain, imbalance=2.0),
+        replace(plain, imbalance=2.0, label_noise=0.2),
     ]
+    others = [kind for kind, budgets in kinds.items() if budgets == (2.0,)]
+    assert len(others) == len(kinds) - 4 == 2
+    assert {replace(kind, imbalance=1.0, label_noise=0.0) for kind in others} == {held_out}
 
 
 @pytest.mark.parametrize("name", ["digits", "mixed", "convnets"])
@@ -78,9 +82,17 @@ def test_the_best_rate_of_full_training_is_stored(tmp_path, monkeypatch, capsys)
     entry = json.loads(path.read_text())["digits:4"]["mlp:4"]
     assert entry["command"] == entry["noisy"]["0.2"]["command"]
     assert entry["command"] == "prune-env rates own --lr 0.05 0.8 --seeds 2 --processes 1"
-    settings = {"model": "mlp:4", "train_size": 60, "image_size": 4, "val_rest": True}
+    settings: dict = {"model": "mlp:4", "train_size": 60, "image_size": 4, "val_rest": True}
     printed = capsys.readouterr().out
-    for noise, found in ((0.0, entry), (0.2, entry["noisy"]["0.2"])):
+    of_two = entry["unlike"]["2"]
+    kinds = {
+        (1.0, 0.0): entry,
+        (1.0, 0.2): entry["noisy"]["0.2"],
+        (2.0, 0.0): of_two,
+        (2.0, 0.2): of_two["noisy"]["0.2"],
+    }
+    for (imbalance, noise), found in kinds.items():
+        settings["imbalance"] = imbalance
         for budget in (1.0, 2.5):
             reached = {
                 lr: 100

@@ -83,28 +83,30 @@ def test_rates_for_wrong_labels_stand_beside_those_for_clean_ones(path):
 
 
 @pytest.mark.parametrize(
-    ("save", "model", "noise", "size"),
+    ("save", "model", "noise", "size", "imbalance"),
     [
-        ("*", "convnet:64-256-256", 0.0, None),
-        ("cifar100", "resnet9", 0.3, None),
-        ("imagefolder:17", "resnet9", 0.0, 17),
-        ("imagefolder:17", "resnet9", 0.3, 17),
+        ("*", "convnet:64-256-256", 0.0, None, 1.0),
+        ("cifar100", "resnet9", 0.3, None, 1.0),
+        ("imagefolder:17", "resnet9", 0.0, 17, 1.0),
+        ("imagefolder:17", "resnet9", 0.3, 17, 1.0),
+        ("imagefolder:17", "resnet9", 0.0, 17, 20.0),
+        ("cifar100", "resnet9", 0.3, None, 20.0),
     ],
 )
-def test_what_is_stored_is_found(path, monkeypatch, save, model, noise, size):
-    """For just that network, size and share; what else there is stays as it was."""
+def test_what_is_stored_is_found(path, monkeypatch, save, model, noise, size, imbalance):
+    """For just that network, size, share and imbalance; what else there is stays as it was."""
     dataset = "cifar100" if save == "*" else save.partition(":")[0]
     monkeypatch.setattr(recipes, "resources", SimpleNamespace(files=lambda package: path.parent))
     others = [(dataset, "convnet:1-2-3", 8.0), ("digits", "mlp", 8.0, noise), (dataset, model, 8.0, 0.0, size)]
     before = [tuned(*other).values for other in others]
-    store(path, save, Recipe(model, 64, 0.1, 1e-3), {4.0: 0.123, 16.0: 0.234}, "prune-env tune", noise)
+    store(path, save, Recipe(model, 64, 0.1, 1e-3), {4.0: 0.123, 16.0: 0.234}, "prune-env tune", noise, imbalance)
     for budget, rate in ((3.0, 0.123), (20.0, 0.234)):
-        found = tuned(dataset, model, budget, noise, size)
+        found = tuned(dataset, model, budget, noise, size, imbalance=imbalance)
         assert found.values == {"model": model, "batch_size": 64, "weight_decay": 1e-3, "lr": rate}
         assert found.fits == (save != "*")
     after = [tuned(*other) for other in others]
     assert [found.values for found in after[:2]] == before[:2]
-    if noise:  # the rate for clean labels is the one that was in use, and not called tuned
+    if noise or imbalance != 1.0:  # the rate for clean labels is the one that was in use, and not called tuned
         assert after[2].values["lr"] == before[2]["lr"]
         assert "not tuned" in after[2].description
 
@@ -172,7 +174,6 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         ("--seeds 0", "--seeds"),
         ("--save digit", "--save is 'digit'"),
         ("--save *:4 --image-size 4", "--save is '*:4'"),
-        ("--save digits --imbalance 5", "--save keeps rates for uniform label noise alone: give others as --lr"),
         ("--save digits:4 --image-size 5", "--save is 'digits:4'"),
         ("--label-noise 2", "label_noise=2.0"),
         ("--env prune_env/DigitsSummary-v0", "use 'prune_env/Digits-v0'"),

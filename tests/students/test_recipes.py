@@ -109,6 +109,26 @@ def test_the_rates_of_the_nearest_share_of_wrong_labels_are_taken(planted, noise
     assert found.description == f"lr {lr}: tuned for full training of mlp on digits, budget 2, {words}"
 
 
+@pytest.mark.parametrize(
+    ("imbalance", "noise", "lr", "words", "fits"),
+    [
+        (1.0, 0.0, 0.3, "clean labels", True),
+        (3.0, 0.0, 0.3, "clean labels", False),
+        (4.0, 0.0, 0.2, "clean labels, classes 10:1", False),  # 4 is nearer to 10 than to 1 in ratio
+        (10.0, 0.0, 0.2, "clean labels, classes 10:1", True),
+        (10.0, 0.4, 0.4, "40% wrong labels, classes 10:1", True),  # among classes 10:1 there is no 10 %
+        (10.0, 0.1, 0.2, "clean labels, classes 10:1", False),
+        (500.0, 0.0, 0.6, "40% wrong labels, classes 100:1", False),  # the only share there
+    ],
+)
+def test_the_rates_of_the_nearest_imbalance_are_taken(planted, imbalance, noise, lr, words, fits):
+    unlike = {"10": entry(0.2, of_40=0.4), "100": {"noisy": entry(0.0, of_40=0.6)["noisy"]}}
+    planted({"digits": {"mlp": {**entry(0.3, of_10=0.1), "unlike": unlike}}, "*": {}})
+    found = tuned("digits", "mlp", 7, noise, imbalance=imbalance)
+    assert (found.values["lr"], found.fits) == (lr, fits)
+    assert found.description == f"lr {lr}: tuned for full training of mlp on digits, budget 2, {words}"
+
+
 def test_what_is_not_tuned_says_so(planted):
     planted({"digits": {"mlp": entry(0.3, None)}, "*": {"convnet": entry(0.2)}})
     assert tuned("digits", "mlp", 2) == ({**tuned("digits", "mlp", 2).values}, "lr 0.3: customary, not tuned", False)
@@ -124,13 +144,17 @@ def test_nearest_means_in_ratio(budgets, budget):
 def test_the_table_itself_makes_recipes():
     for dataset, models in TABLE.items():
         for name, found in models.items():
-            assert set(found) - {"noisy"} == {"batch_size", "weight_decay", "lr", "command"}
-            for share, rates in {"0": found, **found.get("noisy", {})}.items():
+            assert set(found) - {"noisy", "unlike"} == {"batch_size", "weight_decay", "lr", "command"}
+            kinds = {(1.0, 0.0): found, **{(1.0, float(share)): its for share, its in found.get("noisy", {}).items()}}
+            for ratio, rates in found.get("unlike", {}).items():
+                kinds |= {(float(ratio), 0.0): rates} if "lr" in rates else {}
+                kinds |= {(float(ratio), float(share)): its for share, its in rates.get("noisy", {}).items()}
+            for (ratio, share), rates in kinds.items():
                 command = rates["command"]
                 assert command is None or re.match("(python -m train.|prune-env )(tune|rates) ", command)
                 for budget, lr in rates["lr"].items():
                     of, _, size = dataset.partition(":")
-                    values = tuned(of, name, float(budget), float(share), int(size or 0)).values
+                    values = tuned(of, name, float(budget), share, int(size or 0), imbalance=ratio).values
                     assert Recipe(**values) == Recipe(name, found["batch_size"], lr, found["weight_decay"])
 
 

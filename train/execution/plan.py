@@ -97,8 +97,8 @@ def dataset_of(env_id: str) -> str:
 def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[str, Any], str]]:
     """Return a block's settings at each of its budgets, and what their learning rate was tuned for.
 
-    A rate that the settings lack is the one tuned for full training at this budget and share of wrong labels. The
-    environment does not take it by itself, since agents could read the share from it.
+    A rate that the settings lack is the one tuned for full training at this budget, share of wrong labels and
+    imbalance. The environment does not take it by itself, since agents could read the trouble from it.
 
     Args:
         block: what is run.
@@ -111,14 +111,14 @@ def with_rates(block: Block, root: str | None = None) -> dict[float, tuple[dict[
     dataset, size = _data_of(block), block.settings.get("image_size")
     model, optimizer = block.settings.get("model"), block.settings.get("optimizer", "sgd")
     from_python = isinstance(dataset, data.Arrays) or callable(model)
-    found, noise = {}, _wrong_share(block, root)
+    found, noise, imbalance = {}, _wrong_share(block, root), block.settings.get("imbalance", 1.0)
     for budget in sorted(set(block.budgets)):
         settings = dict(block.settings)
-        best = tuned(data.sources.name_of(dataset), model, budget, noise, size, optimizer)
+        best = tuned(data.sources.name_of(dataset), model, budget, noise, size, optimizer, imbalance)
         rate = settings.get("lr", best.values["lr"])
         if isinstance(rate, dict):
             rate = rate[nearest(rate, budget)]
-        if "lr" in settings or noise:  # else it is the environment's own
+        if "lr" in settings or noise or imbalance != 1.0:  # else it is the environment's own
             settings["lr"] = rate
         if rate != best.values["lr"]:
             found[budget] = settings, f"lr {rate}: as given"
