@@ -239,10 +239,11 @@ def test_members_of_a_mixture_see_what_they_see_alone(tmp_path):
 # ---------------------------------------------------------------- what a task says
 
 
-def test_full_training_of_digits_tasks_has_rates_of_its_own_for_each_size_student_budget_and_noise(repository):
+def test_full_training_of_digits_tasks_has_rates_of_its_own_for_each_size_student_budget_and_trouble(repository):
     table = json.loads((repository / "prune_env" / "students" / "recipes.json").read_text())
     for task in (*DIGITS.held_out, *DIGITS.validation, *DIGITS.training[:500]):
-        entry = table["digits" if task.image_size == 8 else f"digits:{task.image_size}"][task.model]
+        entry = table[f"digits:{task.image_size}"][task.model]
+        entry = entry if task.imbalance == 1.0 else entry["unlike"][f"{task.imbalance:g}"]
         rates = entry["noisy"][f"{task.label_noise:g}"]["lr"] if task.label_noise else entry["lr"]
         assert task.settings()["lr"] == pytest.approx(task.lr_factor * rates[f"{task.budget:g}"])
 
