@@ -571,10 +571,11 @@ def test_what_a_loop_gives_is_checked_where_it_enters():
 @pytest.mark.parametrize("loader", [True, False])
 def test_a_forgotten_end_epoch_is_named(loader):
     pruner, dataset = toy(everything)
-    batches = DataLoader(list(range(len(dataset))), batch_sampler=pruner) if loader else None
+    batches = DataLoader(TensorDataset(torch.arange(len(dataset))), batch_sampler=pruner)
 
     def train() -> int:
-        return len([pruner.record(index, torch.zeros(len(index), 3)) for index in batches or pruner.indices()])
+        indices = (index for (index,) in batches) if loader else pruner.indices()
+        return len([pruner.record(index, torch.zeros(len(index), 3)) for index in indices])
 
     assert train() == 7
     assert train() == 0  # as of a run that was stopped between its last batch and end_epoch
