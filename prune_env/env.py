@@ -70,7 +70,8 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
     - `render_mode`: `rgb_array` or `ansi`; `human` comes with Gymnasium's wrapper.
     - the fields of `prune_env.data.task.Variant`, such as `train_size` and `label_noise`, vary the task.
     - the fields of `prune_env.students.recipes.Training`, such as `model` and `lr`, set the student and its training.
-      The tuned learning rate is the one for clean labels: agents could read the share of wrong ones from another.
+      The tuned learning rate is the one for clean labels and classes of like size: agents could read the trouble from
+      another.
 
     ## Version History
     - v0: initial version.
@@ -108,7 +109,7 @@ class PruneEnv(gym.Env[dict[str, Any], dict[str, Any]]):
                 known = ", ".join((*variant, *training))
                 raise TypeError(f"PruneEnv got an unexpected keyword argument {name!r}; there are {known}")
             (variant if name in variant else training)[name] = value
-        # for clean labels, however many are wrong: the rate must not tell that
+        # for clean labels and classes of like size, whatever the trouble: the rate must not tell it
         name, optimizer = data.sources.name_of(dataset), training["optimizer"]
         values = tuned(name, training["model"], self.budget, image_size=image_size, optimizer=optimizer).values
         self.recipe = Recipe(**values | {name: value for name, value in training.items() if value is not None})

@@ -79,8 +79,10 @@ class Arguments:
 
     def __post_init__(self) -> None:
         of_digits = self.root is None
-        self.train_size = self.train_size or (400 if of_digits else 2000)
-        self.val_size = self.val_size or (None if of_digits else 2000)
+        if self.train_size is None:
+            self.train_size = 400 if of_digits else 2000
+        if self.val_size is None and not of_digits:
+            self.val_size = 2000
 
 
 def tasks_of(given: Arguments, trouble: str) -> TaskDistribution:
@@ -113,8 +115,9 @@ def oracle(task: Task, seed: int) -> float:
 def key_of(given: Arguments, trouble: str, space: str) -> str:
     """Return what a search is found again by: everything that its result depends on, but for the code."""
     values = {name: value for name, value in asdict(given).items() if name not in ("out", "processes", "root")}
-    data = PruneEnv(**tasks_of(given, trouble).training[0].settings()).train_data.digest
-    return json.dumps({"trouble": trouble, "space": space, **values, "data": data})
+    settings = tasks_of(given, trouble).training[0].settings()
+    data = PruneEnv(**settings).train_data.digest
+    return json.dumps({"trouble": trouble, "space": space, **values, "lr": settings["lr"], "data": data})
 
 
 def measure(given: Arguments, trouble: str, space: str) -> dict[str, Any]:

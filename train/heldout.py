@@ -4,7 +4,7 @@
     prune-env heldout sweep digits --agents full learned > x.toml   # the held-out part as a sweep file
     prune-env heldout compare learned runs/x                        # paired differences to every other agent
 
-Held-out tasks have draws that training never had, and those of digits also other students and budgets.
+Held-out tasks have draws that training never had and, but for `convnets`, other students and budgets.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) ->
         seeds: Paired seeds of each task.
     """
     tasks_of = distribution(name)
-    held_out = {task: part for part in tasks_of.parts for task in without_budgets(part.held_out)}
+    held_out: dict[Task, list[float]] = {}  # with the budgets of each: parts of a mixture have their own
+    for task in tasks_of.held_out:
+        held_out.setdefault(replace(task, budget=1.0), []).append(task.budget)
     if not held_out:
         raise ValueError(f"{name} holds out no tasks: held_outs is 0")
     for called, times in Counter(map(title, held_out)).items():
@@ -80,16 +82,15 @@ def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) ->
         "keep = [0.5]",
         f"agents = {json.dumps(list(agents), indent=2)}",
     ]
-    for task, part in held_out.items():
+    for task, budgets in held_out.items():
         lines += ["", f"[tasks.{json.dumps(title(task))}]", f"env = {json.dumps(ids[task.dataset])}"]
         given = {option: value for option, value in asdict(task).items() if option in (*TASK, "model")}
         lines += [f"{option} = {json.dumps(value)}" for option, value in given.items() if value is not None]
-        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in part.held_out_budgets]
+        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in sorted(set(budgets))]
         lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
-    for part in tasks_of.parts:
-        if titles := [title(task) for task, its in held_out.items() if its is part]:
-            budgets = json.dumps(list(part.held_out_budgets))
-            lines += ["", "[[blocks]]", f"budgets = {budgets}", f"tasks = {json.dumps(titles, indent=2)}"]
+    for budgets in dict.fromkeys(tuple(sorted(set(its))) for its in held_out.values()):
+        titles = [title(task) for task, its in held_out.items() if tuple(sorted(set(its))) == budgets]
+        lines += ["", "[[blocks]]", f"budgets = {json.dumps(budgets)}", f"tasks = {json.dumps(titles, indent=2)}"]
     print("\n".join(lines))
 
 

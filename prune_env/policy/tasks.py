@@ -42,8 +42,8 @@ class Task(Variant):
         factor = settings.pop("lr_factor")
         if self.root is None:
             del settings["root"]
-        trouble = {"label_noise": self.label_noise, "imbalance": self.imbalance}
-        best = recipes.tuned(self.dataset, self.model, self.budget, image_size=self.image_size, **trouble)
+        noise, size = self.label_noise, self.image_size
+        best = recipes.tuned(self.dataset, self.model, self.budget, noise, size, imbalance=self.imbalance)
         return {**settings, "lr": factor * best.values["lr"]}
 
 

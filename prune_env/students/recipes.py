@@ -120,9 +120,9 @@ def tuned(
     The rates are the best ones for full training, found on validation by the command that stands beside them. Without
     a command they are customary and not tuned. The first entry counts of: data set with this size of images, data set,
     any data set ("*"); in each the network itself, then its family, the name before the colon. Of the entry, the rates
-    of the nearest imbalance in ratio, of the nearest share of wrong labels and of the nearest budget in ratio are
-    taken. Networks of the caller's own that have no entry get customary values. For AdamW an entry is called as in
-    `mlp+adamw`; without one the rate and the weight decay are customary, and the batch size is the one for SGD.
+    of the nearest share of wrong labels, among these of the nearest imbalance in ratio, and of the nearest budget in
+    ratio are taken. Networks of the caller's own that have no entry get customary values. For AdamW an entry is called
+    as in `mlp+adamw`; without one the rate and the weight decay are customary, and the batch size is the one for SGD.
 
     Args:
         dataset: name of the source.
@@ -154,15 +154,17 @@ def tuned(
         raise ValueError(f"model {model!r} is not known; there are {', '.join(table['*'])}, or module:function")
     of, name = known[0]
     entry = table[of][name]
-    by_ratio = {1.0: entry, **{float(ratio): its for ratio, its in entry.get("unlike", {}).items()}}
-    ratio = nearest(by_ratio, max(unlike, 1.0))
-    clean = {0.0: by_ratio[ratio]} if "lr" in by_ratio[ratio] else {}
-    by_share = {**clean, **{float(share): noisy for share, noisy in by_ratio[ratio].get("noisy", {}).items()}}
-    share = min(by_share, key=lambda share: abs(share - wrong))
-    rates = {float(at): rate for at, rate in by_share[share]["lr"].items()}
+    kinds = {}  # rates by share of wrong labels and imbalance
+    for ratio, its in {"1": entry, **entry.get("unlike", {})}.items():
+        of_shares = {"0": its} if "lr" in its else {}
+        kinds |= {(float(of), float(ratio)): rates for of, rates in (of_shares | its.get("noisy", {})).items()}
+    share = min({share for share, _ in kinds}, key=lambda share: (abs(share - wrong), share))
+    ratio = nearest([ratio for of, ratio in kinds if of == share], max(unlike, 1.0))
+    kind = kinds[share, ratio]
+    rates = {float(at): rate for at, rate in kind["lr"].items()}
     at = nearest(rates, budget)
     values = {"model": model, "batch_size": entry["batch_size"], "weight_decay": entry["weight_decay"], "lr": rates[at]}
-    if by_share[share]["command"] is None:
+    if kind["command"] is None:
         return Tuned(values, f"lr {rates[at]:g}: customary, not tuned", False)
     images = "other images" if of == "*" else of
     labels = f"{share:.0%} wrong labels" if share else "clean labels"

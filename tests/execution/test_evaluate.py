@@ -202,8 +202,7 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
         given = {"model": tuned(dataset, None, 8.0).values["model"], **without_rate}
         assert plan.settings_of(asked.task, asked.training) == given
         assert (asked.env, asked.budget) == (env, (8.0, 30.0))
-        save = f"{dataset}:32" if "image_size" in settings else dataset
-        assert asked.save == (None if "imbalance" in settings else save)
+        assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
 
 
 def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):

@@ -116,9 +116,10 @@ def test_the_rates_of_the_nearest_share_of_wrong_labels_are_taken(planted, noise
         (3.0, 0.0, 0.3, "clean labels", False),
         (4.0, 0.0, 0.2, "clean labels, classes 10:1", False),  # 4 is nearer to 10 than to 1 in ratio
         (10.0, 0.0, 0.2, "clean labels, classes 10:1", True),
-        (10.0, 0.4, 0.4, "40% wrong labels, classes 10:1", True),  # among classes 10:1 there is no 10 %
-        (10.0, 0.1, 0.2, "clean labels, classes 10:1", False),
-        (500.0, 0.0, 0.6, "40% wrong labels, classes 100:1", False),  # the only share there
+        (10.0, 0.4, 0.4, "40% wrong labels, classes 10:1", True),
+        (10.0, 0.1, 0.1, "10% wrong labels", False),  # a wrong share of wrong labels would do more harm
+        (500.0, 0.0, 0.2, "clean labels, classes 10:1", False),  # 100:1 has rates for 40 % only
+        (500.0, 0.5, 0.6, "40% wrong labels, classes 100:1", False),
     ],
 )
 def test_the_rates_of_the_nearest_imbalance_are_taken(planted, imbalance, noise, lr, words, fits):

@@ -148,7 +148,7 @@ def _tune_command(block: Block, root: str | None) -> str:
     """Return the command line that tunes the rates of a block."""
     dataset, size = dataset_of(block.env), block.settings.get("image_size")
     flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": sorted(set(block.budgets))}
-    unsaved = any(flags.get(name) for name in ("labels", "imbalance", "duplicates", "corrupted"))
+    unsaved = any(flags.get(name) for name in ("labels", "duplicates", "corrupted"))
     if not unsaved and flags.get("label_noise_kind", "uniform") == "uniform":  # else recipes.json has no place for it
         flags["save"] = f"{dataset}:{size}" if size else dataset
     for name in ("lr", "reference"):
