@@ -67,9 +67,10 @@ def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) ->
         seeds: Paired seeds of each task.
     """
     tasks_of = distribution(name)
-    held_out: dict[Task, list[float]] = {}  # with the budgets of each: parts of a mixture have their own
+    found: dict[Task, set[float]] = {}
     for task in tasks_of.held_out:
-        held_out.setdefault(replace(task, budget=1.0), []).append(task.budget)
+        found.setdefault(replace(task, budget=1.0), set()).add(task.budget)
+    held_out = {task: tuple(sorted(budgets)) for task, budgets in found.items()}  # parts of a mixture have their own
     if not held_out:
         raise ValueError(f"{name} holds out no tasks: held_outs is 0")
     for called, times in Counter(map(title, held_out)).items():
@@ -86,10 +87,10 @@ def sweep(name: Positional[str], *, agents: tuple[str, ...], seeds: int = 20) ->
         lines += ["", f"[tasks.{json.dumps(title(task))}]", f"env = {json.dumps(ids[task.dataset])}"]
         given = {option: value for option, value in asdict(task).items() if option in (*TASK, "model")}
         lines += [f"{option} = {json.dumps(value)}" for option, value in given.items() if value is not None]
-        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in sorted(set(budgets))]
+        rates = [(budget, replace(task, budget=budget).settings()["lr"]) for budget in budgets]
         lines.append("lr = { " + ", ".join(f'"{budget:g}" = {rate:g}' for budget, rate in rates) + " }")
-    for budgets in dict.fromkeys(tuple(sorted(set(its))) for its in held_out.values()):
-        titles = [title(task) for task, its in held_out.items() if tuple(sorted(set(its))) == budgets]
+    for budgets in dict.fromkeys(held_out.values()):
+        titles = [title(task) for task, its in held_out.items() if its == budgets]
         lines += ["", "[[blocks]]", f"budgets = {json.dumps(budgets)}", f"tasks = {json.dumps(titles, indent=2)}"]
     print("\n".join(lines))
 

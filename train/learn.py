@@ -333,12 +333,12 @@ class Learning:
         except Exception as error:  # torch raises many kinds for a damaged file
             self._phases.say(f"{path} cannot be read, so this run starts over: {error}")
             return False
-        kept = state["identity"]
-        if kept.get("version") != self._identity()["version"]:
+        kept, own = state["identity"], self._identity()
+        if kept.get("version") != own["version"]:
             raise Another(f"{self._folder} holds a run with other features or rules than this version; choose --name")
-        if kept["distribution"] != self._identity()["distribution"]:
+        if kept["distribution"] != own["distribution"]:
             raise Another(f"{self._folder} holds a run with other tasks than {self._given.tasks!r} has; choose --name")
-        if kept != self._identity():
+        if kept != own:
             words = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in kept["arguments"].items())
             raise Another(f"{self._folder} holds a run with {words}; go on with these, or choose another --name")
         self._start, self._evaluations = Start(**state["start"]), state["evaluations"]

@@ -191,7 +191,6 @@ class Sizes:
 
     def __init__(self, *widths: int):
         self.shapes = list(zip(widths[1:], widths[:-1], strict=True))
-        self.count = sum(rows * columns + rows for rows, columns in self.shapes)
 
     def __call__(self, weights: NDArray, x: NDArray) -> NDArray:
         """Return outputs (K, S, O) of K networks (K, P) for inputs (K, S, I)."""
@@ -255,13 +254,11 @@ def evolution(setting: Setting, *, scores: bool = False) -> list[float]:
     return points
 
 
-def proximal(setting: Setting, **changed: Any) -> list[float]:
-    """Train by PPO as `prune-env learn` does, with some of its settings changed."""
+def proximal(setting: Setting) -> list[float]:
+    """Train by PPO as `prune-env learn` does."""
     env = VecMonitor(training_env(setting.tasks, MEMBERS, setting.pool, setting.baseline.tolist()))
     seed = int(setting.rng.integers(2**31))
     model = ppo.build(env, setting.rule.tolist(), setting.shift.tolist(), setting.scale.tolist(), seed)
-    for name, value in changed.items():
-        setattr(model, name, value)
     points = []
     for look in range(1, LOOKS + 1):
         while env.episode_count < look * ROUNDS * MEMBERS / LOOKS:
@@ -272,8 +269,6 @@ def proximal(setting: Setting, **changed: Any) -> list[float]:
 
 METHODS: dict[str, Callable[[Setting], list[float]]] = {
     "PPO, as prune-env learn": proximal,
-    "PPO, a third of the rate": lambda setting: proximal(setting, lr_schedule=lambda _: 3e-4),
-    "PPO, ends an update at KL 0.02": lambda setting: proximal(setting, target_kl=0.02),
     "policy gradients": gradient,
     "policy gradients, mean of 8 as baseline": lambda setting: gradient(setting, group=True),
     "policy gradients, recurrent": lambda setting: gradient(setting, recurrent=True),
