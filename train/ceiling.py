@@ -180,8 +180,7 @@ def main(args: list[str] | None = None) -> int:
                 found[key] = {"key": key, **measure(given, trouble, space)}
                 io.append_line(path, found[key])
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return 130

@@ -305,8 +305,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         distil(given, Console())
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     path = given.out / "policy.npz"
     next_one = shlex.join(["prune-env", "evaluate", "--agents", "full", "balanced", f"learned:{path}"])
     print(f"wrote {path}\nnext: {next_one}")

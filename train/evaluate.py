@@ -229,8 +229,7 @@ def evaluate(
         if not found:
             raise RuntimeError(wrong)
         warnings.warn(f"{wrong} (see .failures)", stacklevel=2)
-    found = [{**record, "agent": record["label"] or record["agent"]} for record in found]
-    return Results(found, failures, len(plan.runs), "", {})
+    return Results(reading.told_apart(found), failures, len(plan.runs), "", {})
 
 
 def _named(agents: Mapping[str, str | Given] | Sequence[str | Given]) -> dict[str, str | Given]:
@@ -293,8 +292,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         arguments = command_line.read("evaluate", Arguments, args)
     except (TypeError, ValueError) as error:  # an option that is out of its range
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     command = shlex.join(["prune-env", "evaluate", *(sys.argv[1:] if args is None else args)])
     return carry_out(arguments.running, command, arguments.blocks, report)
 

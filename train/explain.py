@@ -168,8 +168,7 @@ def main(args: list[str] | None = None) -> int:
             PruneEnv(**task.settings())  # images that are missing are missed here, in one line
         folder.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     pairs = [(task, 20_000 + seed) for task in tasks.validation for seed in range(given.seeds)]
     runs: dict[str, tuple[NDArray, NDArray]] = {}
     of_kind: dict[str, list[Pair]] = {}

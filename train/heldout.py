@@ -318,8 +318,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         command_line.run("heldout", programs, args, __doc__)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     return 0
 
 

@@ -13,7 +13,7 @@ from prune_env import io
 from train.analysis import records, summary
 from train.analysis.records import Record
 from train.analysis.statistics import side
-from train.analysis.text import listed, number, readable, spread
+from train.analysis.text import listed, number, spread
 from train.execution import command_line
 
 COMMITTED = ("easy", "digits", "digits-trouble", "cifar10-cpu", "tiny20-cpu", "transfer-rivals", "transfer")
@@ -75,8 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
         found = [record for folder in arguments.folders for record in records.read(folder).records]
         io.write_atomic(arguments.out, page(summary.latest(records.told_apart(found))).encode())
     except (ValueError, OSError) as error:
-        print(readable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     print(arguments.out)
     return 0
 

@@ -434,28 +434,22 @@ def main(args: list[str] | None = None) -> int:
 
             cluster, make_workers = ray_env.cluster(given), ray_env.RayWorkers
     except ModuleNotFoundError as error:
-        print(f"error: --engine ray needs {error.name}: pip install -e '.[ray]'", file=sys.stderr)
-        return 2
+        return command_line.refused(f"--engine ray needs {error.name}: pip install -e '.[ray]'")
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     folder = given.out / (given.name or f"{Path(given.tasks).stem}-ppo-{given.seed}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder), cluster, closing(make_workers(tasks, given.processes)) as workers:
             Learning(given, tasks, folder, workers).run()
     except Died as error:
-        print(f"error: {error}; the same command goes on from the last evaluation", file=sys.stderr)
-        return 1
+        return command_line.refused(f"{error}; the same command goes on from the last evaluation", 1)
     except (Another, ConnectionError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     except Taken:
-        print(f"error: another program is at {folder}; wait for its end, or choose --name", file=sys.stderr)
-        return 2
+        return command_line.refused(f"another program is at {folder}; wait for its end, or choose --name")
     except OSError as error:
-        print(f"error: cannot go on in {folder}: {error}; the same command goes on from there", file=sys.stderr)
-        return 3
+        return command_line.refused(f"cannot go on in {folder}: {error}; the same command goes on from there", 3)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last evaluation", file=sys.stderr)
         return 130

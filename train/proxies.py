@@ -106,8 +106,7 @@ def main(args: list[str] | None = None) -> int:
         table.show(given.folder / "proxies.txt", render(means, seconds, given.target))
         io.write_atomic(given.folder / "gains.png", picture(means[given.target], found[0]["budget"]))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     return 0
 
 

@@ -115,8 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 rates = best_rates(accuracy)
                 store(RECIPES, f"{kind.dataset}{size}", recipe, rates, command, kind.label_noise, kind.imbalance)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -101,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if args.file.suffix not in (".csv", ".parquet"):
             raise ValueError(f"{args.file} must end in .csv or .parquet")
+        if args.file.suffix == ".parquet" and find_spec("pyarrow") is None:
+            raise ValueError(f"{args.file} needs pyarrow (pip install pyarrow), or to end in .csv")
         block = Block("", args.env, settings_of(args.task, args.training), (), (), (args.budget,), 1)
         settings, rate = with_rates(block, args.root)[args.budget]
         own = {"budget": args.budget, "root": args.root, "device": args.device, "images": "device"}
@@ -108,13 +111,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert isinstance(env, PruneEnv)
         losses, passes = irreducible_losses(env, args.seed)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     train = env.train_data
     _, channels, size, _ = train.images.shape
     flops = passes * models.flops(env.recipe.model, channels, size, len(train.classes))
-    columns = {"index": train.source.cpu().numpy(), "reference": losses}
-    io.write_columns(args.file, {**columns, "flops": np.full(len(train), flops / len(train))})
+    columns = {
+        "index": train.source.cpu().numpy(),
+        "reference": losses,
+        "flops": np.full(len(train), flops / len(train)),
+    }
+    try:
+        io.write_columns(args.file, columns)
+    except OSError as error:
+        return command_line.refused(error)
     model, epochs = env.recipe.model, passes / (TRAIN_COST * len(train))
     print(f"wrote {args.file}: {len(train)} losses, mean {losses.mean():.3f}; {flops:.3g} floating-point operations")
     print(f"learning rate: {rate}")

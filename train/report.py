@@ -49,8 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
             io.write_atomic(out / name, content)
         table.write(out / "table.txt", table.render_tasks(runs, records.targets(results.source)))
     except (ValueError, OSError) as error:
-        print(readable(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     print(readable(str(out / "report.html")))
     return 0
 

@@ -33,7 +33,7 @@ from prune_env.machine import cores
 from prune_env.students.recipes import Recipe, Training, entry_name, tuned
 from train.analysis.text import plus_minus
 from train.execution import command_line, process
-from train.execution.plan import Data, TaskOptions, dataset_of, full_id, settings_of, short_id
+from train.execution.plan import Data, TaskOptions, dataset_of, full_id, recipes_know, settings_of, short_id
 from train.execution.progress import follow
 
 RECIPES = Path(str(resources.files("prune_env.students").joinpath("recipes.json")))
@@ -138,8 +138,10 @@ def check(args: Arguments, fixed: dict[str, Any]) -> Recipe:
         raise ValueError("--budget and --lr must not repeat a value")
     if min(args.seeds, args.workers, len(args.budget), len(args.lr)) < 1:
         raise ValueError("--seeds and --workers must be at least 1, and --budget and --lr need a value each")
-    if args.save and (args.task.labels or args.task.label_noise_kind != "uniform"):
-        raise ValueError("--save keeps rates for uniform label noise alone: give others as --lr or in a sweep file")
+    if args.save and not recipes_know(fixed):
+        raise ValueError(
+            "--save keeps rates for uniform label noise and unlike classes: give others as --lr or in a sweep file"
+        )
     dataset_of(args.env)
     run = None
     for budget in args.budget:
@@ -194,8 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fixed = settings_of(args.task, args.training) | ({} if args.root is None else {"root": args.root})
         recipe = check(args, fixed)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return command_line.refused(error)
     accuracy = tune(args, fixed)
     best = best_rates(accuracy)
     table = table_of(f"{args.env}, {recipe.model}, full training", accuracy)

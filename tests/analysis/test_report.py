@@ -193,6 +193,7 @@ def test_numbers_are_the_planted_ones(page: Page, folder: Path):
     row = next(row for row in sheet(folder, "agents.csv") if row["agent"] == "ucb:keep=0.5")
     assert (row["budget"], row["accuracy"], row["difference"]) == ("2", "90.5", "10")
     assert float(row["accuracy_low"]) == pytest.approx(84.147, abs=1e-3)
+    assert {"difference_mean", "difference_low"} <= sheet(folder, "areas.csv")[0].keys() - {"difference"}
     row = next(row for row in sheet(folder, "areas.csv") if row["agent"] == "ucb:keep=0.5")
     assert (row["area"], row["difference_mean"], row["budgets"]) == ("91.5", "10", "2 4")
     row = next(row for row in sheet(folder, "improvements.csv") if row["agent"] == "random:keep=0.5")
@@ -336,6 +337,8 @@ def test_only_the_cells_of_the_last_plan_count(
     some = [record for record in records if record["task"] == "clean" and record["budget"] == 2.0]
     newer = changed(next(r for r in some if (r["agent"], r["seed"]) == ("ucb:keep=0.5", 0)))
     newer["results"]["test_accuracy"] = 0.1
+    (tmp_path / "superseded").mkdir()
+    assert "6 runs of 3 agents on clean" in write(tmp_path / "superseded", [*some, newer]).text
     failures = [
         {"key": key, "run": {**newer, "settings": {"budget": 2.0}}, "error": key, "traceback": ""}
         for key in ("failed-now", "failed-then")

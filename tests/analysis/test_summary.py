@@ -263,6 +263,16 @@ def test_equivalences_find_full_at_the_larger_budget():
     assert (of_seventy.agent, of_seventy.larger, of_seventy.verdict) == (seventy, 21.43, "lossy")
 
 
+def test_a_label_hides_no_share_and_no_option():
+    a, b = "ucb:keep=0.5,c=1", "ucb:keep=0.5"
+    records = runs(a, 3.0, [90.0, 91.0]) + runs(b, 3.0, [89.0, 91.0]) + runs("full", 6.0, [90.0, 92.0])
+    labels = {a: "mine", b: "theirs", "full": "full"}
+    named = [{**record, "agent": labels[record["agent"]], "spec": record["agent"]} for record in records]
+    for of in (summary.equivalences, summary.one_apart):
+        plain, labelled = ([*map(str, of(some))] for some in (records, named))
+        assert labelled == [line.replace(a, "mine").replace(b, "theirs") for line in plain] != []
+
+
 def test_equivalences_are_vacuous_where_full_itself_is_lossless():
     records = [
         *(runs(HALF, 3.0, [92.0] * 5) + runs(OTHER, 3.0, [80.0] * 5)),

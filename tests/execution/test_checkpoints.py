@@ -160,6 +160,18 @@ def test_an_agent_without_a_state_starts_over(tmp_path: Path, monkeypatch: pytes
     assert numbers(finished(run, tmp_path / "run")) == numbers(expected)
 
 
+def test_an_agent_that_was_edited_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    module = "from agents.baselines import Random\n\n\nclass Mine(Random):\n    pass\n"
+    (tmp_path / "edited_slices.py").write_text(module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = run_of("edited_slices:Mine")
+    expected = play(run, run.make_env())
+    killed(run, tmp_path / "run", "decision", 5)
+    (tmp_path / "edited_slices.py").write_text(f"# another\n{module}")
+    with pytest.warns(UserWarning, match="seed 3, starts over: .*the agent has changed"):
+        assert numbers(finished(run, tmp_path / "run")) == numbers(expected)
+
+
 @pytest.fixture(scope="module")
 def half_way(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The checkpoint of a run after its fourth step."""

@@ -580,6 +580,11 @@ def test_labels_name_agents_in_tables_and_in_records(tmp_path: Path, capsys: pyt
         assert rows == names
         told = " ".join(capsys.readouterr().out.split())
         assert "; ".join(f"{label} is {spec}" for label, spec in [*more.items(), ("fifth", always["fifth"])]) in told
+    # a name that is given to another agent tells neither which it is
+    for agent in ("ucb", "random"):
+        assert evaluate.main([*it, "--name", "twice", "--label", f"half={agent}"]) == 0
+    names = {"full", "half (ucb:keep=0.5)", "half (random:keep=0.5)"}
+    assert {run["agent"] for run in records.read(tmp_path / "twice").records} == names
     for label, words in (("half", "NAME=AGENT"), ("ucb=random", "no agent has yet"), ("mine=full", "no other name")):
         assert evaluate.main([*it, "--label", label]) == 2
         assert words in capsys.readouterr().err

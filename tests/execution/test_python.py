@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.difficulty import RhoLoss
 from prune_env import data, select
 from prune_env.students import models
 from tests.helpers.runs import digits
@@ -97,7 +98,7 @@ def test_it_gives_what_the_program_gives_and_keeps_nothing(tmp_path: Path, monke
     assert printed.splitlines()[0] == theirs_printed.splitlines()[0]
     for spec, name in named.items():
         (mine,), (other,) = (
-            [line.split()[1:7] for line in text.splitlines() if line.strip().startswith(f"{agent} ")]
+            [line.split()[1:7] for line in text.splitlines() if line.split()[:1] == [agent] and "[" in line]
             for text, agent in ((printed, name), (theirs_printed, spec))
         )
         assert mine == other
@@ -138,6 +139,8 @@ def test_the_first_error_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.
     [
         ({"mine": raises}, {"workers": 2}, "workers is 2; mine must then be given by name"),
         ({"best": "full"}, {}, "'best' is 'full'; differences are to 'full'"),
+        ({"mine": RhoLoss()}, {"workers": 0}, "agent 'mine' needs --reference"),
+        ({"mine": RhoLoss(), "full": "full"}, {"workers": 0}, "agent 'mine' needs --reference"),
         ({"full": raises}, {}, "'full' names an agent of this project"),
         ({"a": "ucb", "b": "ucb:keep=0.5"}, {}, "'a' and 'b' are the same agent"),
         (["full"], {"save_models": True}, "need a folder"),

@@ -1,5 +1,6 @@
 """The file of results, the key of a run, and what is said of the code that records are from."""
 
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def test_lines_are_read_as_they_were_written_whatever_a_kill_has_torn(tmp_path: 
     assert list(results.read(path)[0].values()) == written[:2]
 
 
+def test_what_was_done_after_the_file_was_compressed_counts(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    before, after = record(0, dirty=True), record(0, dirty=False)
+    (tmp_path / "results.jsonl.xz").write_bytes(lzma.compress(io.line(before) + io.line(record(1))))
+    io.append_line(path, after)
+    assert list(results.read(path)[0].values()) == [after, record(1)]
+
+
 def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path):
     path = tmp_path / "results.jsonl"
     io.append_line(path, record(0))
@@ -83,7 +92,7 @@ def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path: Path)
 
 def test_the_committed_records_can_be_read(repository: Path):
     paths = sorted((repository / "results").glob("*/results.jsonl.xz"), key=lambda path: path.stat().st_size)
-    assert len(paths) == 8
+    assert len(paths) == 9
     for path in paths[:-1]:  # the largest takes a second
         records, unreadable = results.read(path.with_suffix(""))
         assert len(records) >= 35

@@ -106,6 +106,14 @@ def test_cells_are_planned_once_however_often_they_are_named(tmp_path: Path):
     assert sorted((run.agent, run.seed) for run in runs) == sorted(expected)
 
 
+def test_runs_of_several_blocks_fail_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "no_import.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = write(tmp_path, f'agents = ["no_import:Mine"]\nbudgets = [2]\nseeds = 2\n{TASK}[[blocks]]\n[[blocks]]\n')
+    failed = make_plan(read(path), Place(None, False, "cpu")).failures
+    assert [failure.run.seed for failure in failed] == [0, 1]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.toml")), ids=lambda path: path.stem)
 def test_committed_files_are_valid(path: Path):
     for block in read(path):

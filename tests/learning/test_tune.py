@@ -172,6 +172,8 @@ def test_the_best_mean_is_stored(path, monkeypatch, capsys):
         ("--budget 3 0", "budget is 0.0"),
         ("--lr 0.1 -1", "lr is -1.0"),
         ("--seeds 0", "--seeds"),
+        ("--save digits --corrupted 0.3", "--save keeps rates for uniform label noise and unlike classes"),
+        ("--save digits --duplicates 0.3", "--save keeps rates for uniform label noise and unlike classes"),
         ("--save digit", "--save is 'digit'"),
         ("--save *:4 --image-size 4", "--save is '*:4'"),
         ("--save digits:4 --image-size 5", "--save is 'digits:4'"),

@@ -58,7 +58,7 @@ def render(results: Results, title: str, files: Iterable[str], root: str | None)
         title=title,
         style=Markup((HERE / "report.css").read_text()),
         results=results,
-        compared=_compared(records, results.planned),
+        compared=_compared(records, len(results.records), results.planned),
         labels=summary.labels(records),
         mixed=summary.mixed_commits(records),
         tasks=tasks,
@@ -107,9 +107,9 @@ def points(difference: Mean | None) -> Markup:
     return Markup('<span class="{}">{}</span>').format(kind, spread(difference.mean, difference.interval, "+.2f"))
 
 
-def _compared(records: Sequence[Record], planned: int) -> str:
+def _compared(records: Sequence[Record], done: int, planned: int) -> str:
     """Say what was run, and how many of the planned runs if not all of them."""
-    part = f"{len(records):,} of {planned:,} planned runs" if len(records) < planned else count(len(records), "run")
+    part = f"{done:,} of {planned:,} planned runs" if done < planned else count(len(records), "run")
     networks = dict.fromkeys(record["configuration"]["recipe"]["model"] for record in records)
     budgets = sorted({record["budget"] for record in records})
     tasks = summary.by_task(records)

@@ -86,9 +86,15 @@ def told_apart(records: Collection[Record]) -> list[Record]:
 
     Two folders of images can have one name, and a network of the caller's own may have been edited.
     """
+    found, specs = [], defaultdict(set)  # by label; one that was given to several agents does not tell them apart
+    for record in records:
+        if label := record.get("label"):
+            record = {**record, "agent": label, "spec": record.get("spec", record["agent"])}
+            specs[label].add(record["spec"])
+        found.append(record)
     found = [
-        {**record, "agent": record["label"], "spec": record["agent"]} if record.get("label") else record
-        for record in records
+        {**record, "agent": f"{record['agent']} ({record['spec']})"} if len(specs[record["agent"]]) > 1 else record
+        for record in found
     ]
     for what, part in (("data", "provenance"), ("network", "configuration")):
         values = [json.dumps(record.get(part, {}).get(what), sort_keys=True) for record in found]

@@ -78,7 +78,9 @@ def _of_agent(row: Row, results: Sequence[Mapping[str, Any]]) -> Line:
 def _text(lines: Sequence[Line]) -> str:
     flat = [dict(_flat(line)) for line in lines]
     text = StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in flat for name in line)), lineterminator="\n")
+    names = dict.fromkeys(name for line in flat for name in line)
+    columns = [name for name in names if f"{name}_mean" not in names]  # a difference that a line lacks is no column
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return readable(text.getvalue())

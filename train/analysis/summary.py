@@ -277,11 +277,11 @@ def equivalences(records: Sequence[Record]) -> list[AgainstLarger]:
     for 15 / 0.7); without common seeds there the agent is left out. For the verdict see `statistics.lossless`. Where
     longer training brings nothing, full at budget b is lossless itself: such verdicts are marked as vacuous.
     """
-    cells = _runs(records)
+    cells, specs = _runs(records), _specs(records)
     full = _of_full(cells)
     found = []
     for budget, agent, runs in _one_by_one(cells):
-        keep = keep_of(agent)
+        keep = keep_of(specs[agent])
         if keep is None or not 0 < keep < 1:
             continue
         larger = min(full, key=lambda b, whole=budget / keep: (abs(b - whole), b), default=0.0)
@@ -357,11 +357,12 @@ def one_apart(records: Sequence[Record]) -> list[dict[str, Any]]:
     agent and its `same_amounts:`, which takes only the numbers of samples from it, and so lacks the agent's choice, its
     weights, Mixup and scoring; `random` and `static_random`, which differ in drawing anew.
     """
+    specs = _specs(records)
     found = [
         {"agent": agent, "against": against, "budget": budget, "difference": difference}
         for budget, runs in _runs(records).items()
         for agent, against in permutations(runs, 2)
-        if _are_one_apart(agent, against) and (difference := _difference(runs[agent], runs[against]))
+        if _are_one_apart(specs[agent], specs[against]) and (difference := _difference(runs[agent], runs[against]))
     ]
     return sorted(found, key=lambda line: (line["agent"], line["against"], line["budget"]))
 
@@ -418,6 +419,11 @@ def labels(records: Iterable[Record]) -> str:
     """Say which agents have labels in these records; nothing where none has."""
     specs = {record["agent"]: record["spec"] for record in records if "spec" in record}
     return "; ".join(f"{label} is {spec}" for label, spec in specs.items()) + "." * bool(specs)
+
+
+def _specs(records: Iterable[Record]) -> dict[str, str]:
+    """Specs of agents by the names that they have in the records, which may be labels."""
+    return {record["agent"]: record.get("spec", record["agent"]) for record in records}
 
 
 @cache

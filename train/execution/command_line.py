@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from train.analysis.text import readable
 
 LOOK = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)  # `--fresh`, and no `--no-fresh`
 REGISTRY = ConstructorRegistry()
@@ -40,6 +43,12 @@ def read(name: str, arguments: type[T], args: Sequence[str] | None, description:
         return tyro.cli(arguments, args=args, **of)
     except _Wrong as error:
         raise ValueError(str(error)) from error.__cause__
+
+
+def refused(why: object, status: int = 2) -> int:
+    """Say in one line why a program ends; return its exit status."""
+    print(readable(f"error: {' '.join(str(why).split())}"), file=sys.stderr)
+    return status
 
 
 def run(name: str, programs: Mapping[str, Any], args: Sequence[str] | None, description: str | None) -> None:

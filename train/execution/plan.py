@@ -144,12 +144,17 @@ def _data_of(block: Block) -> str | data.Arrays:
     return block.settings.get("dataset", of_env)
 
 
+def recipes_know(settings: Mapping[str, Any]) -> bool:
+    """Return whether recipes.json has a place for rates of a task: one with uniform wrong labels or unlike classes."""
+    others = any(settings.get(name) for name in ("labels", "duplicates", "corrupted"))
+    return not others and settings.get("label_noise_kind", "uniform") == "uniform"
+
+
 def _tune_command(block: Block, root: str | None) -> str:
     """Return the command line that tunes the rates of a block."""
     dataset, size = dataset_of(block.env), block.settings.get("image_size")
     flags = {"env": block.env, "model": default_model(dataset), **block.settings, "budget": sorted(set(block.budgets))}
-    unsaved = any(flags.get(name) for name in ("labels", "duplicates", "corrupted"))
-    if not unsaved and flags.get("label_noise_kind", "uniform") == "uniform":  # else recipes.json has no place for it
+    if recipes_know(block.settings):
         flags["save"] = f"{dataset}:{size}" if size else dataset
     for name in ("lr", "reference"):
         flags.pop(name, None)
@@ -196,7 +201,7 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
         ValueError, TypeError, OSError, gymnasium.error.Error: what is wrong, in one line.
     """
     runs: dict[str, Run] = {}
-    failures: list[Failure] = []
+    failures: dict[str, Failure] = {}  # by key: blocks may have the same runs
     own_files: dict[str, str] = {}
     device = "cpu"
     of_machine = {"root": place.root, "images": place.images}
@@ -227,14 +232,14 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
             if spec in block.given:
                 specs[spec], own_files[spec] = None, ""
                 asks[spec] = agents.needs_reference(block.given[spec])
-                continue
-            try:
-                full_spec = agents.spec_with_keep(spec, keep)
-                agents.check(full_spec)
-                own_files[full_spec] = provenance.files_digest(agents.own_files(full_spec))
-                specs[full_spec], asks[full_spec] = None, agents.needs_reference(full_spec)
-            except agents.Unimportable as error:
-                specs[spec], asks[spec] = error, False
+            else:
+                try:
+                    full_spec = agents.spec_with_keep(spec, keep)
+                    agents.check(full_spec)
+                    own_files[full_spec] = provenance.files_digest(agents.own_files(full_spec))
+                    specs[full_spec], asks[full_spec] = None, agents.needs_reference(full_spec)
+                except agents.Unimportable as error:
+                    specs[spec], asks[spec] = error, False
             if any(asks.values()) and not block.settings.get("reference"):
                 raise ValueError(
                     f"agent {spec!r} needs --reference FILE (reference=FILE), which prune-env reference can make"
@@ -252,6 +257,6 @@ def make_plan(blocks: Iterable[Block], place: Place) -> Plan:
                 key = results.key_of(configuration, spec, seed, test)
                 run = runs.setdefault(key, Run(block.env, own, spec, seed, block.task, key, rate, given, label))
                 if error is not None:
-                    failures.append(Failure(run, line_of(error), "".join(traceback.format_exception(error))))
+                    failures[key] = Failure(run, line_of(error), "".join(traceback.format_exception(error)))
                 device = configuration["device"]
-    return Plan(runs, device, failures, own_files)
+    return Plan(runs, device, [*failures.values()], own_files)

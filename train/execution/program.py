@@ -20,7 +20,7 @@ from rich.console import Console
 
 from prune_env import io, ranks
 from train.analysis.text import count
-from train.execution import checkpoints, executors, provenance, results, torchrun
+from train.execution import checkpoints, command_line, executors, provenance, results, torchrun
 from train.execution.executors import Unavailable, Where
 from train.execution.plan import Block, Place, Plan, make_plan
 from train.execution.process import Taken, locked
@@ -85,20 +85,21 @@ def _carry_out(running: Running, command: str, source: Source, report: Report) -
         folder.mkdir(parents=True, exist_ok=True)
         print(f"results in {folder}", file=sys.stderr)
     except (ValueError, TypeError, OSError, gym.error.Error) as error:
-        return _refused(" ".join(str(error).split()), 2)
+        return command_line.refused(error)
     except KeyboardInterrupt:
         print("interrupted before the first run", file=sys.stderr)
         return 130
     try:
         failed = finish(plan, folder, running, command, text, report)
     except Taken:
-        return _refused(f"another program is writing to {folder}; wait for its end, or choose --name", 2)
+        return command_line.refused(f"another program is writing to {folder}; wait for its end, or choose --name")
     except Unavailable as error:
-        return _refused(str(error), 2)
+        return command_line.refused(error)
     except OSError as error:
         if running.where.workers == 0:  # it may be an agent's
             raise
-        return _refused(f"cannot go on in {folder}: {error}; what is there stays, the same command goes on", 3)
+        why = f"cannot go on in {folder}: {error}; what is there stays, the same command goes on"
+        return command_line.refused(why, 3)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, and the same command goes on from there", file=sys.stderr)
         return 130
@@ -108,13 +109,8 @@ def _carry_out(running: Running, command: str, source: Source, report: Report) -
     print(f"next: {shlex.join(['prune-env', 'report', str(folder), *root])}", file=sys.stderr)
     if failed:
         agents, path = ", ".join(dict.fromkeys(run.agent for run in failed)), folder / "failures.jsonl"
-        return _refused(f"{len(failed)} run(s) failed, of {agents}; tracebacks are in {path}", 1)
+        return command_line.refused(f"{len(failed)} run(s) failed, of {agents}; tracebacks are in {path}", 1)
     return 0
-
-
-def _refused(why: str, status: int) -> int:
-    print(f"error: {why}", file=sys.stderr)
-    return status
 
 
 def planned(running: Running, source: Source) -> tuple[Path, Plan, str]:
@@ -169,7 +165,8 @@ def _run_missing(plan: Plan, folder: Path, running: Running, command: str, text:
     terms, path, failures = _terms(running, folder, plan), folder / "results.jsonl", folder / "failures.jsonl"
     records, torn = results.read(path)
     # a sweep file says all that its folder is about; without one, whatever is there counts
-    results.write_plan(folder, plan.runs if text else {**records, **plan.runs}, text)
+    former = [] if text else [key for key in records if key not in plan.runs]
+    results.write_plan(folder, [*former, *plan.runs], text)  # what was asked for last counts
     progress = RunProgress(folder)
     if torn:
         progress.say(f"warning: {torn} line(s) of {path} are torn, and dropped")

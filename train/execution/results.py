@@ -18,7 +18,7 @@ from prune_env.students.recipes import Recipe
 Record = dict[str, Any]
 OF_MACHINE = ("root", "images", "device")  # settings of an environment on which no result depends
 FILES = ("labels", "reference")  # settings that name a file, for which the digests of what it holds stand
-OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open}
+OPENERS = {".gz": gzip.open, ".xz": lzma.open, "": open}  # the last is written, and newer
 
 
 def key_of(configuration: Mapping[str, Any], agent: str, seed: int, test: str) -> str:
@@ -64,8 +64,9 @@ def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> tuple[dict[str, Record], int]:
     """Return the records in a file by their keys, and how many lines are no records.
 
-    The file may be compressed, as PATH.xz or PATH.gz. Of two records with one key the later counts. A kill can tear the
-    last line. A file that is not there has no records.
+    The file may be compressed, as PATH.xz or PATH.gz. Of two records with one key the later counts, and the one that is
+    not compressed, which was written after. The last line can be torn by a kill. A file that is not there has no
+    records.
     """
     records: dict[str, Record] = {}
     unreadable = 0

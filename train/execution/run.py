@@ -227,6 +227,8 @@ def play(
     kept = checkpoint.load() if checkpoint else None
     if checkpoint and kept is not None:
         try:
+            if kept["own_files"] != own_files:
+                raise ValueError("the agent has changed")
             seat.load_state(kept["agent"])
             observation = plain.load_state_dict(kept["env"])
             vars(diary).update(kept["diary"])
@@ -258,7 +260,8 @@ def play(
             values.append(float(f"{point[name]:.6g}"))
         if checkpoint and not terminated and checkpoint.due() and (of_agent := seat.state()) is not None:
             log["total"] = time.perf_counter() - start
-            checkpoint.save({"env": plain.state_dict(), "agent": of_agent, "diary": vars(diary), "log": log})
+            state = {"env": plain.state_dict(), "agent": of_agent, "own_files": own_files}
+            checkpoint.save({**state, "diary": vars(diary), "log": log})
             restart = len(log["curve"]["spent"])
         if checkpoint:
             note: Note = {
