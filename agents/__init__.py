@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from agents.bandits import UCB, UCB1, EpsilonGreedy
-from agents.baselines import Balanced, Full, Random, StaticRandom
+from agents.baselines import Balanced, ClassWeights, Full, Random, StaticRandom
 from agents.difficulty import LossTopK, Middle, OrderDP, RhoLoss, SelectiveBackprop
 from agents.infobatch import InfoBatch
 from agents.kakurenbo import Kakurenbo
@@ -44,6 +44,7 @@ AGENTS: dict[str, type] = {
     "random": Random,
     "static_random": StaticRandom,
     "balanced": Balanced,
+    "class_weights": ClassWeights,
     "epsilon_greedy": EpsilonGreedy,
     "ucb": UCB,
     "ucb1": UCB1,

@@ -23,7 +23,7 @@ from prune_env.students import models
 from prune_env.students.recipes import Training
 from prune_env.trainer import Trainer
 from train.execution import command_line
-from train.execution.plan import Block, TaskOptions, TrainingOptions, full_id, settings_of, with_rates
+from train.execution.plan import Block, TaskOptions, TrainingOptions, command_of, full_id, settings_of, with_rates
 from train.execution.plan import Data as Task
 
 
@@ -131,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"a run of rho_loss pays {epochs:.3g} full-epoch equivalents of its --budget for this if it trains {model}, "
         "less with a larger network"
     )
-    print(f"next: prune-env evaluate --reference {args.file} --agents full random rho_loss, with the task's options")
+    task = {**settings_of(args.task, Training()), "reference": str(args.file), "agents": ["full", "random", "rho_loss"]}
+    print(f"next: {command_of('evaluate', {'env': args.env, **task}, args.root)}")
     return 0
 
 

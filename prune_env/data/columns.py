@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prune_env.data.source import composed
 from prune_env.io import read_columns
 
 FLOPS = "flops"  # column with what each number cost
@@ -54,7 +55,8 @@ def values_of(
         return array[rows].tolist(), 0.0
     columns = read_columns(path)
     keys, values = _key_and_values(path, columns, form[2])
-    numbered = all(str(key).isdecimal() for key in keys)
+    keys = [composed(key) for key in keys]
+    numbered = all(key.isdecimal() for key in keys)
     if numbered:
         keys = [int(key) for key in keys]  # 7 and 07 are the same
     if len(set(keys)) < len(keys):
@@ -71,6 +73,8 @@ def values_of(
 def _key_and_values(path: Path, columns: dict[str, list[Any]], name: str | None) -> tuple[list[Any], list[Any]]:
     key, *others = columns or [""]
     others = [other for other in others if other != FLOPS]
+    if re.search("[;\t]", str(key)) and not others:
+        raise ValueError(f"{path} has no commas between its columns: {key!r}; export it with commas")
     if not others or not columns[key]:
         raise ValueError(f"{path} must have a line for each image: a number or a file name, then a value")
     if name is None and len(others) == 1:
@@ -80,16 +84,17 @@ def _key_and_values(path: Path, columns: dict[str, list[Any]], name: str | None)
     return columns[key], columns[name]
 
 
-def _by_name(path: Path, keys: Sequence[Any], images: Sequence[Path]) -> dict[int, int]:
+def _by_name(path: Path, keys: Sequence[str], images: Sequence[Path]) -> dict[int, int]:
     """Return the line of each row of the split that has one. Raises ValueError for a key of several images."""
-    line_of = {PurePath(str(key)).parts: line for line, key in enumerate(keys)}
+    line_of = {PurePath(key).parts: line for line, key in enumerate(keys)}
     depths = sorted({len(parts) for parts in line_of})
     row_of: dict[int, int] = {}
     for row, image in enumerate(images):
+        parts = PurePath(composed(image)).parts
         for depth in depths:
-            line = line_of.get(image.parts[-depth:])
+            line = line_of.get(parts[-depth:])
             if line is not None and row_of.setdefault(line, row) != row:
-                folders = "/".join(image.parts[-depth - 1 :])
+                folders = "/".join(parts[-depth - 1 :])
                 raise ValueError(f"{path}: {keys[line]!r} are several images; write folders too, as in {folders}")
     lines: dict[int, int] = {}
     for line, row in row_of.items():
@@ -100,7 +105,7 @@ def _by_name(path: Path, keys: Sequence[Any], images: Sequence[Path]) -> dict[in
 
 def as_classes(file: str, values: Sequence[Any], classes: tuple[str, ...]) -> np.ndarray:
     """Return labels (k,) int64 of names of classes, or else of their numbers. Raises ValueError, naming the value."""
-    names = [str(value) for value in values]
+    names = [composed(value) for value in values]
     of_name = {name: number for number, name in enumerate(classes)}
     of_number = {str(number): number for number in range(len(classes))}
     numbers = of_number.keys() >= set(names) and not of_name.keys() >= set(names)

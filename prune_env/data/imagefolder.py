@@ -1,12 +1,11 @@
 """Read any tree of images, one folder a class: root/train/<class>/... and root/test/<class>/... (or root/val)."""
 
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 
 from prune_env.data.decode import ENDINGS, folders_in, has_images, image_files, images_beside
-from prune_env.data.source import Listing, Source, missing, printable, tell
+from prune_env.data.source import Listing, Source, composed, missing, printable, tell
 from prune_env.data.task import apportion, draw_per_class
 
 LAYOUT = (
@@ -74,7 +73,7 @@ def _folders(folder: Path) -> dict[str, list[Path]]:
     """Return the folders in `folder` by name. Systems write an accent in two ways: such folders have one name."""
     found: dict[str, list[Path]] = {}
     for path in folders_in(folder):
-        found.setdefault(unicodedata.normalize("NFC", path.name), []).append(path)
+        found.setdefault(composed(path.name), []).append(path)
     return found
 
 

@@ -4,6 +4,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,11 @@ def tell(line: str) -> None:
     """Log a line about a data set, once a process. Processes that multiprocessing started leave it to their parent."""
     if multiprocessing.parent_process() is None:
         logging.getLogger("prune_env").warning(line)
+
+
+def composed(text: object) -> str:
+    """Return text in the one form that names have here (NFC): systems write an accent in two ways."""
+    return unicodedata.normalize("NFC", str(text))
 
 
 def printable(name: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -135,9 +136,26 @@ def test_labels_by_file_name_with_as_many_folders_as_tell_images_apart(tmp_path,
         load("imagefolder", root=root, image_size=8, labels=write(tmp_path / "few.csv", ("file", "label"), *lines[-3:]))
 
 
+@pytest.mark.parametrize("of_folders", ["NFC", "NFD"])
+@pytest.mark.parametrize("of_file", ["NFC", "NFD"])
+def test_accents_are_the_same_however_a_system_writes_them(of_folders, of_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "tree"
+    names = [unicodedata.normalize(of_folders, name) for name in ("café", "thé")]
+    trees.imagefolder(root, names, per_class=6, size=8)
+    key, label = (unicodedata.normalize(of_file, text) for text in ("café/", "thé"))
+    lines = [(f"{key}{path.name}", label) for path in (root / "train" / names[0]).iterdir()]
+    lines += [(str(path), label) for path in (root / "train" / names[1]).iterdir()]
+    file = write(tmp_path / "own.csv", ("file", "label"), *lines)
+    train, _ = load("imagefolder", root=root, image_size=8, labels=file)
+    assert train.classes == ("café", "thé")
+    assert set(train.labels.tolist()) == {1}
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
+        ([("index;label",), ("0;1",)], "has no commas between its columns: 'index;label'; export it with commas"),
         ([("index", "label"), (0, 1), (0, 2)], "has the key 0 twice"),
         ([("index", "label"), (7, 1), ("07", 2)], "has the key 7 twice"),
         ([("x.png", "label"), ("a.png", 1), ("a.png", 2)], "has the key 'a.png' twice"),

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from prune_env.data import load
 from train import evaluate, reference
 from train.analysis import sheets
+from train.execution import command_line
 from train.execution.plan import Block, with_rates
 
 TASK = ["--train-size", "100", "--model", "mlp:8", "--label-noise", "0.3"]
@@ -28,7 +30,11 @@ def test_losses_are_of_models_that_did_not_see_the_sample_and_all_their_compute_
     train, _ = load("digits", train_size=100, label_noise=0.3)
     columns = made(tmp_path, "--budget", "40")
     # 40 epochs and a forward pass of all
-    assert "pays 40.3 full-epoch equivalents of its --budget" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "pays 40.3 full-epoch equivalents of its --budget" in said
+    words = shlex.split(said.splitlines()[-1].removeprefix("next: prune-env evaluate "))
+    asked = command_line.read("evaluate", evaluate.Arguments, words)
+    assert (asked.task.train_size, asked.task.label_noise, asked.task.reference) == (100, 0.3, str(tmp_path / "il.csv"))
     assert columns["index"].tolist() == train.source.tolist()
     # two halves of 50 for 40 epochs, forward and backward, and a forward pass of all
     assert columns["flops"].sum() == pytest.approx(FLOPS * (3 * 40 * 100 + 100))

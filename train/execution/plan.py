@@ -158,9 +158,14 @@ def _tune_command(block: Block, root: str | None) -> str:
         flags["save"] = f"{dataset}:{size}" if size else dataset
     for name in ("lr", "reference"):
         flags.pop(name, None)
-    if root is not None and dataset != "digits":
-        flags["root"] = printable(root)
-    words = ["prune-env", "tune"]
+    return command_of("tune", flags, root)
+
+
+def command_of(program: str, flags: Mapping[str, Any], root: str | None) -> str:
+    """Return the command line of a program with these options; `root` stands in it unless digits are the data."""
+    if root is not None and dataset_of(flags["env"]) != "digits":
+        flags = {**flags, "root": printable(root)}
+    words = ["prune-env", program]
     for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is True else [value]
         words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
