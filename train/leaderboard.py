@@ -16,7 +16,10 @@ from train.analysis.statistics import side
 from train.analysis.text import listed, number, spread
 from train.execution import command_line
 
-COMMITTED = ("easy", "digits", "digits-trouble", "cifar10-cpu", "tiny20-cpu", "transfer-rivals", "transfer")
+COMMITTED = (
+    *("easy", "digits", "digits-trouble", "rho-loss"),
+    *("cifar10-cpu", "tiny20-cpu", "transfer-rivals", "transfer"),
+)
 HEAD = """# Leaderboard
 
 Agents by points of test accuracy over full training *at the same compute*, with the learning rate tuned for full
