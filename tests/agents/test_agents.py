@@ -48,7 +48,7 @@ VARIANTS = [
     "ucb+mixup=1+anneal=0.125",
     "same_amounts:infobatch",
 ]
-NO_KEEP = {"full", "infobatch", "seta", "kakurenbo", "repb", "learned", "random_rule"}
+NO_KEEP = {"full", "class_weights", "infobatch", "seta", "kakurenbo", "repb", "learned", "random_rule"}
 NO_KEEP |= {"ies", "pdd", "selective_backprop"}
 SCORING = {"grand", "kakurenbo", "ies", "pdd", "selective_backprop"}
 SMALLEST = {"rule": 0.1}  # share kept; of others any

@@ -427,7 +427,8 @@ OTHERS = ("digits", "digits-trouble", "cifar10-cpu", "transfer-rivals", "transfe
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny20-cpu", "easy", "tune-first", "rho-loss", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+    "name",
+    ["tiny20-cpu", "easy", "tune-first", "rho-loss", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)],
 )
 def test_the_committed_table_is_that_of_the_committed_records(name: str, tmp_path: Path):
     results = RESULTS / name  # compressed
