@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -503,6 +504,7 @@ class Pruner:
             epoch, counts = asdict(self._epoch), self.ranks.sum(self._counts.clone())
         state = {
             "arguments": self._arguments,
+            "samples": self._samples(),
             "agent": agent,
             "rng": self.rng.bit_generator.state,
             "statistics": self.stats.table,
@@ -514,6 +516,11 @@ class Pruner:
         }
         return arrays_to_tensors(state)
 
+    def _samples(self) -> int:
+        """A checksum: with the samples in another order, each would have the statistics of another one."""
+        given = (values.tobytes() for values in (self.labels, self.reference) if values is not None)
+        return zlib.crc32(b"".join(given))
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()` of a pruner with the same arguments, on any rank.
 
@@ -523,6 +530,8 @@ class Pruner:
         state = tensors_to_arrays(state)
         if state["statistics"].shape != self.stats.table.shape:
             raise ValueError(f"the state is of {len(state['statistics'])} samples; there are {self.n}")
+        if state["samples"] != self._samples():
+            raise ValueError("the state is of a pruner with other labels or references, or with them in another order")
         for name, value in self._arguments.items():
             if value != state["arguments"][name]:
                 raise ValueError(f"the state is of a pruner with {name}={state['arguments'][name]}; here it is {value}")

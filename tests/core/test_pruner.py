@@ -186,6 +186,9 @@ def test_a_state_is_refused_by_a_pruner_with_other_arguments():
         given: dict = {"agent": everything, "epochs": 3.0, "batch_size": 8, **settings}
         with pytest.raises(ValueError, match=f"the state is of a pruner with {next(iter(settings))}=.*; here it is "):
             Pruner(given.pop("agent"), labels, **given).load_state_dict(state)
+    for reference, of in ((None, labels[::-1].copy()), (np.zeros(50), labels)):
+        with pytest.raises(ValueError, match="a pruner with other labels or references, or with them in another order"):
+            Pruner(everything, of, 3.0, batch_size=8, reference=reference).load_state_dict(state)
 
 
 def test_a_run_that_ends_before_its_budget_says_why():
