@@ -139,9 +139,10 @@ class Balanced:
 
 @dataclass(kw_only=True, frozen=True)
 class ClassWeights:
-    """All samples, with loss weights ∝ 1 / (class size)^power, of mean 1 and at most 10: `balanced` without a draw.
+    """All samples, with loss weights ∝ 1 / (class size)^power, of mean 1: `balanced` without a draw.
 
-    With equal classes this is `full`. It looks at the labels alone.
+    A weight above 10, the most that an action may have, becomes 10. With equal classes this is `full`. It looks at the
+    labels alone.
 
     Args:
         power: 1 gives each class the same sum of weights, 0 each sample the same weight; in [0, 10].

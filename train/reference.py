@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "less with a larger network"
     )
     task = {**settings_of(args.task, Training()), "reference": str(args.file), "agents": ["full", "random", "rho_loss"]}
+    task["budget"] = math.ceil(epochs) + args.budget  # what the losses cost, and as much again for the run itself
     print(f"next: {command_of('evaluate', {'env': args.env, **task}, args.root)}")
     return 0
 

@@ -55,13 +55,12 @@ def values_of(
         return array[rows].tolist(), 0.0
     columns = read_columns(path)
     keys, values = _key_and_values(path, columns, form[2])
-    keys = [composed(key) for key in keys]
-    numbered = all(key.isdecimal() for key in keys)
-    if numbered:
-        keys = [int(key) for key in keys]  # 7 and 07 are the same
+    names = [composed(key) for key in keys]
+    numbered = all(name.isdecimal() for name in names)
+    keys = [int(name) for name in names] if numbered else names  # 7 and 07 are the same
     if len(set(keys)) < len(keys):
         raise ValueError(f"{path} has the key {Counter(keys).most_common(1)[0][0]!r} twice")
-    line_of = {key: line for line, key in enumerate(keys)} if numbered else _by_name(path, keys, paths())
+    line_of = {key: line for line, key in enumerate(keys)} if numbered else _by_name(path, names, paths())
     needed = np.unique(rows).tolist()
     if missing := [row for row in needed if row not in line_of]:
         example = f"number {missing[0]}" if numbered else str(paths()[missing[0]])
@@ -90,7 +89,7 @@ def _by_name(path: Path, keys: Sequence[str], images: Sequence[Path]) -> dict[in
     depths = sorted({len(parts) for parts in line_of})
     row_of: dict[int, int] = {}
     for row, image in enumerate(images):
-        parts = PurePath(composed(image)).parts
+        parts = tuple(map(composed, image.parts))
         for depth in depths:
             line = line_of.get(parts[-depth:])
             if line is not None and row_of.setdefault(line, row) != row:
@@ -106,7 +105,7 @@ def _by_name(path: Path, keys: Sequence[str], images: Sequence[Path]) -> dict[in
 def as_classes(file: str, values: Sequence[Any], classes: tuple[str, ...]) -> np.ndarray:
     """Return labels (k,) int64 of names of classes, or else of their numbers. Raises ValueError, naming the value."""
     names = [composed(value) for value in values]
-    of_name = {name: number for number, name in enumerate(classes)}
+    of_name = {composed(name): number for number, name in enumerate(classes)}
     of_number = {str(number): number for number in range(len(classes))}
     numbers = of_number.keys() >= set(names) and not of_name.keys() >= set(names)
     number_of = of_number if numbers else of_name

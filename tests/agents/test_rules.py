@@ -83,6 +83,7 @@ def test_class_weights_are_inverse_sizes_of_mean_1():
     observation = {**observe(40), "label": np.repeat([0, 1, 2], [24, 12, 4])}
     for power, of_class in ((1, 40 / 3 / np.array([24, 12, 4])), (0, [1.0, 1.0, 1.0])):
         action = make(f"class_weights:power={power}")(observation, rng_of())
+        assert action["weight"].mean() == pytest.approx(1)
         np.testing.assert_allclose(action["weight"], np.repeat(of_class, [24, 12, 4]), rtol=1e-6)
     rare = {**observe(1000), "label": np.repeat([0, 1], [998, 2])}  # 1 / (2 / 1000) / 2 = 250
     assert make("class_weights")(rare, rng_of())["weight"][-1] == 10.0

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from train.analysis import summary, table
-from train.analysis.records import targets
+from train.analysis.records import targets, told_apart
 from train.analysis.statistics import mean_interval
 
 HALF, OTHER = "ucb:keep=0.5", "random:keep=0.5"
@@ -271,6 +271,12 @@ def test_a_label_hides_no_share_and_no_option():
     for of in (summary.equivalences, summary.one_apart):
         plain, labelled = ([*map(str, of(some))] for some in (records, named))
         assert labelled == [line.replace(a, "mine").replace(b, "theirs") for line in plain] != []
+
+
+def test_a_label_that_is_the_name_of_an_agent_is_told_apart_from_it():
+    plain, labelled, alone = runs("random", 3.0, [90.0]) + runs("ucb", 3.0, [91.0]) + runs("middle", 3.0, [92.0])
+    found = told_apart([plain, {**labelled, "label": "random"}, {**alone, "label": "mine"}])
+    assert [record["agent"] for record in found] == ["random", "random (ucb)", "mine"]
 
 
 def test_equivalences_are_vacuous_where_full_itself_is_lossless():

@@ -141,7 +141,7 @@ def test_labels_by_file_name_with_as_many_folders_as_tell_images_apart(tmp_path,
 def test_accents_are_the_same_however_a_system_writes_them(of_folders, of_file, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNE_ENV_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "tree"
-    names = [unicodedata.normalize(of_folders, name) for name in ("café", "thé")]
+    names = tuple(unicodedata.normalize(of_folders, name) for name in ("café", "thé"))
     trees.imagefolder(root, names, per_class=6, size=8)
     key, label = (unicodedata.normalize(of_file, text) for text in ("café/", "thé"))
     lines = [(f"{key}{path.name}", label) for path in (root / "train" / names[0]).iterdir()]

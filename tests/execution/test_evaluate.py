@@ -205,6 +205,13 @@ def test_what_is_not_tuned_names_the_command_that_tunes_it(env: str, settings: d
         assert asked.save == (f"{dataset}:32" if "image_size" in settings else dataset)
 
 
+def test_the_options_of_a_command_are_given_in_full_and_only_those_that_are_set():
+    flags = {"env": "prune_env/Digits-v0", "budget": [3.0, 8.123456789], "lr": 1e-06, "val_rest": False, "labels": None}
+    words = plan.command_of("evaluate", {**flags, "nesterov": True}, root="photos").split()
+    given = "--env prune_env/Digits-v0 --budget 3 8.123456789 --lr 1e-06 --nesterov"
+    assert words == ["prune-env", "evaluate", *given.split()]
+
+
 def test_the_command_that_tunes_is_told_as_it_can_be_copied(tmp_path: Path):
     """It has the folder of the images, and stands in one line whatever its length."""
     block = Block("it", "prune_env/CIFAR10-v0", {"model": "resnet18"}, ("full",), (0.5,), (8.0,), 1)

@@ -34,6 +34,7 @@ def test_losses_are_of_models_that_did_not_see_the_sample_and_all_their_compute_
     assert "pays 40.3 full-epoch equivalents of its --budget" in said
     words = shlex.split(said.splitlines()[-1].removeprefix("next: prune-env evaluate "))
     asked = command_line.read("evaluate", evaluate.Arguments, words)
+    assert asked.budget == (81.0,)  # 40.3 for the losses, and 40 to train on
     assert (asked.task.train_size, asked.task.label_noise, asked.task.reference) == (100, 0.3, str(tmp_path / "il.csv"))
     assert columns["index"].tolist() == train.source.tolist()
     # two halves of 50 for 40 epochs, forward and backward, and a forward pass of all

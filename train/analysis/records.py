@@ -88,12 +88,13 @@ def told_apart(records: Collection[Record]) -> list[Record]:
     """
     found, specs = [], defaultdict(set)  # by label; one that was given to several agents does not tell them apart
     for record in records:
-        if label := record.get("label"):
-            record = {**record, "agent": label, "spec": record.get("spec", record["agent"])}
-            specs[label].add(record["spec"])
-        found.append(record)
+        label, spec = record.get("label"), record.get("spec", record["agent"])
+        specs[label or spec].add(spec)
+        found.append({**record, "agent": label, "spec": spec} if label else record)
     found = [
-        {**record, "agent": f"{record['agent']} ({record['spec']})"} if len(specs[record["agent"]]) > 1 else record
+        {**record, "agent": f"{record['agent']} ({record['spec']})"}
+        if "spec" in record and len(specs[record["agent"]]) > 1
+        else record
         for record in found
     ]
     for what, part in (("data", "provenance"), ("network", "configuration")):

@@ -167,9 +167,15 @@ def command_of(program: str, flags: Mapping[str, Any], root: str | None) -> str:
         flags = {**flags, "root": printable(root)}
     words = ["prune-env", program]
     for name, value in flags.items():
+        if value is None or value is False:
+            continue
         values = value if isinstance(value, list) else [] if value is True else [value]
-        words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+        words += [f"--{name.replace('_', '-')}", *(_plain(value) for value in values)]
     return shlex.join(words)
+
+
+def _plain(value: Any) -> str:
+    return repr(float(value)).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
