@@ -18,7 +18,7 @@ from train.execution import command_line
 
 COMMITTED = (
     *("easy", "digits", "digits-trouble", "rho-loss"),
-    *("cifar10-cpu", "tiny20-cpu", "transfer-rivals", "transfer"),
+    *("cifar10-cpu", "tiny20-cpu", "transfer"),
 )
 HEAD = """# Leaderboard
 
