@@ -265,7 +265,7 @@ def _glance(cells: Mapping[tuple[str, float], Mapping[str, Mean]], reach: float,
             ink = "black" if _told(each) else "0.35"
             axes.text(column + 0.5, place, f"{each.mean:+.1f}{half}", ha="center", va="center", size=5.7, color=ink)
     width, several = 80 // (2 + len(cells)), len({task for task, _ in cells}) > 1
-    names = [(_text(folded(task, width, " :,+/_=")) + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
+    names = [(_text(folded(task, width, " :,+/_=-")) + "\n" if several else "") + f"budget {b:g}" for task, b in cells]
     axes.set_xticks(np.arange(len(cells)) + 0.5, names)
     axes.tick_params(axis="x", length=0, top=False, bottom=False, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
