@@ -18,7 +18,7 @@ from train.execution import command_line
 
 COMMITTED = (
     *("easy", "digits", "digits-trouble", "rho-loss"),
-    *("cifar10-cpu", "tiny20-cpu", "transfer"),
+    *("cifar10-cpu", "tiny20-cpu", "cifar10-trouble", "transfer"),
 )
 HEAD = """# Leaderboard
 

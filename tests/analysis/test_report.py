@@ -423,7 +423,7 @@ def test_configurations_and_commits_that_differ_are_shown(records: list[Record],
         assert "Mixed commits: aaaaaaa (11), bbbbbbb (1); --fresh runs all anew." in text
 
 
-OTHERS = ("digits", "digits-trouble", "cifar10-cpu", "transfer")
+OTHERS = ("digits", "digits-trouble", "cifar10-cpu", "cifar10-trouble", "transfer")
 
 
 @pytest.mark.parametrize(
