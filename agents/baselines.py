@@ -113,7 +113,8 @@ class Balanced:
     """Rare classes first: a fresh draw in every step, with inclusion probability ∝ 1 / (class size)^power.
 
     Of a class so rare that its probability would be above 1, all samples are kept. With equal classes this is
-    `random:fresh=True`. It is the yardstick on unlike classes, and looks at the labels alone.
+    `random:fresh=True`. It is the yardstick on unlike classes, and looks at the labels alone. Class-balanced sampling
+    (arXiv 1910.09217), but without replacement.
 
     Args:
         keep: share k kept in a step, in (0, 1].
@@ -142,7 +143,7 @@ class ClassWeights:
     """All samples, with loss weights ∝ 1 / (class size)^power, of mean 1: `balanced` without a draw.
 
     A weight above 10, the most that an action may have, becomes 10. With equal classes this is `full`. It looks at the
-    labels alone.
+    labels alone. Inverse class frequency, as in arXiv 1901.05555, where it is compared with.
 
     Args:
         power: 1 gives each class the same sum of weights, 0 each sample the same weight; in [0, 10].

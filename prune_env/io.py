@@ -79,10 +79,12 @@ def read_columns(path: Path) -> dict[str, list[Any]]:
             header, *lines = list(csv.reader(file)) or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise ValueError(f"{path} has the column {twice[0]!r} twice")
     for number, fields in enumerate(lines, start=2):
-        if len(fields) != len(header):
+        if fields and len(fields) != len(header):
             raise ValueError(f"{path}, line {number} has {len(fields)} fields; its first line names {len(header)}")
-    return {name: [fields[i] for fields in lines] for i, name in enumerate(header)}
+    return {name: [fields[i] for fields in lines if fields] for i, name in enumerate(header)}  # no empty lines
 
 
 def line(value: Mapping[str, Any]) -> bytes:

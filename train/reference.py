@@ -21,10 +21,19 @@ from prune_env import PruneEnv, io, select
 from prune_env.budget import TRAIN_COST
 from prune_env.data import Data
 from prune_env.students import models
-from prune_env.students.recipes import Training
+from prune_env.students.recipes import Training, default_model
 from prune_env.trainer import Trainer
 from train.execution import command_line
-from train.execution.plan import Block, TaskOptions, TrainingOptions, command_of, full_id, settings_of, with_rates
+from train.execution.plan import (
+    Block,
+    TaskOptions,
+    TrainingOptions,
+    command_of,
+    dataset_of,
+    full_id,
+    settings_of,
+    with_rates,
+)
 from train.execution.plan import Data as Task
 
 
@@ -125,12 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         io.write_columns(args.file, columns)
     except OSError as error:
         return command_line.refused(error)
-    model, epochs = env.recipe.model, passes / (TRAIN_COST * len(train))
+    model = default_model(dataset_of(args.env))  # what the command below trains
+    epochs = flops / (TRAIN_COST * len(train) * models.flops(model, channels, size, len(train.classes)))
     print(f"wrote {args.file}: {len(train)} losses, mean {losses.mean():.3f}; {flops:.3g} floating-point operations")
     print(f"learning rate: {rate}")
     print(
         f"a run of rho_loss pays {epochs:.3g} full-epoch equivalents of its --budget for this if it trains {model}, "
-        "less with a larger network"
+        "less with a larger network, more with a smaller one"
     )
     task = {**settings_of(args.task, Training()), "reference": str(args.file), "agents": ["full", "random", "rho_loss"]}
     task["budget"] = math.ceil(epochs) + args.budget  # what the losses cost, and as much again for the run itself

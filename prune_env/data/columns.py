@@ -50,6 +50,8 @@ def values_of(
             array = np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is no array of plain values: {error}") from error
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path} is an archive of arrays; save one array with numpy.save")
         if array.shape != (n,):
             raise ValueError(f"{path} has shape {array.shape}; it must be ({n},), the whole official training split")
         return array[rows].tolist(), 0.0
@@ -57,9 +59,12 @@ def values_of(
     keys, values = _key_and_values(path, columns, form[2])
     names = [composed(key) for key in keys]
     numbered = all(name.isdecimal() for name in names)
-    keys = [int(name) for name in names] if numbered else names  # 7 and 07 are the same
+    # 7 and 07 are the same, and so are a/b.png and a//b.png
+    keys = [int(name) for name in names] if numbered else [str(PurePath(name)) for name in names]
     if len(set(keys)) < len(keys):
         raise ValueError(f"{path} has the key {Counter(keys).most_common(1)[0][0]!r} twice")
+    if numbered and max(keys) >= n:
+        raise ValueError(f"{path} has the key {max(keys)}; the images of the training split are numbered 0 to {n - 1}")
     line_of = {key: line for line, key in enumerate(keys)} if numbered else _by_name(path, names, paths())
     needed = np.unique(rows).tolist()
     if missing := [row for row in needed if row not in line_of]:
