@@ -64,6 +64,10 @@ class Arguments:
 
     def __post_init__(self) -> None:
         self.env = full_id(self.env)
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must be 0 or more")
+        if self.file.is_dir():
+            raise ValueError(f"{self.file} is a folder; name a .csv or .parquet file")
 
 
 def irreducible_losses(env: PruneEnv, seed: int) -> tuple[NDArray[np.float32], int]:

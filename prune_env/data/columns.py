@@ -17,6 +17,7 @@ from prune_env.io import read_columns
 FLOPS = "flops"  # column with what each number cost
 MAX_REFERENCE = 1e6
 MAX_FLOPS = 1e30  # of one number: sums of them stay finite
+NUMBER = re.compile(r"(\d+)(?:\.0)?")  # 7, or 7.0 as pandas writes it beside an empty field
 FORM = re.compile(r"(.+\.(?:csv|parquet|npy))(?::(.+))?")  # FILE or FILE:COLUMN
 
 
@@ -58,13 +59,15 @@ def values_of(
     columns = read_columns(path)
     keys, values = _key_and_values(path, columns, form[2])
     names = [composed(key) for key in keys]
-    numbered = all(name.isdecimal() for name in names)
+    numbers = [int(found[1]) if (found := NUMBER.fullmatch(name)) else -1 for name in names]
+    numbered = max(numbers) >= 0
+    if numbered and not 0 <= min(numbers) <= max(numbers) < n:
+        wrong = next(name for name, number in zip(names, numbers, strict=True) if not 0 <= number < n)
+        raise ValueError(f"{path} has the key {wrong!r}; the images of the training split are numbered 0 to {n - 1}")
     # 7 and 07 are the same, and so are a/b.png and a//b.png
-    keys = [int(name) for name in names] if numbered else [str(PurePath(name)) for name in names]
+    keys = numbers if numbered else [str(PurePath(name)) for name in names]
     if len(set(keys)) < len(keys):
         raise ValueError(f"{path} has the key {Counter(keys).most_common(1)[0][0]!r} twice")
-    if numbered and max(keys) >= n:
-        raise ValueError(f"{path} has the key {max(keys)}; the images of the training split are numbered 0 to {n - 1}")
     line_of = {key: line for line, key in enumerate(keys)} if numbered else _by_name(path, names, paths())
     needed = np.unique(rows).tolist()
     if missing := [row for row in needed if row not in line_of]:

@@ -72,6 +72,7 @@ def test_random_reshuffles_and_static_random_does_not():
 
 
 def test_balanced_draws_from_each_class_alike_until_a_class_is_used_up():
+    """Class-balanced sampling, arXiv 1910.09217, without replacement."""
     observation = {**observe(40), "label": np.repeat([0, 1, 2], [24, 12, 4])}
     c = 20 / (math.sqrt(24) + math.sqrt(12) + 2)
     for power, share in ((1, [8 / 24, 8 / 12, 1]), (0, [0.5, 0.5, 0.5]), (0.5, c / np.sqrt([24, 12, 4]))):
@@ -80,6 +81,7 @@ def test_balanced_draws_from_each_class_alike_until_a_class_is_used_up():
 
 
 def test_class_weights_are_inverse_sizes_of_mean_1():
+    """Inverse class frequency, in arXiv 1901.05555."""
     observation = {**observe(40), "label": np.repeat([0, 1, 2], [24, 12, 4])}
     for power, of_class in ((1, 40 / 3 / np.array([24, 12, 4])), (0, [1.0, 1.0, 1.0])):
         action = make(f"class_weights:power={power}")(observation, rng_of())

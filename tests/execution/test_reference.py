@@ -75,6 +75,8 @@ def test_a_reference_that_is_missing_or_wrong_is_named_before_anything_runs(tmp_
     assert "nowhere.csv does not exist" in capsys.readouterr().err
     assert reference.main([str(tmp_path / "il.csv"), "--duplicates", "0.2"]) == 2
     assert "leave out --reference, and --duplicates" in capsys.readouterr().err
+    assert reference.main([str(tmp_path / "il.csv"), "--seed", "-1"]) == 2
+    assert "seed=-1 must be 0 or more" in capsys.readouterr().err
     assert reference.main([str(tmp_path / "il.txt")]) == 2
     assert "must end in .csv or .parquet" in capsys.readouterr().err
 

@@ -23,8 +23,6 @@ def write(folder: Path, records: Sequence[Record], tasks: Collection[str], sourc
     table.write(folder / "table.txt", table.render_tasks(records, targets(source)))
     curves.write_csv(folder / "curves.csv", records)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    for figure in folder.glob("accuracy*.png"):  # of tasks that have other names by now
-        figure.unlink()
     for task, own in summary.by_task(records).items():
         if task in tasks:
             name = re.sub(r"[^\w.=,-]+", "-", task) if len(tasks) > 1 else ""
