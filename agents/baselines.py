@@ -143,7 +143,7 @@ class ClassWeights:
     """All samples, with loss weights ∝ 1 / (class size)^power, of mean 1: `balanced` without a draw.
 
     A weight above 10, the most that an action may have, becomes 10. With equal classes this is `full`. It looks at the
-    labels alone. Inverse class frequency, as in arXiv 1901.05555, where it is compared with.
+    labels alone. arXiv 1901.05555 compares its own weights with these.
 
     Args:
         power: 1 gives each class the same sum of weights, 0 each sample the same weight; in [0, 10].

@@ -530,7 +530,7 @@ class Pruner:
         state = tensors_to_arrays(state)
         if state["statistics"].shape != self.stats.table.shape:
             raise ValueError(f"the state is of {len(state['statistics'])} samples; there are {self.n}")
-        if state.get("samples") != self._samples():
+        if state["samples"] != self._samples():
             raise ValueError("the state is of a pruner with other labels or references, or with them in another order")
         for name, value in self._arguments.items():
             if value != state["arguments"][name]:

@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "less with a larger network, more with a smaller one"
     )
     task = {**settings_of(args.task, Training()), "reference": str(args.file), "agents": ["full", "random", "rho_loss"]}
-    task["budget"] = math.ceil(epochs) + args.budget  # what the losses cost, and as much again for the run itself
+    task["budget"] = math.ceil(epochs) + args.budget  # what the losses cost, and some for the run itself
     print(f"next: {command_of('evaluate', {'env': args.env, **task}, args.root)}")
     return 0
 

@@ -61,9 +61,8 @@ def values_of(
     names = [composed(key) for key in keys]
     numbers = [int(found[1]) if (found := NUMBER.fullmatch(name)) else -1 for name in names]
     numbered = max(numbers) >= 0
-    if numbered and not 0 <= min(numbers) <= max(numbers) < n:
-        wrong = next(name for name, number in zip(names, numbers, strict=True) if not 0 <= number < n)
-        raise ValueError(f"{path} has the key {wrong!r}; the images of the training split are numbered 0 to {n - 1}")
+    if numbered and (wrong := [name for name, number in zip(names, numbers, strict=True) if not 0 <= number < n]):
+        raise ValueError(f"{path} has the key {wrong[0]!r}; the images of the training split are numbered 0 to {n - 1}")
     # 7 and 07 are the same, and so are a/b.png and a//b.png
     keys = numbers if numbered else [str(PurePath(name)) for name in names]
     if len(set(keys)) < len(keys):
